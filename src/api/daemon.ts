@@ -1,0 +1,42 @@
+import { z } from 'zod';
+import { TimeMs } from './common.ts';
+import { Nothing, op } from './op.ts';
+import { Accel } from './vm.ts';
+
+export const DaemonInfo = z.strictObject({
+  version: z.string(),
+  pid: z.int(),
+  data_dir: z.string(),
+  started_at_ms: TimeMs,
+  node: z.string(),
+  vmm: z.strictObject({
+    kind: z.enum(['qemu', 'firecracker']),
+    program: z.string(),
+    version: z.string(),
+    accel: Accel,
+    why: z.string().describe('why this accelerator, one sentence'),
+    hint: z.string().optional().describe('what would make it faster'),
+  }),
+  disk: z.strictObject({ backend: z.enum(['btrfs', 'reflink', 'copy']), why: z.string() }),
+  vms: z.record(z.string(), z.int()).describe('VMs by state'),
+});
+export type DaemonInfo = z.infer<typeof DaemonInfo>;
+
+export const daemonOps = {
+  'daemon.get': op({
+    method: 'GET',
+    path: '/v1/daemon',
+    summary: 'Show the daemon, the VMM it uses and why',
+    input: z.strictObject({}),
+    output: DaemonInfo,
+    errors: ['host'],
+    tool: true,
+  }),
+  'daemon.ping': op({
+    method: 'GET',
+    path: '/v1/ping',
+    summary: 'Answer at once',
+    input: z.strictObject({}),
+    output: Nothing,
+  }),
+};

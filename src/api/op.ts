@@ -1,0 +1,38 @@
+/** One definition per operation: REST routes, OpenAPI, client, CLI and MCP are loops over records of these. */
+import { z } from 'zod';
+import type { FaultCode } from './fault.ts';
+
+export type Method = 'GET' | 'POST' | 'PUT' | 'PATCH' | 'DELETE';
+
+/**
+ * `sse`: the answer is `text/event-stream`; `output` is the schema of one message (a discriminated union on `type`).
+ * `upload`: the request body is `application/octet-stream`, read as a stream; the input comes from path and query.
+ */
+export type StreamKind = 'sse' | 'upload';
+
+export interface Op<I extends z.ZodObject = z.ZodObject, O extends z.ZodType = z.ZodType> {
+  readonly method: Method;
+  /** Fastify form: `/v1/vms/:vm/start`; each `:name` is a field of `input`. */
+  readonly path: string;
+  readonly summary: string;
+  readonly input: I;
+  readonly output: O;
+  readonly errors?: readonly FaultCode[];
+  /** Fields of `input` that the CLI takes as positionals, in order; a trailing `...` takes the rest (an array). */
+  readonly args?: readonly string[];
+  /** Fields of the output (or of its items) that the CLI shows as a table. */
+  readonly columns?: readonly string[];
+  /** True: a tool of the MCP endpoint. */
+  readonly tool?: boolean;
+  readonly stream?: StreamKind;
+}
+
+export const op = <I extends z.ZodObject, O extends z.ZodType>(definition: Op<I, O>): Op<I, O> => definition;
+
+export type In<T> = T extends Op<infer I, z.ZodType> ? z.output<I> : never;
+/** What a caller passes: fields with defaults are optional. */
+export type Args<T> = T extends Op<infer I, z.ZodType> ? z.input<I> : never;
+export type Out<T> = T extends Op<z.ZodObject, infer O> ? z.output<O> : never;
+
+/** The answer of an operation that has nothing to say. */
+export const Nothing = z.strictObject({});

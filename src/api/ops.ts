@@ -1,0 +1,31 @@
+/** The operation table: the sum of all nouns. */
+import { daemonOps } from './daemon.ts';
+import { eventOps } from './event.ts';
+import { execOps } from './exec.ts';
+import { imageOps } from './image.ts';
+import { jobOps } from './job.ts';
+import { kernelOps } from './kernel.ts';
+import type { Args, In, Op, Out } from './op.ts';
+import { rootfsOps } from './rootfs.ts';
+import { vmOps } from './vm.ts';
+import { wsOps } from './ws.ts';
+
+export const ops = {
+  ...daemonOps,
+  ...kernelOps,
+  ...rootfsOps,
+  ...imageOps,
+  ...wsOps,
+  ...vmOps,
+  ...execOps,
+  ...jobOps,
+  ...eventOps,
+};
+
+export type Ops = typeof ops;
+export type OpName = keyof Ops;
+export const OP_NAMES = Object.keys(ops) as OpName[];
+export type OpIn<N extends OpName> = In<Ops[N]>;
+export type OpArgs<N extends OpName> = Args<Ops[N]>;
+export type OpOut<N extends OpName> = Out<Ops[N]>;
+export type AnyOp = Op;

@@ -1,0 +1,57 @@
+/** Deadlines: every wait in Nexus has one. */
+import { setTimeout as sleepFor } from 'node:timers/promises';
+
+export class DeadlineError extends Error {
+  constructor(what: string, ms: number) {
+    super(`${what} took longer than ${ms} ms`);
+    this.name = 'DeadlineError';
+  }
+}
+
+/** Rejects with the signal's reason as soon as it is aborted; the promise itself is left to settle unseen. */
+export const raced = <T>(promise: Promise<T>, signal: AbortSignal): Promise<T> => {
+  if (signal.aborted) {
+    promise.catch(() => {});
+    return Promise.reject(signal.reason);
+  }
+  return new Promise<T>((resolve, reject) => {
+    const onAbort = () => reject(signal.reason);
+    signal.addEventListener('abort', onAbort, { once: true });
+    promise.then(resolve, reject).finally(() => signal.removeEventListener('abort', onAbort));
+  });
+};
+
+/** The promise's value, or a `DeadlineError` after `ms`, or the reason of `signal`. */
+export const withDeadline = async <T>(
+  what: string,
+  ms: number,
+  promise: Promise<T>,
+  signal?: AbortSignal,
+): Promise<T> => {
+  const timer = new AbortController();
+  const handle = setTimeout(() => timer.abort(new DeadlineError(what, ms)), ms);
+  try {
+    return await raced(promise, signal === undefined ? timer.signal : AbortSignal.any([timer.signal, signal]));
+  } finally {
+    clearTimeout(handle);
+  }
+};
+
+/** Calls `probe` until it gives something other than undefined. Throws a `DeadlineError` after `ms`. */
+export const poll = async <T>(
+  what: string,
+  ms: number,
+  probe: () => Promise<T | undefined> | T | undefined,
+  options: { every_ms?: number; signal?: AbortSignal } = {},
+): Promise<T> => {
+  const end = performance.now() + ms;
+  for (;;) {
+    options.signal?.throwIfAborted();
+    const value = await probe();
+    if (value !== undefined) return value;
+    if (performance.now() >= end) throw new DeadlineError(what, ms);
+    await sleepFor(options.every_ms ?? 10, undefined, options.signal === undefined ? {} : { signal: options.signal });
+  }
+};
+
+export { sleepFor as sleep };

@@ -1,0 +1,78 @@
+/** Files: atomic writes, and the removal of trees inside one directory only. */
+import { createHash } from 'node:crypto';
+import { createReadStream } from 'node:fs';
+import { lstat, mkdir, open, realpath, rename, rm } from 'node:fs/promises';
+import { basename, dirname, join, relative, resolve, sep } from 'node:path';
+import { pipeline } from 'node:stream/promises';
+
+export const syncDir = async (dir: string): Promise<void> => {
+  const handle = await open(dir, 'r');
+  try {
+    await handle.sync();
+  } finally {
+    await handle.close();
+  }
+};
+
+const syncFile = async (path: string): Promise<void> => {
+  const handle = await open(path, 'r+');
+  try {
+    await handle.sync();
+  } finally {
+    await handle.close();
+  }
+};
+
+/** Makes a finished file (or directory) visible under its name: fsync, rename, fsync of the folder. */
+export const publish = async (temp: string, final: string): Promise<void> => {
+  const stat = await lstat(temp);
+  await (stat.isDirectory() ? syncDir(temp) : syncFile(temp));
+  await rename(temp, final);
+  await syncDir(dirname(final));
+};
+
+/** Writes a small file so that it is either the old or the new one, whatever happens. */
+export const writeAtomic = async (path: string, data: string | Uint8Array, mode = 0o600): Promise<void> => {
+  const temp = join(dirname(path), `.${basename(path)}.${process.pid}.tmp`);
+  const handle = await open(temp, 'w', mode);
+  try {
+    await handle.writeFile(data);
+    await handle.sync();
+  } finally {
+    await handle.close();
+  }
+  await rename(temp, path);
+  await syncDir(dirname(path));
+};
+
+/** Removes a tree that lies inside `root`. Refuses `root` itself, anything outside, and a symlinked way to it. */
+export const removeTree = async (root: string, path: string): Promise<void> => {
+  const inside = relative(resolve(root), resolve(path));
+  if (inside === '' || inside === '..' || inside.startsWith(`..${sep}`) || resolve(root, inside) !== resolve(path)) {
+    throw new Error(`will not remove ${path}: it is not inside ${root}`);
+  }
+  const parent = await realpath(dirname(path)).catch(() => undefined);
+  if (parent === undefined) return;
+  const real = relative(await realpath(root), parent);
+  if (real === '..' || real.startsWith(`..${sep}`))
+    throw new Error(`will not remove ${path}: a link leads out of ${root}`);
+  await rm(path, { recursive: true, force: true, maxRetries: 3 });
+};
+
+export const exists = async (path: string): Promise<boolean> =>
+  lstat(path).then(
+    () => true,
+    () => false,
+  );
+
+export const ensureDir = async (path: string, mode = 0o755): Promise<string> => {
+  await mkdir(path, { recursive: true, mode });
+  return path;
+};
+
+/** SHA-256 of a file, lower-case hex. Reads it as a stream. */
+export const sha256File = async (path: string, signal?: AbortSignal): Promise<string> => {
+  const hash = createHash('sha256');
+  await pipeline(createReadStream(path, { highWaterMark: 1024 * 1024 }), hash, signal === undefined ? {} : { signal });
+  return hash.digest('hex');
+};

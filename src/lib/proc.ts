@@ -1,0 +1,199 @@
+/** Child processes and /proc. The only place that spawns; always an argument array, never a shell. */
+import { type ChildProcess, spawn } from 'node:child_process';
+import { readFileSync } from 'node:fs';
+import { readFile } from 'node:fs/promises';
+import type { Readable } from 'node:stream';
+
+export interface RunOptions {
+  cwd?: string;
+  /** Replaces the environment; default: the caller's own. */
+  env?: NodeJS.ProcessEnv;
+  /** Bytes or a stream for the standard input; default: /dev/null. */
+  input?: Uint8Array | Readable;
+  /** Aborting kills the child's process group. */
+  signal?: AbortSignal;
+  /** Deadline, ms. Default 60 000. */
+  timeout_ms?: number;
+  /** Bytes of output that are kept, each channel, the last ones. Default 1 MiB. */
+  max_output?: number;
+  /** Called with each line of stdout and stderr as it comes. */
+  onLine?: (line: string, channel: 'stdout' | 'stderr') => void;
+}
+
+export interface RunResult {
+  code: number | null;
+  signal: NodeJS.Signals | null;
+  stdout: string;
+  stderr: string;
+}
+
+export class RunError extends Error {
+  readonly argv: readonly string[];
+  readonly result: RunResult | undefined;
+  /** errno name where the program could not be started: ENOENT, EACCES. */
+  readonly errno: string | undefined;
+  constructor(argv: readonly string[], message: string, result?: RunResult, errno?: string) {
+    super(message);
+    this.name = 'RunError';
+    this.argv = argv;
+    this.result = result;
+    this.errno = errno;
+  }
+}
+
+const collect = (stream: Readable | null, max: number, onLine?: (line: string) => void): (() => string) => {
+  let kept: Buffer[] = [];
+  let size = 0;
+  let partial = '';
+  stream?.on('data', (chunk: Buffer) => {
+    kept.push(chunk);
+    size += chunk.length;
+    if (size > 2 * max) {
+      const all = Buffer.concat(kept);
+      kept = [all.subarray(all.length - max)];
+      size = max;
+    }
+    if (onLine === undefined) return;
+    const lines = (partial + chunk.toString('utf8')).split(/\r?\n|\r/);
+    partial = (lines.pop() ?? '').slice(-65_536);
+    for (const line of lines) onLine(line);
+  });
+  stream?.on('end', () => {
+    if (partial !== '') onLine?.(partial);
+  });
+  return () => {
+    const all = Buffer.concat(kept);
+    return all.subarray(Math.max(0, all.length - max)).toString('utf8');
+  };
+};
+
+/** Ends a process group: SIGTERM, then SIGKILL after `grace_ms`. Never signals pid 0 or 1. */
+export const killGroup = (child: ChildProcess, grace_ms = 2000): void => {
+  const { pid } = child;
+  if (pid === undefined || pid <= 1 || child.exitCode !== null || child.signalCode !== null) return;
+  const send = (signal: NodeJS.Signals) => {
+    try {
+      process.kill(-pid, signal);
+    } catch {
+      // the group is gone
+    }
+  };
+  send('SIGTERM');
+  const timer = setTimeout(() => send('SIGKILL'), grace_ms);
+  child.once('exit', () => clearTimeout(timer));
+};
+
+/** Runs a program to its end in a process group of its own. Rejects only if it could not be started or was aborted. */
+export const runAny = (argv: readonly string[], options: RunOptions = {}): Promise<RunResult> =>
+  new Promise((resolve, reject) => {
+    const [program, ...args] = argv;
+    if (program === undefined) throw new RunError(argv, 'no program given');
+    options.signal?.throwIfAborted();
+    const child = spawn(program, args, {
+      detached: true,
+      stdio: [options.input === undefined ? 'ignore' : 'pipe', 'pipe', 'pipe'],
+      ...(options.cwd === undefined ? {} : { cwd: options.cwd }),
+      ...(options.env === undefined ? {} : { env: options.env }),
+    });
+    const max = options.max_output ?? 1024 * 1024;
+    const stdout = collect(child.stdout, max, options.onLine && (l => options.onLine?.(l, 'stdout')));
+    const stderr = collect(child.stderr, max, options.onLine && (l => options.onLine?.(l, 'stderr')));
+    let why: unknown;
+    const end = (reason: unknown) => {
+      why ??= reason;
+      killGroup(child);
+    };
+    const ms = options.timeout_ms ?? 60_000;
+    const timer = setTimeout(() => end(new RunError(argv, `${program} took longer than ${ms} ms`)), ms);
+    const onAbort = () => end(options.signal?.reason);
+    options.signal?.addEventListener('abort', onAbort, { once: true });
+    const { input } = options;
+    child.stdin?.on('error', () => {}); // the child may close its input early; its exit code tells
+    if (input instanceof Uint8Array) child.stdin?.end(input);
+    else if (input !== undefined && child.stdin !== null) {
+      input.on('error', end);
+      input.pipe(child.stdin);
+    }
+    const done = () => {
+      clearTimeout(timer);
+      options.signal?.removeEventListener('abort', onAbort);
+    };
+    child.once('error', error => {
+      done();
+      const errno = (error as NodeJS.ErrnoException).code;
+      const what = errno === 'ENOENT' ? 'is not installed or not in PATH' : `cannot be started: ${error.message}`;
+      reject(new RunError(argv, `${program} ${what}`, undefined, errno));
+    });
+    child.once('close', (code, signal) => {
+      done();
+      if (why !== undefined) reject(why);
+      else resolve({ code, signal, stdout: stdout(), stderr: stderr() });
+    });
+  });
+
+/** As `runAny`, and rejects with a `RunError` (its message has the last words of stderr) on any exit code but 0. */
+export const run = async (argv: readonly string[], options: RunOptions = {}): Promise<RunResult> => {
+  const result = await runAny(argv, options);
+  if (result.code === 0) return result;
+  const how = result.signal === null ? `exit code ${result.code}` : `signal ${result.signal}`;
+  const words = (result.stderr || result.stdout).trim().split('\n').slice(-3).join(' / ').slice(-500);
+  throw new RunError(argv, `${argv[0]} failed with ${how}${words === '' ? '' : `: ${words}`}`, result);
+};
+
+/** A process, told apart from a later one with the same pid. */
+export interface ProcRef {
+  pid: number;
+  /** Field 22 of /proc/<pid>/stat: start time in clock ticks since boot. */
+  start_ticks: number;
+  /** /proc/sys/kernel/random/boot_id of the boot in which it started. */
+  boot_id: string;
+}
+
+let bootIdText: string | undefined;
+/** The boot ID of this host, constant in the life of a process. */
+export const bootId = (): string => {
+  bootIdText ??= readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim();
+  return bootIdText;
+};
+
+export interface ProcStat {
+  pid: number;
+  /** R, S, D, Z (dead, not reaped), T (stopped), … */
+  state: string;
+  ppid: number;
+  start_ticks: number;
+}
+
+/** /proc/<pid>/stat, or undefined if there is no such process. proc(5). */
+export const procStat = async (pid: number): Promise<ProcStat | undefined> => {
+  try {
+    const text = await readFile(`/proc/${pid}/stat`, 'utf8');
+    const fields = text.slice(text.lastIndexOf(')') + 2).split(' ');
+    return { pid, state: fields[0] ?? '?', ppid: Number(fields[1]), start_ticks: Number(fields[19]) };
+  } catch {
+    return undefined;
+  }
+};
+
+/** True while this very process lives (same pid, start time and boot; a zombie counts as dead). */
+export const isAlive = async (ref: ProcRef): Promise<boolean> => {
+  if (ref.boot_id !== bootId()) return false;
+  const stat = await procStat(ref.pid);
+  return stat !== undefined && stat.start_ticks === ref.start_ticks && stat.state !== 'Z' && stat.state !== 'X';
+};
+
+/** Names a running process; undefined if it is gone. */
+export const procRef = async (pid: number): Promise<ProcRef | undefined> => {
+  const stat = await procStat(pid);
+  return stat && { pid, start_ticks: stat.start_ticks, boot_id: bootId() };
+};
+
+/** Signals this very process and no later one with its pid. False if it is gone. */
+export const signalProc = async (ref: ProcRef, signal: NodeJS.Signals): Promise<boolean> => {
+  if (ref.pid <= 1 || !(await isAlive(ref))) return false;
+  try {
+    return process.kill(ref.pid, signal);
+  } catch {
+    return false;
+  }
+};

@@ -1,0 +1,95 @@
+/**
+ * The state of a daemon: one interface a noun, `StateStore` is their sum. Records are the contract's own objects; what only
+ * the daemon may see stands beside them (`VmRecord.run`). Behind it: SQLite, in this room alone.
+ *
+ * Faults: `exists` (a name is taken), `not_found`, `bad_state` (an illegal transition), `in_use`, `no_room` (the disk is full).
+ */
+import type { Image } from '../api/image.ts';
+import type { Job, JobState } from '../api/job.ts';
+import type { Kernel } from '../api/kernel.ts';
+import type { Rootfs } from '../api/rootfs.ts';
+import type { Vm, VmHistoryEntry, VmState } from '../api/vm.ts';
+import type { Workspace } from '../api/ws.ts';
+
+/** What the daemon must know of a VMM process to find, adopt or end it; null before the first spawn of a start. */
+export interface VmRun {
+  pid: number;
+  start_ticks: number;
+  boot_id: string;
+}
+
+export interface VmRecord extends Vm {
+  run: VmRun | null;
+  /** Host uid of its VMM where the daemon is root, unique among VMs; null otherwise. */
+  host_uid: number | null;
+}
+
+/** Fields of a VM that may be written; `state` only through `transition`. */
+export type VmPatch = Partial<Omit<VmRecord, 'id' | 'state' | 'created_at_ms'>>;
+
+export interface Transition {
+  to: VmState;
+  why: string;
+  actor: string;
+  patch?: VmPatch;
+}
+
+export interface VmStore {
+  /** Inserts a VM and, in the same transaction, its new root workspace where one is given. Allocates `host_uid` from `first_host_uid` where that is given. */
+  insertVm(vm: Omit<VmRecord, 'host_uid'>, options: { ws?: Workspace; first_host_uid?: number }): Promise<VmRecord>;
+  findVm(ref: string): Promise<VmRecord | undefined>;
+  listVms(filter?: { state?: VmState }): Promise<VmRecord[]>;
+  /** The only writer of `state`: checks VM_TRANSITIONS against the state on disk and writes the history row in the same transaction. */
+  transitionVm(id: string, transition: Transition): Promise<VmRecord>;
+  patchVm(id: string, patch: VmPatch): Promise<VmRecord>;
+  /** Removes a VM, its history, and the workspaces it owns (detached and kept with `keep_disk`); gives the removed workspaces. */
+  removeVm(id: string, options: { keep_disk: boolean }): Promise<Workspace[]>;
+  vmHistory(id: string, limit: number): Promise<VmHistoryEntry[]>;
+}
+
+export interface WorkspaceStore {
+  insertWs(ws: Workspace): Promise<void>;
+  findWs(ref: string): Promise<Workspace | undefined>;
+  listWs(filter?: { vm_id?: string; image_id?: string }): Promise<Workspace[]>;
+  /** Attaches in one transaction: `in_use` if it is attached already, or the VM has a root and `role` is root. Keeps `vm.root_ws_id` in step. */
+  attachWs(id: string, vm_id: string, role: 'root' | 'data'): Promise<Workspace>;
+  /** Detaches; the workspace then belongs to nobody (`owned` false). */
+  detachWs(id: string): Promise<Workspace>;
+  /** `in_use` while attached. */
+  removeWs(id: string): Promise<void>;
+}
+
+export interface ImageStore {
+  insertImage(image: Image): Promise<void>;
+  findImage(ref: string): Promise<Image | undefined>;
+  listImages(): Promise<Image[]>;
+  /** `in_use` while a workspace came from it. */
+  removeImage(id: string): Promise<void>;
+}
+
+export interface AssetStore {
+  insertKernel(kernel: Kernel): Promise<void>;
+  /** By ID or version. */
+  findKernel(ref: string): Promise<Kernel | undefined>;
+  listKernels(): Promise<Kernel[]>;
+  /** `in_use` while a VM names it. */
+  removeKernel(id: string): Promise<void>;
+  insertRootfs(rootfs: Rootfs): Promise<void>;
+  /** By ID or `distro:version`. */
+  findRootfs(ref: string): Promise<Rootfs | undefined>;
+  listRootfs(): Promise<Rootfs[]>;
+  removeRootfs(id: string): Promise<void>;
+}
+
+export interface JobStore {
+  insertJob(job: Job): Promise<void>;
+  findJob(id: string): Promise<Job | undefined>;
+  listJobs(filter: { state?: JobState; limit: number }): Promise<Job[]>;
+  updateJob(id: string, patch: Partial<Omit<Job, 'id'>>): Promise<Job>;
+  /** Jobs that a dead daemon left queued or running become `interrupted`; gives them. */
+  interruptJobs(at_ms: number): Promise<Job[]>;
+  /** Drops ended jobs beyond the newest `keep`; gives their IDs. */
+  pruneJobs(keep: number): Promise<string[]>;
+}
+
+export interface StateStore extends VmStore, WorkspaceStore, ImageStore, AssetStore, JobStore, AsyncDisposable {}
