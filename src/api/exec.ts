@@ -43,6 +43,12 @@ export const ExecMessage = z.discriminatedUnion('type', [
 ]);
 export type ExecMessage = z.infer<typeof ExecMessage>;
 
+/**
+ * Why a command could not be started: the `reason` of its fault. `no_program` is `not_found`, the others are `invalid`.
+ * `nexusctl exec` makes exit code 127 of the first and 126 of the others.
+ */
+export const EXEC_REASONS = ['no_program', 'no_permission', 'no_cwd', 'no_user', 'too_big', 'spawn'] as const;
+
 export const execOps = {
   'exec.run': op({
     method: 'POST',

@@ -2,8 +2,6 @@
  * The closed table of errors. Every door derives from it: the HTTP status, the exit code of `nexusctl`, and
  * the problem document of RFC 9457 (`application/problem+json`).
  */
-import { z } from 'zod';
-
 /** code -> [HTTP status, exit code of nexusctl, title] */
 export const FAULTS = {
   invalid: [400, 2, 'Invalid request'],
@@ -30,21 +28,25 @@ export const FAULT_CODES = Object.keys(FAULTS) as [FaultCode, ...FaultCode[]];
 /** Exit code of `nexusctl` when no daemon answers (sysexits EX_UNAVAILABLE). */
 export const EXIT_UNREACHABLE = 69;
 
-/** RFC 9457 problem details, as every door sends them. `ref` names the log line of an `internal` error. */
-export const Problem = z.strictObject({
-  type: z.string(),
-  title: z.string(),
-  status: z.int(),
-  code: z.enum(FAULT_CODES),
-  detail: z.string(),
-  hint: z.string().optional(),
-  ref: z.string().optional(),
-});
-export type Problem = z.infer<typeof Problem>;
+/** RFC 9457 problem details, as every door sends them; their schema is in problem.ts. */
+export interface Problem {
+  type: string;
+  title: string;
+  status: number;
+  code: FaultCode;
+  detail: string;
+  hint?: string | undefined;
+  /** A finer word for programs, e.g. no_program: why a command could not be started. */
+  reason?: string | undefined;
+  /** Names the log line of an `internal` error. */
+  ref?: string | undefined;
+}
 
 export interface FaultOptions {
   /** What the reader can do about it: a command where there is one. */
   hint?: string | undefined;
+  /** A finer word than the code, for programs: no_program, no_cwd. */
+  reason?: string | undefined;
   cause?: unknown;
   ref?: string | undefined;
 }
@@ -53,6 +55,7 @@ export interface FaultOptions {
 export class Fault extends Error {
   readonly code: FaultCode;
   readonly hint: string | undefined;
+  readonly reason: string | undefined;
   readonly ref: string | undefined;
 
   constructor(code: FaultCode, message: string, options: FaultOptions = {}) {
@@ -60,6 +63,7 @@ export class Fault extends Error {
     this.name = 'Fault';
     this.code = code;
     this.hint = options.hint;
+    this.reason = options.reason;
     this.ref = options.ref;
   }
 
@@ -80,11 +84,12 @@ export class Fault extends Error {
       code: this.code,
       detail: this.message,
       ...(this.hint === undefined ? {} : { hint: this.hint }),
+      ...(this.reason === undefined ? {} : { reason: this.reason }),
       ...(this.ref === undefined ? {} : { ref: this.ref }),
     };
   }
 
   static from(problem: Problem): Fault {
-    return new Fault(problem.code, problem.detail, { hint: problem.hint, ref: problem.ref });
+    return new Fault(problem.code, problem.detail, { hint: problem.hint, reason: problem.reason, ref: problem.ref });
   }
 }

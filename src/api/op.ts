@@ -10,7 +10,11 @@ export type Method = 'GET' | 'POST' | 'PUT' | 'PATCH' | 'DELETE';
  */
 export type StreamKind = 'sse' | 'upload';
 
-export interface Op<I extends z.ZodObject = z.ZodObject, O extends z.ZodType = z.ZodType> {
+export interface Op<
+  I extends z.ZodObject = z.ZodObject,
+  O extends z.ZodType = z.ZodType,
+  S extends StreamKind | undefined = StreamKind | undefined,
+> {
   readonly method: Method;
   /** Fastify form: `/v1/vms/:vm/start`; each `:name` is a field of `input`. */
   readonly path: string;
@@ -24,15 +28,19 @@ export interface Op<I extends z.ZodObject = z.ZodObject, O extends z.ZodType = z
   readonly columns?: readonly string[];
   /** True: a tool of the MCP endpoint. */
   readonly tool?: boolean;
-  readonly stream?: StreamKind;
+  readonly stream?: S;
 }
 
-export const op = <I extends z.ZodObject, O extends z.ZodType>(definition: Op<I, O>): Op<I, O> => definition;
+export const op = <I extends z.ZodObject, O extends z.ZodType, S extends StreamKind | undefined = undefined>(
+  definition: Op<I, O, S>,
+): Op<I, O, S> => definition;
 
 export type In<T> = T extends Op<infer I, z.ZodType> ? z.output<I> : never;
 /** What a caller passes: fields with defaults are optional. */
 export type Args<T> = T extends Op<infer I, z.ZodType> ? z.input<I> : never;
 export type Out<T> = T extends Op<z.ZodObject, infer O> ? z.output<O> : never;
+
+export type Stream<T> = T extends Op<z.ZodObject, z.ZodType, infer S> ? S : never;
 
 /** The answer of an operation that has nothing to say. */
 export const Nothing = z.strictObject({});
