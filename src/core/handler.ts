@@ -17,3 +17,6 @@ export type Answer<N extends OpName> = OpStream<N> extends 'sse' ? AsyncIterable
 export type Handler<N extends OpName> = (ctx: Ctx, input: OpIn<N>) => Promise<Answer<N>>;
 
 export type Handlers = { [N in OpName]: Handler<N> };
+
+/** The handlers of one noun. */
+export type HandlersOf<Noun extends string> = Pick<Handlers, Extract<OpName, `${Noun}.${string}`>>;

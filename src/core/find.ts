@@ -1,0 +1,73 @@
+/** References to records: a name or an ID, or a fault that says how to find the right one. */
+import type { FaultCode } from '../api/fault.ts';
+import { Fault } from '../api/fault.ts';
+import type { Image } from '../api/image.ts';
+import type { Kernel } from '../api/kernel.ts';
+import type { Rootfs } from '../api/rootfs.ts';
+import { VM_VERBS, type Vm, type VmVerb } from '../api/vm.ts';
+import type { Workspace } from '../api/ws.ts';
+import type { VmRecord } from '../store/store.ts';
+import type { Host } from './host.ts';
+
+const missing = (noun: string, ref: string, list: string, code: FaultCode = 'not_found'): Fault =>
+  new Fault(code, `There is no ${noun} '${ref}'.`, { hint: list });
+
+export const needVm = async (host: Host, ref: string): Promise<VmRecord> => {
+  const vm = await host.store.findVm(ref);
+  if (vm === undefined) throw missing('VM', ref, 'nexusctl vm list');
+  return vm;
+};
+
+export const needWs = async (host: Host, ref: string): Promise<Workspace> => {
+  const ws = await host.store.findWs(ref);
+  if (ws === undefined) throw missing('workspace', ref, 'nexusctl ws list');
+  return ws;
+};
+
+export const needKernel = async (host: Host, ref: string): Promise<Kernel> => {
+  const kernel = await host.store.findKernel(ref);
+  if (kernel === undefined) throw missing('kernel', ref, 'nexusctl kernel list');
+  return kernel;
+};
+
+export const needRootfs = async (host: Host, ref: string): Promise<Rootfs> => {
+  const rootfs = await host.store.findRootfs(ref);
+  if (rootfs !== undefined) return rootfs;
+  const [distro, version] = ref.split(':');
+  const get = version === undefined ? 'nexusctl rootfs list' : `nexusctl rootfs download ${distro} ${version}`;
+  throw missing('root file system', ref, get);
+};
+
+export const needImage = async (host: Host, ref: string): Promise<Image> => {
+  const image = await host.store.findImage(ref);
+  if (image === undefined) throw missing('image', ref, 'nexusctl image list');
+  return image;
+};
+
+const VERB_TEXT: Record<VmVerb, string> = {
+  start: 'start',
+  stop: 'stop',
+  delete: 'delete',
+  exec: 'run a command in',
+  attach: 'change the disks of',
+};
+
+/** Admission: throws `bad_state` unless the table allows the verb. */
+export const admit = (vm: Vm, verb: VmVerb): void => {
+  if (VM_VERBS[verb].includes(vm.state)) return;
+  const is = vm.state === 'created' ? 'it was never started' : `it is ${vm.state}`;
+  const hint =
+    verb === 'exec' ? `nexusctl vm start ${vm.name}` : verb === 'attach' ? `nexusctl vm stop ${vm.name}` : undefined;
+  throw new Fault('bad_state', `Cannot ${VERB_TEXT[verb]} VM '${vm.name}': ${is}.`, { hint });
+};
+
+export const busy = (vm: Vm, verb: string, holder: string): Fault =>
+  new Fault('busy', `Cannot ${verb} VM '${vm.name}': ${holder} is at work on it.`, {
+    hint: `wait for it, or end it with nexusctl vm stop ${vm.name}`,
+  });
+
+/** What a client may see of a VM. */
+export const publicVm = (record: VmRecord): Vm => {
+  const { run: _run, host_uid: _uid, ...vm } = record;
+  return vm;
+};

@@ -1,0 +1,24 @@
+/** All handlers: the sum of the nouns. */
+import { daemonHandlers } from './daemon.ts';
+import { eventHandlers } from './event.ts';
+import { execHandlers } from './exec.ts';
+import type { Handlers } from './handler.ts';
+import type { Host } from './host.ts';
+import { imageHandlers } from './image.ts';
+import { jobHandlers } from './job.ts';
+import { kernelHandlers } from './kernel.ts';
+import { rootfsHandlers } from './rootfs.ts';
+import { vmHandlers } from './vm.ts';
+import { wsHandlers } from './ws.ts';
+
+export const makeHandlers = (host: Host): Handlers => ({
+  ...daemonHandlers(host),
+  ...kernelHandlers(host),
+  ...rootfsHandlers(host),
+  ...imageHandlers(host),
+  ...wsHandlers(host),
+  ...vmHandlers(host),
+  ...execHandlers(host),
+  ...jobHandlers(host),
+  ...eventHandlers(host),
+});

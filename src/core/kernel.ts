@@ -1,0 +1,56 @@
+import { join } from 'node:path';
+import type { Kernel } from '../api/kernel.ts';
+import { downloadDebianKernel, verifyKernel } from '../assets/debian-kernel.ts';
+import { ensureDir, removeTree } from '../lib/files.ts';
+import { needKernel } from './find.ts';
+import type { HandlersOf } from './handler.ts';
+import type { Host } from './host.ts';
+import { newId } from './ids.ts';
+import type { JobContext } from './jobs.ts';
+import { inTemp, landDir } from './land.ts';
+import { kernelDir } from './paths.ts';
+
+export const kernelHandlers = (host: Host): HandlersOf<'kernel'> => ({
+  'kernel.download': (_ctx, { version, provider }) =>
+    host.jobs.start('kernel.download', `${provider}:${version ?? 'newest'}`, job => download(host, job, version)),
+  'kernel.list': () => host.store.listKernels(),
+  'kernel.get': (_ctx, { kernel }) => needKernel(host, kernel),
+  'kernel.verify': async (_ctx, { kernel }) => {
+    const record = await needKernel(host, kernel);
+    await verifyKernel(kernelDir(host.paths, record.id), record);
+    return record;
+  },
+  'kernel.remove': async (_ctx, { kernel }) => {
+    const { id } = await needKernel(host, kernel);
+    await host.store.removeKernel(id);
+    await removeTree(host.paths.data, kernelDir(host.paths, id));
+    return {};
+  },
+});
+
+const download = (host: Host, job: JobContext, version: string | undefined): Promise<string> =>
+  inTemp(host, job.job_id, async temp => {
+    const dir = await ensureDir(join(temp, 'kernel'), 0o700);
+    const made = await downloadDebianKernel({
+      ...(version === undefined ? {} : { version }),
+      dir,
+      signal: job.signal,
+      onProgress: job.progress,
+      onLog: job.log,
+    });
+    const same = await host.store.findKernel(made.version);
+    if (same !== undefined && same.sha256 === made.sha256) {
+      job.log(`kernel ${made.version} is on disk already`);
+      return same.id;
+    }
+    job.signal.throwIfAborted();
+    const kernel: Kernel = { id: newId('krn'), provider: 'debian', ...made, created_at_ms: Date.now() };
+    await landDir(dir, kernelDir(host.paths, kernel.id));
+    try {
+      await host.store.insertKernel(kernel);
+    } catch (error) {
+      await removeTree(host.paths.data, kernelDir(host.paths, kernel.id));
+      throw error;
+    }
+    return kernel.id;
+  });

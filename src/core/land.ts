@@ -1,0 +1,26 @@
+/** Landing: a half-made thing lives under tmp/ and gets its name only when it is whole. */
+import { join } from 'node:path';
+import { Fault } from '../api/fault.ts';
+import { ensureDir, publish, removeTree } from '../lib/files.ts';
+import type { Host } from './host.ts';
+
+/** Makes a private folder for a job, gives it to `work`, and removes it whatever happens. */
+export const inTemp = async <T>(host: Host, name: string, work: (dir: string) => Promise<T>): Promise<T> => {
+  const dir = await ensureDir(join(host.paths.tmp, name), 0o700);
+  try {
+    return await work(dir);
+  } catch (error) {
+    throw diskFull(error, host.paths.data);
+  } finally {
+    await removeTree(host.paths.data, dir);
+  }
+};
+
+/** Gives a finished folder its place. The record follows; a folder without record is swept at the next start. */
+export const landDir = (temp: string, final: string): Promise<void> => publish(temp, final);
+
+export const diskFull = (error: unknown, where: string): unknown => {
+  const code = error instanceof Error && 'code' in error ? error.code : undefined;
+  if (code !== 'ENOSPC' && code !== 'EDQUOT') return error;
+  return new Fault('no_room', `The disk that holds ${where} is full.`, { hint: 'free some space there', cause: error });
+};

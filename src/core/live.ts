@@ -1,0 +1,157 @@
+/**
+ * A VM whose VMM this daemon holds.
+ *
+ * INVARIANTS: there is one Live a VM ID, made after the VMM answered and removed when its end was stored. `end_owner` is set before
+ * anybody acts on the end of the VMM, so exactly one of stop, delete and the watcher writes the state.
+ */
+import { randomBytes } from 'node:crypto';
+import { Fault } from '../api/fault.ts';
+import type { GuestFacts, LastExit } from '../api/vm.ts';
+import { type Guest, openGuest } from '../guest/guest.ts';
+import { withDeadline } from '../lib/deadline.ts';
+import type { VmRecord } from '../store/store.ts';
+import type { Console } from '../vmm/console.ts';
+import type { Machine, MachineEnd } from '../vmm/machine.ts';
+import type { Host } from './host.ts';
+
+export interface Live {
+  readonly vm_id: string;
+  readonly machine: Machine;
+  readonly guest: Guest;
+  readonly console: Console;
+  /** Who stores the end of this VMM; undefined: nobody has seen it yet. */
+  end_owner: 'stop' | 'watcher' | undefined;
+  /** Settled when the state `running` is on disk; only then may its end be stored. */
+  readonly stored: PromiseWithResolvers<void>;
+  /** What the guest said before it went down. */
+  ending: { kind: 'poweroff' | 'reboot' | 'halt'; by: 'host' | 'guest' } | undefined;
+  /** Aborted when the VMM has ended or is let go. */
+  readonly gone: AbortController;
+}
+
+const CONSOLE_TAIL = 20;
+const SETTLE_MS = 5000;
+
+/** Puts a running machine under the daemon's eyes: guest channel, console, and the watch for its end. */
+export const hold = (host: Host, vm: VmRecord, machine: Machine, console: Console): Live => {
+  const guest = openGuest({
+    open: signal => machine.openControl(signal),
+    onState: (state, facts) => void onGuest(host, live, state, facts),
+    onEnding: (kind, by) => {
+      live.ending = { kind, by };
+    },
+    log: host.log.child({ vm: vm.id }),
+  });
+  const live: Live = {
+    vm_id: vm.id,
+    machine,
+    guest,
+    console,
+    end_owner: undefined,
+    stored: Promise.withResolvers<void>(),
+    ending: undefined,
+    gone: new AbortController(),
+  };
+  machine.onEgress(stream => guest.serveEgress(stream));
+  host.live.set(vm.id, live);
+  machine.ended.then(
+    end => void watchEnd(host, live, end),
+    error => host.log.error({ err: error, vm: vm.id }, 'the end of a VMM cannot be seen'),
+  );
+  return live;
+};
+
+const onGuest = async (
+  host: Host,
+  live: Live,
+  state: 'connecting' | 'ready' | 'unreachable',
+  facts: GuestFacts | undefined,
+): Promise<void> => {
+  try {
+    if (live.gone.signal.aborted) return;
+    if (state === 'ready') {
+      // the clock of a machine without a real-time clock, and randomness for the first keys
+      const settle = { clock_ms: Date.now(), entropy: randomBytes(64).toString('base64') };
+      await withDeadline('settling the guest', SETTLE_MS, live.guest.settle(settle, live.gone.signal)).catch(error =>
+        host.log.warn({ err: error, vm: live.vm_id }, 'the guest did not take clock and entropy'),
+      );
+    }
+    if (live.gone.signal.aborted) return;
+    await host.store.patchVm(live.vm_id, { guest: state, ...(facts === undefined ? {} : { guest_facts: facts }) });
+    host.events.emit('vm.guest', live.vm_id, { guest: state });
+  } catch (error) {
+    if (!(error instanceof Fault && error.code === 'not_found')) {
+      host.log.error({ err: error, vm: live.vm_id }, "cannot store the guest's state");
+    }
+  }
+};
+
+const aborted = (signal: AbortSignal): Promise<void> =>
+  new Promise(resolve => {
+    if (signal.aborted) resolve();
+    else signal.addEventListener('abort', () => resolve(), { once: true });
+  });
+
+const watchEnd = async (host: Host, live: Live, end: MachineEnd): Promise<void> => {
+  await Promise.race([live.stored.promise, aborted(live.gone.signal)]);
+  if (live.end_owner !== undefined || host.closing.aborted) return;
+  live.end_owner = 'watcher';
+  const asked = live.ending !== undefined;
+  const exit = await describeEnd(live, end);
+  try {
+    await letGo(host, live);
+    await host.store.transitionVm(live.vm_id, {
+      to: asked ? 'stopped' : 'crashed',
+      why: exit.reason,
+      actor: asked ? 'guest' : 'daemon',
+      patch: { pid: null, run: null, guest: null, stopped_at_ms: exit.at_ms, last_exit: exit },
+    });
+    host.events.emit('vm.state', live.vm_id, { state: asked ? 'stopped' : 'crashed', why: exit.reason });
+  } catch (error) {
+    host.log.error({ err: error, vm: live.vm_id }, 'cannot store the end of a VM');
+  }
+};
+
+/** The end of a VMM as evidence: how it went, and the last words of console and VMM. */
+export const describeEnd = async (live: Live, end: MachineEnd): Promise<LastExit> => {
+  const tail = await live.console.tail(CONSOLE_TAIL).catch(() => []);
+  return {
+    at_ms: Date.now(),
+    reason: endReason(live, end, tail),
+    exit_code: end.exit_code,
+    signal: end.signal,
+    console_tail: [...tail, ...end.last_words.map(line => `vmm: ${line}`)],
+  };
+};
+
+const endReason = (live: Live, end: MachineEnd, tail: readonly string[]): string => {
+  const { ending } = live;
+  if (ending !== undefined) {
+    const what = { poweroff: 'powered off', reboot: 'rebooted', halt: 'halted' }[ending.kind];
+    return ending.by === 'host' ? 'The guest was shut down.' : `The guest ${what} itself.`;
+  }
+  const panic = tail.findLast(line => line.includes('Kernel panic'));
+  if (panic !== undefined) return `The guest's kernel panicked: ${panic.trim().slice(0, 200)}`;
+  if (end.guest_panicked) return "The guest's kernel panicked.";
+  if (end.guest_reset) return 'The guest reset its machine without a word.';
+  if (!end.known) return 'The VMM ended; its exit status is unknown, for an earlier daemon started it.';
+  if (end.signal !== null) return `The VMM was ended by ${end.signal}.`;
+  return `The VMM ended with exit code ${end.exit_code ?? 'unknown'}.`;
+};
+
+/** Lets go of channel, console and machine; the guest itself is not touched. */
+export const letGo = async (host: Host, live: Live): Promise<void> => {
+  live.gone.abort(new Fault('bad_state', 'The VM has ended.'));
+  if (host.live.get(live.vm_id) === live) host.live.delete(live.vm_id);
+  for (const close of [
+    () => live.guest[Symbol.asyncDispose](),
+    () => live.machine.release(),
+    () => live.console.close(),
+  ]) {
+    try {
+      await close();
+    } catch (error) {
+      host.log.warn({ err: error, vm: live.vm_id }, 'cannot close a part of a VM');
+    }
+  }
+};

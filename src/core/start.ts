@@ -1,0 +1,231 @@
+/** The story of a start: design section 4. */
+import { join } from 'node:path';
+import { Fault } from '../api/fault.ts';
+import type { Kernel } from '../api/kernel.ts';
+import type { Vm } from '../api/vm.ts';
+import { writeInitrd } from '../assets/initrd.ts';
+import { ensureDir, exists } from '../lib/files.ts';
+import { Undo } from '../lib/undo.ts';
+import type { VmRecord } from '../store/store.ts';
+import { openConsole } from '../vmm/console.ts';
+import type { MachineSpec } from '../vmm/machine.ts';
+import { admit, busy, needKernel, needVm, publicVm } from './find.ts';
+import type { Host } from './host.ts';
+import { hold, type Live, letGo } from './live.ts';
+import { kernelDir, runDir, vmDir } from './paths.ts';
+
+export interface StartOptions {
+  wait: 'ready' | 'running' | 'none';
+  timeout_ms: number;
+  actor: string;
+}
+
+/** Starts a VM. Faults: see the operation `vm.start`. */
+export const startVm = async (host: Host, ref: string, options: StartOptions): Promise<Vm> => {
+  const { id, name } = await needVm(host, ref);
+  const starting = Promise.withResolvers<void>();
+  const launched = launch(host, id, options.actor, () => starting.resolve());
+  if (options.wait === 'none') {
+    // what comes after admission is told by the record
+    launched.catch(error => host.log.info({ err: error, vm: id }, 'a start that nobody waits for failed'));
+    await Promise.race([launched, starting.promise]);
+    return publicVm(await needVm(host, id));
+  }
+  const live = await launched;
+  if (options.wait === 'ready') await awaitGuest(live, name, options.timeout_ms);
+  return publicVm(await needVm(host, id));
+};
+
+const awaitGuest = async (live: Live, name: string, timeout_ms: number): Promise<void> => {
+  const deadline = AbortSignal.timeout(timeout_ms);
+  try {
+    await live.guest.ready(AbortSignal.any([deadline, live.gone.signal]));
+  } catch (error) {
+    if (live.gone.signal.aborted) {
+      throw new Fault('vmm', `VM '${name}' ended before its guest was ready.`, { hint: `nexusctl vm logs ${name}` });
+    }
+    if (!deadline.aborted) throw error;
+    throw new Fault(
+      'timeout',
+      `The guest of VM '${name}' did not ring within ${timeout_ms} ms; the VM goes on running.`,
+      {
+        hint: `nexusctl vm logs ${name} shows its console; nexusctl vm stop ${name} --force ends it`,
+        cause: error,
+      },
+    );
+  }
+};
+
+const launch = async (host: Host, id: string, actor: string, onStarting: () => void): Promise<Live> => {
+  const held = host.locks.tryTake(id, 'vm.start');
+  if (held === undefined) {
+    const vm = await needVm(host, id);
+    throw busy(vm, 'start', host.locks.holder(id) ?? 'another operation');
+  }
+  await using _ = held;
+  const vm = await needVm(host, id);
+  admit(vm, 'start');
+  const assets = await admitAssets(host, vm);
+  await host.store.transitionVm(id, {
+    to: 'starting',
+    why: 'start was asked for',
+    actor,
+    patch: { error: null, pid: null, run: null, guest: null, guest_facts: null },
+  });
+  host.events.emit('vm.state', id, { state: 'starting' });
+  onStarting();
+  const undo = new Undo();
+  try {
+    const live = await boot(host, vm, assets, held.signal, undo);
+    const { machine } = live;
+    await host.store.transitionVm(id, {
+      to: 'running',
+      why: `${machine.kind} runs as process ${machine.proc.pid}`,
+      actor,
+      patch: {
+        pid: machine.proc.pid,
+        guest: live.guest.state,
+        vmm: machine.kind,
+        accel: machine.accel,
+        started_at_ms: Date.now(),
+        stopped_at_ms: null,
+      },
+    });
+    undo.commit();
+    live.stored.resolve();
+    host.events.emit('vm.state', id, { state: 'running' });
+    return live;
+  } catch (error) {
+    await undo.unwind((step, e) => host.log.error({ err: e, vm: id, step }, 'cannot undo a step of a start'));
+    throw await failed(host, vm, held.signal.aborted ? held.signal.reason : error, held.signal.aborted);
+  }
+};
+
+/** Writes why the start failed and gives the fault to throw. An abort (stop, delete) is no failure. */
+const failed = async (host: Host, vm: VmRecord, error: unknown, aborted: boolean): Promise<Fault> => {
+  const fault =
+    error instanceof Fault
+      ? error
+      : new Fault(
+          'internal',
+          `Cannot start VM '${vm.name}': ${error instanceof Error ? error.message : String(error)}`,
+          {
+            cause: error,
+          },
+        );
+  const { code, message, hint } = fault;
+  const to = aborted ? 'stopped' : 'failed';
+  await host.store.transitionVm(vm.id, {
+    to,
+    why: message,
+    actor: 'daemon',
+    patch: {
+      pid: null,
+      run: null,
+      guest: null,
+      error: aborted ? null : { at_ms: Date.now(), code, detail: message, ...(hint === undefined ? {} : { hint }) },
+    },
+  });
+  host.events.emit('vm.state', vm.id, { state: to, why: message });
+  if (code === 'internal') host.log.error({ err: error, vm: vm.id }, 'a start failed in a way that was not foreseen');
+  return fault;
+};
+
+interface Assets {
+  kernel: Kernel;
+  disks: MachineSpec['disks'];
+  init: 'agent' | 'image';
+}
+
+/** Everything that can be refused before anything is touched. */
+const admitAssets = async (host: Host, vm: VmRecord): Promise<Assets> => {
+  if (vm.root_ws_id === null) {
+    throw new Fault('bad_state', `Cannot start VM '${vm.name}': it has no root workspace.`, {
+      hint: `nexusctl ws attach <workspace> --vm ${vm.name} --role root`,
+    });
+  }
+  const kernel = vm.kernel_id === null ? (await host.store.listKernels())[0] : await needKernel(host, vm.kernel_id);
+  if (kernel === undefined) {
+    throw new Fault('not_found', `Cannot start VM '${vm.name}': there is no kernel.`, {
+      hint: 'nexusctl kernel download --provider debian',
+    });
+  }
+  const all = await host.store.listWs({ vm_id: vm.id });
+  const order = [...all.filter(w => w.role === 'root'), ...all.filter(w => w.role === 'data').reverse()];
+  const disks = [];
+  for (const ws of order) {
+    const path = host.disks.path('workspace', ws.id);
+    if (!(await exists(path))) {
+      throw new Fault(
+        'host',
+        `Cannot start VM '${vm.name}': the disk of workspace '${ws.name}' is missing (${path}).`,
+        {
+          hint: `detach it: nexusctl ws detach ${ws.name}`,
+        },
+      );
+    }
+    disks.push({ id: ws.id, path, read_only: false });
+  }
+  const root = order[0];
+  const image = root?.image_id ? await host.store.findImage(root.image_id) : undefined;
+  return { kernel, disks, init: image === undefined || image.init === 'agent' ? 'agent' : 'image' };
+};
+
+const boot = async (host: Host, vm: VmRecord, assets: Assets, signal: AbortSignal, undo: Undo): Promise<Live> => {
+  const facts = host.vmm.facts();
+  const dir = await ensureDir(runDir(host.paths, vm.id), 0o700);
+  const initrd = await initrdFor(host, assets.kernel, signal);
+  signal.throwIfAborted();
+  const console = await openConsole({
+    fifo: join(dir, 'console'),
+    log: join(vmDir(host.paths, vm.id), 'console.log'),
+  });
+  undo.push('console', () => console.close());
+  console.note(`start of VM '${vm.name}', kernel ${assets.kernel.version}`);
+  const machine = await host.vmm.start(
+    {
+      id: vm.id,
+      dir,
+      vcpus: vm.vcpus,
+      memory_mib: vm.memory_mib,
+      accel: facts.accel,
+      kernel: join(kernelDir(host.paths, assets.kernel.id), 'vmlinux'),
+      initrd,
+      cmdline: [
+        'nexus.root=/dev/vda',
+        `nexus.init=${assets.init}`,
+        `nexus.hostname=${vm.name}`,
+        'nexus.transport=serial',
+      ],
+      disks: assets.disks,
+      tsc_khz: facts.tsc_khz,
+      uid: vm.host_uid,
+    },
+    signal,
+    async proc => {
+      await host.store.patchVm(vm.id, { run: { ...proc }, pid: proc.pid });
+    },
+  );
+  const live = hold(host, vm, machine, console);
+  undo.push('machine', async () => {
+    live.end_owner = 'stop';
+    await machine.signal('SIGKILL');
+    await machine.ended;
+    await letGo(host, live);
+  });
+  signal.throwIfAborted();
+  return live;
+};
+
+/** The initramfs of a kernel and this daemon's agent, made once. */
+const initrdFor = async (host: Host, kernel: Kernel, signal: AbortSignal): Promise<string> => {
+  const out = join(host.paths.initrd, `${kernel.id}-${host.agent.sha256.slice(0, 16)}.cpio`);
+  if (await exists(out)) return out;
+  await writeInitrd({
+    modules: join(kernelDir(host.paths, kernel.id), 'modules.cpio'),
+    agent: host.agent.path,
+    out,
+    signal,
+  });
+  return out;
+};

@@ -1,0 +1,167 @@
+import { createReadStream } from 'node:fs';
+import { stat } from 'node:fs/promises';
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+import { Fault } from '../api/fault.ts';
+import type { OpIn } from '../api/ops.ts';
+import type { Vm, VmLogMessage } from '../api/vm.ts';
+import type { Workspace } from '../api/ws.ts';
+import { plain } from '../lib/text.ts';
+import type { VmRecord } from '../store/store.ts';
+import { needImage, needKernel, needVm, needWs, publicVm } from './find.ts';
+import type { HandlersOf } from './handler.ts';
+import type { Host } from './host.ts';
+import { newId } from './ids.ts';
+import { vmDir } from './paths.ts';
+import { startVm } from './start.ts';
+import { deleteVm, stopVm } from './stop.ts';
+
+export const vmHandlers = (host: Host): HandlersOf<'vm'> => ({
+  'vm.create': (ctx, input) => createVm(host, input, ctx.actor),
+  'vm.list': async (_ctx, input) =>
+    (await host.store.listVms(input.state === undefined ? {} : { state: input.state })).map(publicVm),
+  'vm.get': async (_ctx, input) => publicVm(await needVm(host, input.vm)),
+  'vm.start': (ctx, { vm, wait, timeout_ms }) => startVm(host, vm, { wait, timeout_ms, actor: ctx.actor }),
+  'vm.stop': (ctx, { vm, force, timeout_ms }) => stopVm(host, vm, { force, timeout_ms, actor: ctx.actor }),
+  'vm.delete': async (_ctx, { vm, keep_disk }) => {
+    await deleteVm(host, vm, { keep_disk });
+    return {};
+  },
+  'vm.history': async (_ctx, { vm, limit }) => host.store.vmHistory((await needVm(host, vm)).id, limit),
+  'vm.logs': async (ctx, input) => vmLogs(host, await needVm(host, input.vm), input, ctx.signal),
+});
+
+const createVm = async (host: Host, input: OpIn<'vm.create'>, _actor: string): Promise<Vm> => {
+  if ((await host.store.findVm(input.name)) !== undefined) {
+    throw new Fault('exists', `VM '${input.name}' exists already.`, { hint: `nexusctl vm get ${input.name}` });
+  }
+  if (input.ws !== undefined && input.image !== undefined) {
+    throw new Fault('invalid', 'Give either an image or a workspace, not both.');
+  }
+  const kernel_id = input.kernel === undefined ? null : (await needKernel(host, input.kernel)).id;
+  const id = newId('vm');
+  return input.ws === undefined
+    ? createWithImage(host, input, id, kernel_id)
+    : createWithWs(host, input, id, kernel_id, input.ws);
+};
+
+const blank = (input: OpIn<'vm.create'>, id: string, kernel_id: string | null): Omit<VmRecord, 'host_uid'> => ({
+  id,
+  name: input.name,
+  state: 'created',
+  guest: null,
+  vcpus: input.vcpus,
+  memory_mib: input.memory_mib,
+  image_id: null,
+  kernel_id,
+  root_ws_id: null,
+  vmm: null,
+  accel: null,
+  pid: null,
+  guest_facts: null,
+  error: null,
+  last_exit: null,
+  created_at_ms: Date.now(),
+  started_at_ms: null,
+  stopped_at_ms: null,
+  run: null,
+});
+
+const uidOption = (host: Host) => (host.first_host_uid === null ? {} : { first_host_uid: host.first_host_uid });
+
+const createWithImage = async (
+  host: Host,
+  input: OpIn<'vm.create'>,
+  id: string,
+  kernel_id: string | null,
+): Promise<Vm> => {
+  const image = input.image === undefined ? (await host.store.listImages())[0] : await needImage(host, input.image);
+  if (image === undefined) {
+    throw new Fault('not_found', `Cannot create VM '${input.name}': there is no image.`, {
+      hint: 'nexusctl rootfs download debian 12, then nexusctl image build base --rootfs debian:12',
+    });
+  }
+  const ws_id = newId('ws');
+  const taken = (await host.store.findWs(`${input.name}-root`)) !== undefined;
+  const ws: Workspace = {
+    id: ws_id,
+    name: taken ? ws_id.replace('_', '-') : `${input.name}-root`.slice(-63),
+    image_id: image.id,
+    size_bytes: input.root_size_bytes,
+    vm_id: id,
+    role: 'root',
+    owned: true,
+    created_at_ms: Date.now(),
+  };
+  await host.disks.clone(image.id, ws_id, input.root_size_bytes, AbortSignal.timeout(600_000));
+  try {
+    const vm = { ...blank(input, id, kernel_id), image_id: image.id, root_ws_id: ws_id };
+    return created(host, await host.store.insertVm(vm, { ws, ...uidOption(host) }));
+  } catch (error) {
+    await host.disks.removeWs(ws_id);
+    throw error;
+  }
+};
+
+const createWithWs = async (
+  host: Host,
+  input: OpIn<'vm.create'>,
+  id: string,
+  kernel_id: string | null,
+  ref: string,
+): Promise<Vm> => {
+  const ws = await needWs(host, ref);
+  if (ws.vm_id !== null) {
+    throw new Fault('in_use', `Workspace '${ws.name}' is attached to another VM.`, {
+      hint: `nexusctl ws detach ${ws.name}`,
+    });
+  }
+  const vm = { ...blank(input, id, kernel_id), image_id: ws.image_id };
+  await host.store.insertVm(vm, uidOption(host));
+  try {
+    await host.store.attachWs(ws.id, id, 'root');
+  } catch (error) {
+    await host.store.removeVm(id, { keep_disk: true });
+    throw error;
+  }
+  return created(host, await needVm(host, id));
+};
+
+const created = (host: Host, vm: VmRecord): Vm => {
+  host.events.emit('vm.state', vm.id, { state: 'created' });
+  return publicVm(vm);
+};
+
+const vmLogs = async function* (
+  host: Host,
+  vm: VmRecord,
+  input: { follow: boolean; tail: number },
+  signal: AbortSignal,
+): AsyncGenerator<VmLogMessage> {
+  const live = host.live.get(vm.id);
+  const following = input.follow && live !== undefined ? live.console.follow(signal) : undefined;
+  const past = live ? await live.console.tail(input.tail) : await tailOf(consoleLog(host, vm), input.tail);
+  for (const line of past) yield { type: 'line', line };
+  if (following !== undefined) {
+    for await (const message of following) yield message;
+  }
+  yield { type: 'end' };
+};
+
+const consoleLog = (host: Host, vm: VmRecord) => join(vmDir(host.paths, vm.id), 'console.log');
+
+/** The last lines of a log that nobody writes to now. */
+const tailOf = async (path: string, lines: number): Promise<string[]> => {
+  const size = await stat(path).then(
+    s => s.size,
+    () => 0,
+  );
+  if (size === 0 || lines === 0) return [];
+  const start = Math.max(0, size - 4 * 1024 * 1024);
+  const kept: string[] = [];
+  for await (const line of createInterface({ input: createReadStream(path, { start }) })) {
+    kept.push(plain(line));
+    if (kept.length > lines) kept.shift();
+  }
+  return kept;
+};

@@ -1,0 +1,120 @@
+/** Makes the one Host object, brings disk and record into agreement, and opens the door. */
+import { access, constants, readFile } from 'node:fs/promises';
+import { arch } from 'node:os';
+import { join } from 'node:path';
+import process from 'node:process';
+import { Fault } from '../api/fault.ts';
+import { Events } from '../core/events.ts';
+import { makeHandlers } from '../core/handlers.ts';
+import type { AgentFiles, Host } from '../core/host.ts';
+import { JobRunner } from '../core/jobs.ts';
+import { letGo } from '../core/live.ts';
+import { makePaths } from '../core/paths.ts';
+import { reconcile } from '../core/reconcile.ts';
+import { pickDisks } from '../disk/pick.ts';
+import { sha256File } from '../lib/files.ts';
+import { Locks } from '../lib/lock.ts';
+import type { Log } from '../lib/log.ts';
+import { run } from '../lib/proc.ts';
+import { lockDataDir } from '../store/lock.ts';
+import { openStore } from '../store/open.ts';
+import { openQemu } from '../vmm/qemu.ts';
+import { openHttp } from './http.ts';
+import { VERSION } from './version.ts';
+
+export interface DaemonOptions {
+  data_dir: string;
+  socket: string;
+  /** Folder with nexus-agent-<arch> and nexus-probe. */
+  agent_dir: string;
+  /** The QEMU program; default: qemu-system-<arch> from PATH. */
+  qemu?: string | undefined;
+  log: Log;
+  /** Parse every answer with its schema; for tests. */
+  check_output?: boolean;
+}
+
+export interface Daemon extends AsyncDisposable {
+  readonly host: Host;
+}
+
+/** Uids of VMMs where the daemon is root: a range that Debian gives to nobody (adduser.conf ends at 59999, subuids begin at 100000). */
+const FIRST_HOST_UID = 61_184;
+
+export const bootDaemon = async (options: DaemonOptions): Promise<Daemon> => {
+  const { log } = options;
+  const stack = new AsyncDisposableStack();
+  try {
+    const agent = await agentFiles(options.agent_dir);
+    const paths = await makePaths(options.data_dir);
+    stack.use(await lockDataDir(options.data_dir));
+    const store = stack.use(await openStore(options.data_dir));
+    const probe = join(options.agent_dir, 'nexus-probe');
+    const [disks, vmm] = await Promise.all([
+      pickDisks(options.data_dir, log),
+      openQemu({ probe, log, ...(options.qemu === undefined ? {} : { program: options.qemu }) }),
+    ]);
+    const closing = new AbortController();
+    const events = new Events();
+    const jobs = new JobRunner({ store, dir: paths.jobs, events, log });
+    const host: Host = {
+      version: VERSION,
+      started_at_ms: Date.now(),
+      paths,
+      log,
+      store,
+      disks,
+      vmm,
+      locks: new Locks(),
+      events,
+      jobs,
+      live: new Map(),
+      agent,
+      first_host_uid: process.getuid?.() === 0 ? FIRST_HOST_UID : null,
+      closing: closing.signal,
+    };
+    stack.defer(() => close(host));
+    await reconcile(host);
+    const { accel, why, hint } = vmm.facts();
+    log[accel === 'kvm' ? 'info' : 'warn']({ accel, why, hint }, 'the accelerator of this host');
+    stack.use(
+      await openHttp({
+        handlers: makeHandlers(host),
+        socket: options.socket,
+        log,
+        ...(options.check_output === undefined ? {} : { check_output: options.check_output }),
+      }),
+    );
+    stack.defer(() => closing.abort(new Fault('canceled', 'The daemon stops.')));
+    return { host, [Symbol.asyncDispose]: () => stack.disposeAsync() };
+  } catch (error) {
+    await stack.disposeAsync();
+    throw error;
+  }
+};
+
+/** Jobs end, VMs are let go: they live on, and the next daemon adopts them. */
+const close = async (host: Host): Promise<void> => {
+  await host.jobs.close();
+  await Promise.all([...host.live.values()].map(live => letGo(host, live)));
+};
+
+const ARCH = { x64: 'x86_64', arm64: 'aarch64' } as const;
+
+const agentFiles = async (dir: string): Promise<AgentFiles> => {
+  const name = arch();
+  const guest = name === 'x64' || name === 'arm64' ? ARCH[name] : undefined;
+  if (guest === undefined) throw new Fault('host', `This host's processor (${name}) cannot run VMs of Nexus.`);
+  const path = join(dir, `nexus-agent-${guest}`);
+  try {
+    await access(path, constants.R_OK | constants.X_OK);
+    await readFile(join(dir, 'nexus-probe'));
+  } catch (error) {
+    throw new Fault('host', `The guest agent is not built: ${path} is missing.`, {
+      hint: './nexus build, or give its folder in NEXUS_AGENT_DIR',
+      cause: error,
+    });
+  }
+  const { stdout } = await run([path, 'version'], { timeout_ms: 10_000 });
+  return { path, version: stdout.trim(), sha256: await sha256File(path) };
+};

@@ -1,0 +1,81 @@
+/** nexusd: one daemon a data directory. */
+import { homedir } from 'node:os';
+import { join, resolve } from 'node:path';
+import process from 'node:process';
+import { parseArgs } from 'node:util';
+import { Fault } from '../api/fault.ts';
+import { makeLog } from '../lib/log.ts';
+import { bootDaemon } from './boot.ts';
+import { VERSION } from './version.ts';
+
+const HELP = `usage: nexusd [--data-dir DIR] [--socket PATH] [--log-level LEVEL]
+
+  --data-dir DIR      where everything lies (root: /var/lib/nexus, else ~/.local/share/nexus)
+  --socket PATH       where clients connect (default: with --data-dir DIR/nexusd.sock; root: /run/nexus/nexusd.sock,
+                      else $XDG_RUNTIME_DIR/nexus/nexusd.sock, else ~/.local/share/nexus/nexusd.sock)
+  --log-level LEVEL   debug, info, warn or error (default: info)
+  --version
+
+environment:
+  NEXUS_AGENT_DIR     folder of nexus-agent-<arch> and nexus-probe
+  NEXUS_QEMU          the QEMU program (default: qemu-system-<arch> from PATH)
+  NEXUS_MKE2FS        the mke2fs program (1.47.2 or later builds images without fakeroot)
+`;
+
+const options = {
+  'data-dir': { type: 'string' },
+  socket: { type: 'string' },
+  'log-level': { type: 'string', default: 'info' },
+  version: { type: 'boolean' },
+  help: { type: 'boolean', short: 'h' },
+} as const;
+
+const parse = (argv: readonly string[]) => {
+  try {
+    return parseArgs({ args: [...argv], options, strict: true }).values;
+  } catch (error) {
+    throw new Fault('invalid', error instanceof Error ? error.message : String(error), { hint: 'nexusd --help' });
+  }
+};
+
+const places = (data_dir: string | undefined, socket: string | undefined) => {
+  const root = process.getuid?.() === 0;
+  const data = resolve(data_dir ?? (root ? '/var/lib/nexus' : join(homedir(), '.local/share/nexus')));
+  if (socket !== undefined) return { data, socket: resolve(socket) };
+  if (data_dir !== undefined) return { data, socket: join(data, 'nexusd.sock') };
+  const runtime = process.env.XDG_RUNTIME_DIR;
+  if (root) return { data, socket: '/run/nexus/nexusd.sock' };
+  return { data, socket: runtime ? join(runtime, 'nexus/nexusd.sock') : join(data, 'nexusd.sock') };
+};
+
+/** Runs until SIGTERM or SIGINT; gives the exit code. */
+export const main = async (argv: readonly string[]): Promise<number> => {
+  try {
+    const flags = parse(argv);
+    if (flags.help || flags.version) {
+      process.stdout.write(flags.help ? HELP : `nexusd ${VERSION}\n`);
+      return 0;
+    }
+    process.umask(0o077);
+    const { data, socket } = places(flags['data-dir'], flags.socket);
+    const log = makeLog({ level: flags['log-level'] });
+    const stop = Promise.withResolvers<string>();
+    for (const signal of ['SIGTERM', 'SIGINT'] as const) process.on(signal, () => stop.resolve(signal));
+    process.on('SIGHUP', () => {}); // a terminal that closes does not end a daemon
+    await using _daemon = await bootDaemon({
+      data_dir: data,
+      socket,
+      agent_dir: process.env.NEXUS_AGENT_DIR ?? join(import.meta.dirname, 'agent'),
+      qemu: process.env.NEXUS_QEMU,
+      check_output: process.env.NEXUS_CHECK_OUTPUT === '1',
+      log,
+    });
+    log.info({ data, socket, pid: process.pid, version: VERSION }, 'ready');
+    log.info({ signal: await stop.promise }, 'stopping; running VMs go on');
+    return 0;
+  } catch (error) {
+    if (!(error instanceof Fault)) throw error;
+    process.stderr.write(`error: ${error.message}\n${error.hint === undefined ? '' : `hint: ${error.hint}\n`}`);
+    return error.exit_code;
+  }
+};
