@@ -24,8 +24,8 @@ export interface VmRecord extends Vm {
   host_uid: number | null;
 }
 
-/** Fields of a VM that may be written; `state` only through `transition`. */
-export type VmPatch = Partial<Omit<VmRecord, 'id' | 'state' | 'created_at_ms'>>;
+/** Fields of a VM that may be written; `state` only through `transitionVm`, `root_ws_id` only by attaching and detaching. */
+export type VmPatch = Partial<Omit<VmRecord, 'id' | 'state' | 'root_ws_id' | 'created_at_ms'>>;
 
 export interface Transition {
   to: VmState;
@@ -35,7 +35,11 @@ export interface Transition {
 }
 
 export interface VmStore {
-  /** Inserts a VM and, in the same transaction, its new root workspace where one is given. Allocates `host_uid` from `first_host_uid` where that is given. */
+  /**
+   * Inserts a VM and, in the same transaction, its new root workspace where one is given; without one, a `root_ws_id` names an
+   * existing workspace, which is attached as root (`in_use` if it is attached already). Writes the first row of its history.
+   * Allocates `host_uid`, the lowest free one from `first_host_uid` on, where that is given.
+   */
   insertVm(vm: Omit<VmRecord, 'host_uid'>, options: { ws?: Workspace; first_host_uid?: number }): Promise<VmRecord>;
   findVm(ref: string): Promise<VmRecord | undefined>;
   listVms(filter?: { state?: VmState }): Promise<VmRecord[]>;

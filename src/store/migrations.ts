@@ -1,0 +1,178 @@
+/**
+ * The shape of the database, as numbered steps that only ever go forward and keep the data. A step that has been released is
+ * never edited; the next one is added. `user_version` of the database is the number of its last step.
+ */
+import { rm } from 'node:fs/promises';
+import { DatabaseSync } from 'node:sqlite';
+import { Fault } from '../api/fault.ts';
+import { publish } from '../lib/files.ts';
+
+export interface Migration {
+  version: number;
+  sql: string;
+}
+
+/**
+ * Columns have the names of the contract's fields. Nested objects are JSON text. IDs of things that may be removed while the
+ * record stays (`vms.image_id`, `images.rootfs_id`) are no foreign keys. The two that point at each other are checked at commit.
+ */
+const FIRST = `
+create table kernels (
+  id text primary key,
+  version text not null,
+  arch text not null,
+  provider text not null,
+  package text not null,
+  sha256 text not null,
+  size_bytes integer not null,
+  modules_sha256 text not null,
+  modules_size_bytes integer not null,
+  created_at_ms integer not null
+) strict;
+
+create table rootfs (
+  id text primary key,
+  distro text not null,
+  version text not null,
+  arch text not null,
+  provider text not null,
+  sha256 text not null,
+  size_bytes integer not null,
+  created_at_ms integer not null
+) strict;
+
+create table images (
+  id text primary key,
+  name text not null unique,
+  arch text not null,
+  init text not null,
+  os text not null,
+  rootfs_id text,
+  agent_version text not null,
+  sha256 text not null,
+  size_bytes integer not null,
+  created_at_ms integer not null
+) strict;
+
+create table vms (
+  id text primary key,
+  name text not null unique,
+  state text not null,
+  guest text,
+  vcpus integer not null,
+  memory_mib integer not null,
+  image_id text,
+  kernel_id text references kernels (id),
+  root_ws_id text references workspaces (id) deferrable initially deferred,
+  vmm text,
+  accel text,
+  pid integer,
+  guest_facts text check (json_valid(guest_facts)),
+  error text check (json_valid(error)),
+  last_exit text check (json_valid(last_exit)),
+  created_at_ms integer not null,
+  started_at_ms integer,
+  stopped_at_ms integer,
+  run text check (json_valid(run)),
+  host_uid integer unique
+) strict;
+create index vms_kernel on vms (kernel_id);
+
+create table vm_history (
+  seq integer primary key autoincrement,
+  vm_id text not null references vms (id) on delete cascade,
+  at_ms integer not null,
+  "from" text,
+  "to" text not null,
+  why text not null,
+  actor text not null
+) strict;
+create index vm_history_vm on vm_history (vm_id, seq);
+
+create table workspaces (
+  id text primary key,
+  name text not null unique,
+  image_id text references images (id),
+  size_bytes integer not null,
+  vm_id text references vms (id) deferrable initially deferred,
+  role text check (role in ('root', 'data')),
+  owned integer not null check (owned in (0, 1)),
+  created_at_ms integer not null,
+  check ((vm_id is null) = (role is null)),
+  check (vm_id is not null or owned = 0)
+) strict;
+create index workspaces_image on workspaces (image_id);
+create index workspaces_vm on workspaces (vm_id);
+create unique index workspaces_root on workspaces (vm_id) where role = 'root';
+
+create table jobs (
+  id text primary key,
+  kind text not null,
+  subject text not null,
+  state text not null,
+  progress text check (json_valid(progress)),
+  error text check (json_valid(error)),
+  result_id text,
+  created_at_ms integer not null,
+  started_at_ms integer,
+  ended_at_ms integer
+) strict;
+create index jobs_state on jobs (state);
+`;
+
+export const MIGRATIONS: readonly Migration[] = [{ version: 1, sql: FIRST }];
+
+const versionOf = (db: DatabaseSync): number => Number(db.prepare('pragma user_version').get()?.user_version ?? 0);
+
+/** Throws if a newer Nexus wrote this database. Opens it for reading only: not a byte of it changes. */
+export const refuseNewer = (path: string, migrations = MIGRATIONS): void => {
+  const db = new DatabaseSync(path, { readOnly: true, timeout: 5000 });
+  try {
+    const found = versionOf(db);
+    const newest = migrations.at(-1)?.version ?? 0;
+    if (found <= newest) return;
+    throw new Fault('host', `Cannot open ${path}: it has version ${found}, this Nexus knows up to ${newest}.`, {
+      hint: 'Run the Nexus that wrote it, or a newer one.',
+    });
+  } finally {
+    db.close();
+  }
+};
+
+/** A copy of the whole database beside it: `state.db.v1.bak`, before a step changes data of version 1. */
+const backUp = async (db: DatabaseSync, path: string, version: number): Promise<void> => {
+  const temp = `${path}.bak.tmp`;
+  await rm(temp, { force: true });
+  db.prepare('vacuum into ?').run(temp);
+  await publish(temp, `${path}.v${version}.bak`);
+};
+
+/** One step: its SQL, the check that no reference dangles, and the new number, or nothing of it. */
+const apply = (db: DatabaseSync, migration: Migration): void => {
+  db.exec('begin immediate');
+  try {
+    db.exec(migration.sql);
+    const dangling = db.prepare('pragma foreign_key_check').get();
+    if (dangling !== undefined)
+      throw new Error(`step ${migration.version} left a dangling reference in ${dangling.table}`);
+    db.exec(`pragma user_version = ${migration.version}`);
+    db.exec('commit');
+  } catch (error) {
+    if (db.isTransaction) db.exec('rollback');
+    throw error;
+  }
+};
+
+/** Brings a database to the newest version. Foreign keys are off meanwhile, for a step may rebuild a table. */
+export const migrate = async (db: DatabaseSync, path: string, migrations = MIGRATIONS): Promise<void> => {
+  const found = versionOf(db);
+  const missing = migrations.filter(m => m.version > found);
+  if (missing.length === 0) return;
+  if (found > 0) await backUp(db, path, found);
+  db.exec('pragma foreign_keys = off');
+  try {
+    for (const migration of missing) apply(db, migration);
+  } finally {
+    db.exec('pragma foreign_keys = on');
+  }
+};

@@ -1,0 +1,61 @@
+/** Opens the state of a data directory: `state.db`. The caller holds the directory's lock. */
+import { open } from 'node:fs/promises';
+import { join } from 'node:path';
+import { DatabaseSync } from 'node:sqlite';
+import { ensureDir } from '../lib/files.ts';
+import { assetStore } from './asset.ts';
+import { imageStore } from './image.ts';
+import { jobStore } from './job.ts';
+import { MIGRATIONS, migrate, refuseNewer } from './migrations.ts';
+import { type Db, guarded, openDb } from './sqlite.ts';
+import type { StateStore } from './store.ts';
+import { vmStore } from './vm.ts';
+import { wsStore } from './ws.ts';
+
+/** Makes the file for its owner alone. One that is there is not even opened: closing it would drop this process's locks on it. */
+const createPrivate = async (path: string): Promise<void> => {
+  try {
+    await (await open(path, 'wx', 0o600)).close();
+  } catch (error) {
+    if (!(error instanceof Error && 'code' in error && error.code === 'EEXIST')) throw error;
+  }
+};
+
+/** A commit is on the disk when it returns: WAL with a sync at every commit. */
+const PRAGMAS = 'pragma journal_mode = wal; pragma synchronous = full; pragma foreign_keys = on;';
+
+/** The same store, with what SQLite says of the disk turned into faults. */
+const faulted = <T extends object>(path: string, store: T): T =>
+  Object.fromEntries(
+    Object.entries(store).map(([name, verb]: [string, (...args: unknown[]) => Promise<unknown>]) => [
+      name,
+      (...args: unknown[]) => guarded(path, () => verb(...args)),
+    ]),
+  ) as T;
+
+const close = async (db: Db, raw: DatabaseSync): Promise<void> => {
+  if (!raw.isOpen) return;
+  await db.connection().execute(async () => {}); // behind all who wait for the connection
+  await db.destroy();
+};
+
+/** Opens, or makes, the state in `data_dir` and brings it to the newest version. */
+export const openStore = async (data_dir: string, migrations = MIGRATIONS): Promise<StateStore> => {
+  await ensureDir(data_dir, 0o700);
+  const path = join(data_dir, 'state.db');
+  return guarded(path, async () => {
+    await createPrivate(path);
+    refuseNewer(path, migrations);
+    const raw = new DatabaseSync(path, { timeout: 5000 });
+    try {
+      raw.exec(PRAGMAS);
+      await migrate(raw, path, migrations);
+    } catch (error) {
+      raw.close();
+      throw error;
+    }
+    const db = openDb(raw);
+    const verbs = { ...vmStore(db), ...wsStore(db), ...imageStore(db), ...assetStore(db), ...jobStore(db) };
+    return { ...faulted(path, verbs), [Symbol.asyncDispose]: () => close(db, raw) };
+  });
+};

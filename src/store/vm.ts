@@ -1,0 +1,145 @@
+/** VMs and their history. Every state is written by `transitionVm` (and the first by `insertVm`), with its history row. */
+import type { Transaction } from 'kysely';
+import { z } from 'zod';
+import { ID_PATTERN } from '../api/common.ts';
+import { Fault } from '../api/fault.ts';
+import { VM_TRANSITIONS, Vm, VmHistoryEntry, type VmState } from '../api/vm.ts';
+import { codec, type Db, none, type Tables, unlessTaken } from './sqlite.ts';
+import type { Transition, VmPatch, VmRecord, VmStore } from './store.ts';
+import { attach, detach, insert, wsOfVm } from './ws.ts';
+
+type Trx = Transaction<Tables>;
+
+const VmRun = z.strictObject({ pid: z.int(), start_ticks: z.int(), boot_id: z.string() });
+const rows = codec('VM', z.strictObject({ ...Vm.shape, run: VmRun.nullable(), host_uid: z.int().nullable() }));
+const history = codec('history', VmHistoryEntry);
+
+/** What was asked for when a state was to be written, for the sentence that refuses it. */
+const DEED: Partial<Record<VmState, string>> = {
+  starting: 'start',
+  paused: 'pause',
+  suspended: 'suspend',
+  stopping: 'stop',
+};
+
+const refusal = (vm: VmRecord, to: VmState): Fault => {
+  const deed = DEED[to];
+  const what = deed === undefined ? `record VM '${vm.name}' as ${to}` : `${deed} VM '${vm.name}'`;
+  return new Fault('bad_state', `Cannot ${what}: it is ${vm.state}.`);
+};
+
+const getVm = async (db: Db, id: string): Promise<VmRecord> => {
+  const row = await db.selectFrom('vms').selectAll().where('id', '=', id).executeTakeFirst();
+  if (row === undefined) throw none('VM', id);
+  return rows.fromRow(row);
+};
+
+const checkKernel = async (trx: Trx, id: string | null | undefined): Promise<void> => {
+  if (id === null || id === undefined) return;
+  const kernel = await trx.selectFrom('kernels').select('id').where('id', '=', id).executeTakeFirst();
+  if (kernel === undefined) throw none('kernel', id);
+};
+
+const addHistory = async (trx: Trx, vm_id: string, entry: VmHistoryEntry): Promise<void> => {
+  await trx
+    .insertInto('vm_history')
+    .values({ vm_id, ...history.toRow(entry) })
+    .execute();
+};
+
+/** Writes a patch and, where given, a state; gives the record as it then is. */
+const save = async (trx: Trx, vm: VmRecord, patch: VmPatch, state: VmState): Promise<VmRecord> => {
+  await checkKernel(trx, patch.kernel_id);
+  const next: VmRecord = {
+    ...vm,
+    ...patch,
+    id: vm.id,
+    state,
+    root_ws_id: vm.root_ws_id,
+    created_at_ms: vm.created_at_ms,
+  };
+  const { id, ...columns } = rows.toRow(next);
+  await unlessTaken(`VM '${next.name}'`, () => trx.updateTable('vms').set(columns).where('id', '=', id).execute());
+  return next;
+};
+
+/** The lowest uid from `first` on that no VM has. */
+const freeUid = async (trx: Trx, first: number): Promise<number> => {
+  const used = await trx
+    .selectFrom('vms')
+    .select('host_uid')
+    .where('host_uid', '>=', first)
+    .orderBy('host_uid')
+    .execute();
+  let uid = first;
+  for (const row of used) if (row.host_uid === uid) uid++;
+  return uid;
+};
+
+const insertVm = async (
+  trx: Trx,
+  vm: Parameters<VmStore['insertVm']>[0],
+  options: Parameters<VmStore['insertVm']>[1],
+) => {
+  await checkKernel(trx, vm.kernel_id);
+  const host_uid = options.first_host_uid === undefined ? null : await freeUid(trx, options.first_host_uid);
+  const row = rows.toRow({ ...vm, root_ws_id: null, host_uid });
+  await unlessTaken(`VM '${vm.name}'`, () => trx.insertInto('vms').values(row).execute());
+  if (options.ws !== undefined) await insert(trx, { ...options.ws, vm_id: vm.id, role: 'root' });
+  else if (vm.root_ws_id !== null) await attach(trx, vm.root_ws_id, vm.id, 'root', false);
+  await addHistory(trx, vm.id, { at_ms: vm.created_at_ms, from: null, to: vm.state, why: 'created', actor: 'api' });
+  return getVm(trx, vm.id);
+};
+
+const transition = async (trx: Trx, id: string, { to, why, actor, patch = {} }: Transition): Promise<VmRecord> => {
+  const vm = await getVm(trx, id);
+  if (!VM_TRANSITIONS[vm.state].includes(to)) throw refusal(vm, to);
+  await addHistory(trx, id, { at_ms: Date.now(), from: vm.state, to, why, actor });
+  return save(trx, vm, patch, to);
+};
+
+export const vmStore = (db: Db): VmStore => ({
+  insertVm: (vm, options) => db.transaction().execute(trx => insertVm(trx, vm, options)),
+
+  findVm: async ref => {
+    const key = ID_PATTERN.test(ref) ? 'id' : 'name';
+    const row = await db.selectFrom('vms').selectAll().where(key, '=', ref).executeTakeFirst();
+    return row && rows.fromRow(row);
+  },
+
+  listVms: async (filter = {}) => {
+    let query = db.selectFrom('vms').selectAll().orderBy('created_at_ms', 'desc').orderBy('id', 'desc');
+    if (filter.state !== undefined) query = query.where('state', '=', filter.state);
+    return (await query.execute()).map(rows.fromRow);
+  },
+
+  transitionVm: (id, step) => db.transaction().execute(trx => transition(trx, id, step)),
+
+  patchVm: (id, patch) =>
+    db.transaction().execute(async trx => {
+      const vm = await getVm(trx, id);
+      return save(trx, vm, patch, vm.state);
+    }),
+
+  removeVm: (id, { keep_disk }) =>
+    db.transaction().execute(async trx => {
+      await getVm(trx, id);
+      const attached = await wsOfVm(trx, id);
+      const removed = keep_disk ? [] : attached.filter(ws => ws.owned);
+      for (const ws of attached) await detach(trx, ws);
+      for (const ws of removed) await trx.deleteFrom('workspaces').where('id', '=', ws.id).execute();
+      await trx.deleteFrom('vms').where('id', '=', id).execute();
+      return removed;
+    }),
+
+  vmHistory: async (id, limit) => {
+    const found = await db
+      .selectFrom('vm_history')
+      .select(['at_ms', 'from', 'to', 'why', 'actor'])
+      .where('vm_id', '=', id)
+      .orderBy('seq', 'desc')
+      .limit(limit)
+      .execute();
+    return found.map(history.fromRow);
+  },
+});
