@@ -1,0 +1,178 @@
+/** A whole daemon: a data directory of its own, real SQLite, a real socket, a real process. */
+import { type ChildProcess, spawn } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import { createWriteStream } from 'node:fs';
+import { cp, link, mkdir, mkdtemp, readdir, readFile, rename, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
+import process from 'node:process';
+import { Nexus } from '../../src/client/nexus.ts';
+import { poll } from '../../src/lib/deadline.ts';
+import { exists } from '../../src/lib/files.ts';
+import { bootId, isAlive, type ProcRef, procRef, type RunResult, runAny } from '../../src/lib/proc.ts';
+import { agentBinaries } from './agent.ts';
+
+export const REPO = join(import.meta.dirname, '../..');
+const MAIN = join(REPO, 'src/main.ts');
+const STANDIN = join(REPO, 'test/standin/qemu.ts');
+
+export interface WorldOptions {
+  /** `standin`: a program that speaks QMP and rings at once; `real`: QEMU; a path: that program. Default: standin. */
+  qemu?: 'standin' | 'real' | string;
+  /** `booted`: a real kernel and a real Debian image are there. Default: empty. */
+  seed?: 'empty' | 'booted';
+  env?: Record<string, string>;
+  /** Where the data directory is made; default: the system's temporary folder. */
+  parent?: string;
+}
+
+export interface World extends AsyncDisposable {
+  readonly data_dir: string;
+  readonly socket: string;
+  readonly client: Nexus;
+  /** nexusctl, as a process. */
+  ctl(...args: string[]): Promise<RunResult>;
+  /** The daemon's process. */
+  daemon(): ProcRef;
+  /** kill -9 of the daemon. */
+  kill(): Promise<void>;
+  /** SIGTERM, and its end. */
+  stop(): Promise<void>;
+  /** A new daemon on the same directory. */
+  start(env?: Record<string, string>): Promise<void>;
+  /** Processes whose working directory lies in the data directory, other than the daemon. */
+  vmms(): Promise<number[]>;
+  log(): Promise<string>;
+}
+
+const nodeEnv = async (extra: Record<string, string>): Promise<NodeJS.ProcessEnv> => {
+  const agent = await agentBinaries();
+  return { ...process.env, NEXUS_AGENT_DIR: dirname(agent.probe), NEXUS_CHECK_OUTPUT: '1', ...extra };
+};
+
+export const world = async (options: WorldOptions = {}): Promise<World> => {
+  const data_dir = await mkdtemp(join(options.parent ?? tmpdir(), 'nx-'));
+  const socket = join(data_dir, 'nexusd.sock');
+  const qemu = options.qemu ?? 'standin';
+  const agent = await agentBinaries();
+  const env = await nodeEnv({
+    ...(qemu === 'real' ? {} : { NEXUS_QEMU: qemu === 'standin' ? STANDIN : qemu, STANDIN_HARNESS: agent.harness }),
+    ...options.env,
+  });
+  if (options.seed === 'booted') await copySeed(await seed(), data_dir);
+  let child: ChildProcess | undefined;
+  let ref: ProcRef | undefined;
+  const start = async (extra: Record<string, string> = {}): Promise<void> => {
+    const log = createWriteStream(join(data_dir, 'nexusd.log'), { flags: 'a' });
+    const started = spawn(process.execPath, [MAIN, 'nexusd', '--data-dir', data_dir], {
+      env: { ...env, ...extra },
+      stdio: ['ignore', 'ignore', 'pipe'],
+    });
+    started.stderr?.pipe(log);
+    child = started;
+    let exit: number | null | undefined;
+    started.once('exit', code => {
+      exit = code ?? -1;
+    });
+    ref = started.pid === undefined ? undefined : await procRef(started.pid);
+    await poll('the daemon', 30_000, async () => {
+      if (exit !== undefined)
+        throw new Error(`nexusd ended with ${exit}: ${await readFile(join(data_dir, 'nexusd.log'), 'utf8')}`);
+      return client.daemon.ping({}).then(
+        () => true,
+        () => undefined,
+      );
+    });
+  };
+  const end = async (signal: NodeJS.Signals): Promise<void> => {
+    if (child === undefined || child.exitCode !== null || child.signalCode !== null) return;
+    const gone = new Promise(resolve => child?.once('exit', resolve));
+    child.kill(signal);
+    await gone;
+  };
+  const client = new Nexus({ socket });
+  const vmms = () => processesIn(data_dir, ref?.pid);
+  await start();
+  return {
+    data_dir,
+    socket,
+    client,
+    ctl: (...args) =>
+      runAny([process.execPath, MAIN, 'nexusctl', '--socket', socket, ...args], { env, timeout_ms: 120_000 }),
+    daemon: () => ref ?? { pid: -1, start_ticks: 0, boot_id: bootId() },
+    kill: () => end('SIGKILL'),
+    stop: () => end('SIGTERM'),
+    start,
+    vmms,
+    log: () => readFile(join(data_dir, 'nexusd.log'), 'utf8'),
+    [Symbol.asyncDispose]: async () => {
+      await end('SIGTERM');
+      for (const pid of await vmms()) process.kill(pid, 'SIGKILL');
+      await poll('the end of the VMMs', 10_000, async () => ((await vmms()).length === 0 ? true : undefined));
+      await rm(data_dir, { recursive: true, force: true });
+    },
+  };
+};
+
+/** Processes whose working directory lies in `dir`. */
+export const processesIn = async (dir: string, except?: number): Promise<number[]> => {
+  const { readlink } = await import('node:fs/promises');
+  const found: number[] = [];
+  for (const name of await readdir('/proc')) {
+    if (!/^\d+$/.test(name) || Number(name) === except) continue;
+    const cwd = await readlink(`/proc/${name}/cwd`).catch(() => '');
+    const ref = cwd.startsWith(`${dir}/`) ? await procRef(Number(name)) : undefined;
+    if (ref !== undefined && (await isAlive(ref))) found.push(Number(name));
+  }
+  return found;
+};
+
+/** Immutable files are linked, the rest is copied. */
+const copySeed = async (from: string, to: string): Promise<void> => {
+  for (const dir of ['kernels', 'rootfs', 'images']) {
+    for (const path of await readdir(join(from, dir), { recursive: true, withFileTypes: true })) {
+      if (!path.isFile()) continue;
+      const source = join(path.parentPath, path.name);
+      const target = join(to, source.slice(from.length + 1));
+      await mkdir(dirname(target), { recursive: true, mode: 0o700 });
+      await link(source, target).catch(() => cp(source, target));
+    }
+  }
+  for (const name of await readdir(from)) {
+    if (name.startsWith('state.db')) await cp(join(from, name), join(to, name));
+  }
+};
+
+/** A data directory with a kernel and an image, made through the API once a day and kept in .cache. */
+const seed = async (): Promise<string> => {
+  const agent = await agentBinaries();
+  const day = new Date().toISOString().slice(0, 10);
+  const hash = createHash('sha256')
+    .update(day)
+    .update(await readFile(agent.agent_x86_64));
+  for (const dir of ['assets', 'images', 'disk', 'store']) {
+    for (const name of (await readdir(join(REPO, 'src', dir))).sort())
+      hash.update(await readFile(join(REPO, 'src', dir, name)));
+  }
+  const root = join(REPO, '.cache', 'world');
+  const final = join(root, `${hash.digest('hex').slice(0, 16)}-${process.getuid?.()}`);
+  if (await exists(final)) return final;
+  await mkdir(root, { recursive: true });
+  await using w = await world({ qemu: 'real' });
+  const done = async (job: { id: string }) => {
+    const end = await w.client.job.wait({ job: job.id, timeout_ms: 600_000 });
+    if (end.state !== 'succeeded') throw new Error(`${end.kind}: ${end.error?.detail}`);
+  };
+  const kernels = w.client.kernel.download({ version: '6.12' }).then(done);
+  await w.client.rootfs.download({ distro: 'debian', version: '12' }).then(done);
+  await w.client.image.build({ name: 'debian', rootfs: 'debian:12' }).then(done);
+  await kernels;
+  await w.stop();
+  const temp = `${final}.${process.pid}`;
+  await cp(w.data_dir, temp, { recursive: true, filter: path => !path.endsWith('.sock') });
+  await rename(temp, final).catch(async error => {
+    await rm(temp, { recursive: true, force: true });
+    if (!(await exists(final))) throw error;
+  });
+  return final;
+};
