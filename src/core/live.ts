@@ -7,7 +7,7 @@
 import { randomBytes } from 'node:crypto';
 import { Fault } from '../api/fault.ts';
 import type { GuestFacts, LastExit } from '../api/vm.ts';
-import { type Guest, openGuest } from '../guest/guest.ts';
+import { Guest } from '../guest/guest.ts';
 import { withDeadline } from '../lib/deadline.ts';
 import type { VmRecord } from '../store/store.ts';
 import type { Console } from '../vmm/console.ts';
@@ -23,6 +23,8 @@ export interface Live {
   end_owner: 'stop' | 'watcher' | undefined;
   /** Settled when the state `running` is on disk; only then may its end be stored. */
   readonly stored: PromiseWithResolvers<void>;
+  /** Settled when the newest state of the guest is stored; a guest that came to be ready has its clock then. */
+  guest_stored: Promise<void>;
   /** What the guest said before it went down. */
   ending: { kind: 'poweroff' | 'reboot' | 'halt'; by: 'host' | 'guest' } | undefined;
   /** Aborted when the VMM has ended or is let go. */
@@ -34,9 +36,11 @@ const SETTLE_MS = 5000;
 
 /** Puts a running machine under the daemon's eyes: guest channel, console, and the watch for its end. */
 export const hold = (host: Host, vm: VmRecord, machine: Machine, console: Console): Live => {
-  const guest = openGuest({
+  const guest = new Guest({
     open: signal => machine.openControl(signal),
-    onState: (state, facts) => void onGuest(host, live, state, facts),
+    onState: (state, facts) => {
+      live.guest_stored = onGuest(host, live, state, facts);
+    },
     onEnding: (kind, by) => {
       live.ending = { kind, by };
     },
@@ -49,6 +53,7 @@ export const hold = (host: Host, vm: VmRecord, machine: Machine, console: Consol
     console,
     end_owner: undefined,
     stored: Promise.withResolvers<void>(),
+    guest_stored: Promise.resolve(),
     ending: undefined,
     gone: new AbortController(),
   };
@@ -59,6 +64,12 @@ export const hold = (host: Host, vm: VmRecord, machine: Machine, console: Consol
     error => host.log.error({ err: error, vm: vm.id }, 'the end of a VMM cannot be seen'),
   );
   return live;
+};
+
+/** Waits for a guest that answers and has its clock. */
+export const guestReady = async (live: Live, signal: AbortSignal): Promise<void> => {
+  await live.guest.ready(AbortSignal.any([signal, live.gone.signal]));
+  await live.guest_stored;
 };
 
 const onGuest = async (

@@ -11,7 +11,7 @@ import { openConsole } from '../vmm/console.ts';
 import type { MachineSpec } from '../vmm/machine.ts';
 import { admit, busy, needKernel, needVm, publicVm } from './find.ts';
 import type { Host } from './host.ts';
-import { hold, type Live, letGo } from './live.ts';
+import { guestReady, hold, type Live, letGo } from './live.ts';
 import { kernelDir, runDir, vmDir } from './paths.ts';
 
 export interface StartOptions {
@@ -39,7 +39,7 @@ export const startVm = async (host: Host, ref: string, options: StartOptions): P
 const awaitGuest = async (live: Live, name: string, timeout_ms: number): Promise<void> => {
   const deadline = AbortSignal.timeout(timeout_ms);
   try {
-    await live.guest.ready(AbortSignal.any([deadline, live.gone.signal]));
+    await guestReady(live, deadline);
   } catch (error) {
     if (live.gone.signal.aborted) {
       throw new Fault('vmm', `VM '${name}' ended before its guest was ready.`, { hint: `nexusctl vm logs ${name}` });

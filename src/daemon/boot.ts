@@ -20,7 +20,7 @@ import { lockDataDir } from '../store/lock.ts';
 import { openStore } from '../store/open.ts';
 import { openQemu } from '../vmm/qemu.ts';
 import { openHttp } from './http.ts';
-import { VERSION } from './version.ts';
+import { VERSION } from '../lib/version.ts';
 
 export interface DaemonOptions {
   data_dir: string;

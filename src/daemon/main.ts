@@ -6,7 +6,7 @@ import { parseArgs } from 'node:util';
 import { Fault } from '../api/fault.ts';
 import { makeLog } from '../lib/log.ts';
 import { bootDaemon } from './boot.ts';
-import { VERSION } from './version.ts';
+import { VERSION } from '../lib/version.ts';
 
 const HELP = `usage: nexusd [--data-dir DIR] [--socket PATH] [--log-level LEVEL]
 

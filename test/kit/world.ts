@@ -22,6 +22,8 @@ export interface WorldOptions {
   /** `booted`: a real kernel and a real Debian image are there. Default: empty. */
   seed?: 'empty' | 'booted';
   env?: Record<string, string>;
+  /** The program; default: src/main.ts. */
+  main?: string;
   /** Where the data directory is made; default: the system's temporary folder. */
   parent?: string;
 }
@@ -54,6 +56,7 @@ export const world = async (options: WorldOptions = {}): Promise<World> => {
   const data_dir = await mkdtemp(join(options.parent ?? tmpdir(), 'nx-'));
   const socket = join(data_dir, 'nexusd.sock');
   const qemu = options.qemu ?? 'standin';
+  const main = options.main ?? MAIN;
   const agent = await agentBinaries();
   const env = await nodeEnv({
     ...(qemu === 'real' ? {} : { NEXUS_QEMU: qemu === 'standin' ? STANDIN : qemu, STANDIN_HARNESS: agent.harness }),
@@ -64,7 +67,7 @@ export const world = async (options: WorldOptions = {}): Promise<World> => {
   let ref: ProcRef | undefined;
   const start = async (extra: Record<string, string> = {}): Promise<void> => {
     const log = createWriteStream(join(data_dir, 'nexusd.log'), { flags: 'a' });
-    const started = spawn(process.execPath, [MAIN, 'nexusd', '--data-dir', data_dir], {
+    const started = spawn(process.execPath, [main, 'nexusd', '--data-dir', data_dir], {
       env: { ...env, ...extra },
       stdio: ['ignore', 'ignore', 'pipe'],
     });
@@ -98,7 +101,7 @@ export const world = async (options: WorldOptions = {}): Promise<World> => {
     socket,
     client,
     ctl: (...args) =>
-      runAny([process.execPath, MAIN, 'nexusctl', '--socket', socket, ...args], { env, timeout_ms: 120_000 }),
+      runAny([process.execPath, main, 'nexusctl', '--socket', socket, ...args], { env, timeout_ms: 120_000 }),
     daemon: () => ref ?? { pid: -1, start_ticks: 0, boot_id: bootId() },
     kill: () => end('SIGKILL'),
     stop: () => end('SIGTERM'),

@@ -1,0 +1,84 @@
+import type { ExecMessage } from '../api/exec.ts';
+import { Fault } from '../api/fault.ts';
+import type { OpIn } from '../api/ops.ts';
+import type { ExecStream } from '../guest/exec.ts';
+import { admit, needVm } from './find.ts';
+import type { HandlersOf } from './handler.ts';
+import type { Host } from './host.ts';
+import { newId } from './ids.ts';
+import { guestReady, type Live } from './live.ts';
+
+/** How long a command waits for a guest that is about to be ready. */
+const READY_MS = 10_000;
+const SIGNAL_MS = 10_000;
+/** One message carries at most this much output, so that slow readers see progress. */
+const MESSAGE_BYTES = 64 * 1024;
+
+export const execHandlers = (host: Host): HandlersOf<'exec'> => ({
+  'exec.run': async (ctx, input) => {
+    const live = await needLive(host, input.vm);
+    await awaitGuest(live, input.vm, ctx.signal);
+    const stream = await startExec(live, input, ctx.signal);
+    return messages(stream, ctx.signal);
+  },
+  'exec.stdin': async (ctx, { vm, exec }) => {
+    const live = await needLive(host, vm);
+    if (ctx.body === undefined) throw new Fault('invalid', 'Cannot feed the standard input: the request has no body.');
+    return { bytes: await live.guest.writeStdin(exec, ctx.body, AbortSignal.any([ctx.signal, live.gone.signal])) };
+  },
+  'exec.signal': async (_ctx, { vm, exec, signal }) => {
+    const live = await needLive(host, vm);
+    await live.guest.signalExec(exec, signal, AbortSignal.any([AbortSignal.timeout(SIGNAL_MS), live.gone.signal]));
+    return {};
+  },
+});
+
+const needLive = async (host: Host, ref: string): Promise<Live> => {
+  const vm = await needVm(host, ref);
+  admit(vm, 'exec');
+  const live = host.live.get(vm.id);
+  if (live === undefined) throw new Fault('bad_state', `Cannot run a command in VM '${vm.name}': it has just ended.`);
+  return live;
+};
+
+const awaitGuest = async (live: Live, ref: string, client: AbortSignal): Promise<void> => {
+  if (live.guest.state === 'ready') return;
+  const deadline = AbortSignal.timeout(READY_MS);
+  try {
+    await guestReady(live, AbortSignal.any([deadline, client]));
+  } catch (error) {
+    if (live.gone.signal.aborted)
+      throw new Fault('bad_state', `Cannot run a command in VM '${ref}': it has just ended.`);
+    if (!deadline.aborted) throw error;
+    throw new Fault('guest', `The guest of VM '${ref}' does not answer: it is ${live.guest.state}.`, {
+      hint: `nexusctl vm logs ${ref}`,
+      cause: error,
+    });
+  }
+};
+
+const startExec = (live: Live, input: OpIn<'exec.run'>, client: AbortSignal): Promise<ExecStream> => {
+  const { vm: _vm, ...spec } = input;
+  return live.guest.exec({ id: newId('exec'), ...spec }, { signal: AbortSignal.any([client, live.gone.signal]) });
+};
+
+const messages = async function* (stream: ExecStream, client: AbortSignal): AsyncGenerator<ExecMessage> {
+  const detach = () => stream.detach();
+  client.addEventListener('abort', detach, { once: true });
+  try {
+    yield { type: 'started', exec: stream.id, pid: stream.pid };
+    for await (const piece of stream) {
+      if ('gap' in piece) {
+        yield { type: 'gap', channel: piece.channel, bytes: piece.gap };
+        continue;
+      }
+      for (let at = 0; at < piece.data.length; at += MESSAGE_BYTES) {
+        yield { type: piece.channel, data: piece.data.subarray(at, at + MESSAGE_BYTES).toString('base64') };
+      }
+    }
+    yield await stream.result;
+  } finally {
+    client.removeEventListener('abort', detach);
+    stream.detach();
+  }
+};

@@ -1,0 +1,82 @@
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { Fault } from '../api/fault.ts';
+import type { Image } from '../api/image.ts';
+import type { OpIn } from '../api/ops.ts';
+import type { Rootfs } from '../api/rootfs.ts';
+import { buildExt4 } from '../images/build.ts';
+import { guestOverlays } from '../images/overlays.ts';
+import { needImage, needRootfs } from './find.ts';
+import type { HandlersOf } from './handler.ts';
+import type { Host } from './host.ts';
+import { newId } from './ids.ts';
+import type { JobContext } from './jobs.ts';
+import { inTemp } from './land.ts';
+import { rootfsDir } from './paths.ts';
+
+export const imageHandlers = (host: Host): HandlersOf<'image'> => ({
+  'image.build': async (_ctx, input) => {
+    const rootfs = await needRootfs(host, input.rootfs);
+    await nameIsFree(host, input.name);
+    return host.jobs.start('image.build', input.name, job => build(host, job, input, rootfs));
+  },
+  'image.list': () => host.store.listImages(),
+  'image.get': (_ctx, { image }) => needImage(host, image),
+  'image.remove': async (_ctx, { image }) => {
+    const { id } = await needImage(host, image);
+    await host.store.removeImage(id);
+    await host.disks.removeImage(id);
+    return {};
+  },
+});
+
+const nameIsFree = async (host: Host, name: string): Promise<void> => {
+  if ((await host.store.findImage(name)) === undefined) return;
+  throw new Fault('exists', `Image '${name}' exists already.`, { hint: `nexusctl image get ${name}` });
+};
+
+const build = (host: Host, job: JobContext, input: OpIn<'image.build'>, rootfs: Rootfs): Promise<string> =>
+  inTemp(host, job.job_id, async temp => {
+    const id = newId('img');
+    const { name } = input;
+    const created_at_ms = Date.now();
+    const agent = await readFile(host.agent.path);
+    let init: Image['init'] = 'agent';
+    const out = join(temp, 'disk.raw');
+    const made = await buildExt4({
+      archive: join(rootfsDir(host.paths, rootfs.id), 'rootfs.tar'),
+      overlays: (scan, facts) => {
+        init = input.init === 'auto' ? facts.init : input.init;
+        const label = { id, name, rootfs_id: rootfs.id, agent_version: host.agent.version, created_at_ms };
+        return guestOverlays(scan, facts, { init, agent, label });
+      },
+      out,
+      ...(input.size_bytes === undefined ? {} : { size_bytes: input.size_bytes }),
+      signal: job.signal,
+      onProgress: job.progress,
+      onLog: job.log,
+    });
+    const { os, arch } = made.facts;
+    if (arch !== undefined && arch !== rootfs.arch) {
+      throw new Fault('unsupported', `Cannot build image '${name}': its programs are for ${arch}, not ${rootfs.arch}.`);
+    }
+    await host.disks.importImage(out, id, job.signal);
+    try {
+      await host.store.insertImage({
+        id,
+        name,
+        arch: rootfs.arch,
+        init,
+        os,
+        rootfs_id: rootfs.id,
+        agent_version: host.agent.version,
+        sha256: made.sha256,
+        size_bytes: made.size_bytes,
+        created_at_ms,
+      });
+    } catch (error) {
+      await host.disks.removeImage(id);
+      throw error;
+    }
+    return id;
+  });

@@ -1,0 +1,165 @@
+/** Real kernels, a real Debian, real QEMU: from a download to a command inside, and back to nothing. */
+import assert from 'node:assert/strict';
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { execResult } from '../src/client/exec.ts';
+import { sleep } from '../src/lib/deadline.ts';
+import { run, runAny } from '../src/lib/proc.ts';
+import { NO_TRACES, traces } from './kit/audit.ts';
+import { type World, world } from './kit/world.ts';
+
+const sh = async (w: World, vm: string, script: string) =>
+  collect(w.client.exec.run({ vm, argv: ['/bin/sh', '-c', script] }));
+
+test('a VM with nothing but a name boots, runs commands, stops clean and leaves nothing', {
+  timeout: 300_000,
+}, async () => {
+  await using w = await world({ qemu: 'real', seed: 'booted' });
+  const vm = await w.client.vm.create({ name: 'web' });
+  assert.deepEqual([vm.state, vm.vcpus, vm.memory_mib], ['created', 2, 1024]);
+  const started = await w.client.vm.start({ vm: 'web' });
+  assert.deepEqual([started.state, started.guest, started.vmm], ['running', 'ready', 'qemu']);
+
+  const id = await sh(
+    w,
+    'web',
+    'id -u; uname -r; . /etc/os-release; echo $ID $VERSION_ID; hostname; nproc; echo oops >&2; exit 7',
+  );
+  const kernel = (await w.client.kernel.list({}))[0];
+  assert.ok(kernel);
+  assert.equal(id.stdout.toString(), `0\n${kernel.version}\ndebian 12\nweb\n2\n`);
+  assert.equal(id.stderr.toString(), 'oops\n');
+  assert.deepEqual([id.exit_code, id.signal], [7, null]);
+  const killed = await sh(w, 'web', 'kill -SEGV $$');
+  assert.deepEqual([killed.exit_code, killed.signal], [null, 'SEGV']);
+
+  const disk = await sh(w, 'web', 'df -B1 --output=size / | tail -1; stat -c %u:%g:%a /usr/bin/passwd /usr/bin/wall');
+  const [size, passwd] = disk.stdout.toString().trim().split('\n');
+  assert.ok(Number(size) > 7 * 1024 ** 3, `the root grew to its workspace: ${size}`);
+  assert.equal(passwd, '0:0:4755', 'owner and set-uid bit');
+  const zombies = await sh(
+    w,
+    'web',
+    'for i in 1 2 3 4 5; do (true & exec true) & done; sleep 0.5; grep -l "^State:.Z" /proc/[0-9]*/status | wc -l',
+  );
+  assert.equal(zombies.stdout.toString().trim(), '0');
+  assert.equal(
+    (
+      await sh(w, 'web', 'echo data > /root/kept; sync -f /root/kept; find /lib/modules -name "overlay.ko*" | wc -l')
+    ).stdout.toString(),
+    '1\n',
+  );
+
+  const record = await w.client.vm.get({ vm: 'web' });
+  assert.match(record.guest_facts?.os ?? '', /Debian/);
+  const lines: string[] = [];
+  for await (const message of w.client.vm.logs({ vm: 'web' })) if (message.type === 'line') lines.push(message.line);
+  assert.ok(lines.length > 0, 'the console was kept');
+
+  const stopped = await w.client.vm.stop({ vm: 'web' });
+  assert.equal(stopped.state, 'stopped');
+  assert.equal(stopped.last_exit?.reason, 'The guest shut down.');
+  const root = join(w.data_dir, 'workspaces', stopped.root_ws_id ?? '', 'disk.raw');
+  const fsck = await runAny(['e2fsck', '-fn', root]);
+  assert.equal(fsck.code, 0, fsck.stdout);
+
+  await w.client.vm.start({ vm: 'web' });
+  assert.equal((await sh(w, 'web', 'cat /root/kept')).stdout.toString(), 'data\n');
+  assert.deepEqual((await w.client.vm.history({ vm: 'web' })).map(h => h.to).reverse(), [
+    'created',
+    'starting',
+    'running',
+    'stopping',
+    'stopped',
+    'starting',
+    'running',
+  ]);
+  await w.client.vm.delete({ vm: 'web' });
+  assert.deepEqual(await traces(w), NO_TRACES);
+});
+
+test('the clock of a guest runs as fast as the host clock', { timeout: 300_000 }, async () => {
+  await using w = await world({ qemu: 'real', seed: 'booted' });
+  await w.client.vm.create({ name: 'clock', memory_mib: 512 });
+  await w.client.vm.start({ vm: 'clock' });
+  const read = async () => {
+    const before = performance.now();
+    const out = (await sh(w, 'clock', 'cut -d" " -f1 /proc/uptime; date +%s.%N')).stdout.toString().trim().split('\n');
+    return {
+      host: (before + performance.now()) / 2,
+      wall: Date.now() / 1000,
+      uptime: Number(out[0]),
+      date: Number(out[1]),
+    };
+  };
+  await read(); // the first one is slower
+  const first = await read();
+  await sleep(10_000);
+  const last = await read();
+  const ratio = ((last.uptime - first.uptime) * 1000) / (last.host - first.host);
+  assert.ok(Math.abs(ratio - 1) < 0.03, `guest seconds a host second: ${ratio}`);
+  assert.ok(Math.abs(last.date - last.wall) < 2, `guest ${last.date}, host ${last.wall}`);
+});
+
+test('both kernels of Debian 12 boot: 6.12 and 6.1', { timeout: 600_000 }, async () => {
+  await using w = await world({ qemu: 'real', seed: 'booted' });
+  const job = await w.client.job.wait({
+    job: (await w.client.kernel.download({ version: '6.1' })).id,
+    timeout_ms: 300_000,
+  });
+  assert.equal(job.state, 'succeeded', job.error?.detail);
+  const kernels = await w.client.kernel.list({});
+  assert.deepEqual(kernels.map(k => k.version.split('.').slice(0, 2).join('.')).sort(), ['6.1', '6.12']);
+  for (const kernel of kernels) {
+    await w.client.kernel.verify({ kernel: kernel.id });
+    const name = `k${kernel.version.split('.')[1]}`;
+    await w.client.vm.create({ name, kernel: kernel.version, memory_mib: 512 });
+    await w.client.vm.start({ vm: name });
+    assert.equal((await sh(w, name, 'uname -r')).stdout.toString().trim(), kernel.version);
+    assert.equal((await w.client.vm.stop({ vm: name })).last_exit?.reason, 'The guest shut down.');
+  }
+  await assert.rejects(w.client.kernel.remove({ kernel: kernels[0]?.id ?? '' }), { code: 'in_use' });
+});
+
+test('a root file system that is garbage: the start says so, and the VM can be deleted', {
+  timeout: 300_000,
+}, async () => {
+  await using w = await world({ qemu: 'real', seed: 'booted' });
+  const ws = await w.client.ws.create({ name: 'empty', size_bytes: 64 * 1024 * 1024 });
+  await w.client.vm.create({ name: 'bad', ws: ws.name, memory_mib: 256 });
+  await assert.rejects(
+    w.client.vm.start({ vm: 'bad', timeout_ms: 30_000 }),
+    (e: Error & { code?: string; hint?: string }) => {
+      assert.equal(e.code, 'vmm');
+      assert.match(e.hint ?? '', /vm logs bad/);
+      return true;
+    },
+  );
+  const vm = await w.client.vm.get({ vm: 'bad' });
+  assert.equal(vm.state, 'crashed');
+  assert.match(vm.last_exit?.console_tail.join('\n') ?? '', /nexus: /, 'the guest said on its console what is wrong');
+  await w.client.vm.delete({ vm: 'bad' });
+  const ls = await run(['ls', join(w.data_dir, 'vms')]);
+  assert.equal(ls.stdout, '');
+  assert.equal((await w.client.ws.get({ ws: 'empty' })).vm_id, null, 'a workspace that was attached is only detached');
+});
+
+test('the daemon is killed and comes back: the VM never stopped', { timeout: 300_000 }, async () => {
+  await using w = await world({ qemu: 'real', seed: 'booted' });
+  await w.client.vm.create({ name: 'live', memory_mib: 512 });
+  const { pid } = await w.client.vm.start({ vm: 'live' });
+  const boot = (
+    await sh(w, 'live', 'cat /proc/sys/kernel/random/boot_id; nohup sleep 1000 >/dev/null 2>&1 & echo $! > /run/pid')
+  ).stdout.toString();
+  await w.kill();
+  await w.start();
+  const vm = await w.client.vm.get({ vm: 'live' });
+  assert.deepEqual([vm.state, vm.pid], ['running', pid]);
+  const again = await sh(w, 'live', 'cat /proc/sys/kernel/random/boot_id; kill -0 $(cat /run/pid) && echo alive');
+  assert.equal(again.stdout.toString(), `${boot}alive\n`);
+  assert.equal((await w.client.vm.stop({ vm: 'live' })).last_exit?.reason, 'The guest shut down.');
+  await w.client.vm.delete({ vm: 'live' });
+  assert.deepEqual(await traces(w), NO_TRACES);
+  assert.ok(!(await readFile(join(w.data_dir, 'nexusd.log'), 'utf8')).includes('"level":50'), await w.log());
+});
