@@ -1,0 +1,56 @@
+// agent-harness serves the agent's control handler on a Unix socket, for tests without a machine: each connection is one
+// control stream. With -egress it dials that socket as an egress stream. It changes nothing on the host it runs on.
+package main
+
+import (
+	"flag"
+	"net"
+	"os"
+	"time"
+
+	"github.com/workfort/nexus/agent/internal/control"
+	"github.com/workfort/nexus/agent/internal/egress"
+	"github.com/workfort/nexus/agent/internal/execs"
+	"github.com/workfort/nexus/agent/internal/facts"
+	"github.com/workfort/nexus/agent/internal/proc"
+	"github.com/workfort/nexus/agent/internal/safe"
+	"github.com/workfort/nexus/agent/internal/wire"
+)
+
+// bystander is a machine that is left alone.
+type bystander struct{ client *egress.Client }
+
+func (bystander) Settle(wire.Settle) error { return nil }
+
+func (b bystander) Power(kind string, _ time.Duration) { b.client.Ending(kind, "host") }
+
+func main() {
+	dial := flag.String("egress", "", "socket of the host's egress server")
+	flag.Parse()
+	if flag.NArg() != 1 {
+		safe.Logf("usage: agent-harness [-egress <socket>] <socket>")
+		os.Exit(2)
+	}
+	id := facts.NewID()
+	gather := func() wire.Facts { return facts.Gather(id) }
+	client := &egress.Client{Facts: gather}
+	server := &control.Server{Execs: execs.NewRegistry(proc.NewTable(false)), Facts: gather, System: bystander{client}}
+	l, err := net.Listen("unix", flag.Arg(0))
+	if err != nil {
+		safe.Logf("cannot listen: %v", err)
+		os.Exit(1)
+	}
+	if *dial != "" {
+		safe.Go(func() {
+			egress.Redial(client, func() (net.Conn, error) { return net.Dial("unix", *dial) })
+		})
+	}
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			safe.Logf("cannot accept: %v", err)
+			os.Exit(1)
+		}
+		safe.Go(func() { server.Serve(conn) })
+	}
+}

@@ -1,0 +1,326 @@
+// Package execs runs commands: it starts them, keeps what they write in rings that readers attach to, and tells how they
+// ended.
+//
+// INVARIANTS
+//   - A byte enters a ring once and leaves it only when it is the oldest and no attached reader still needs it.
+//   - The pump of a channel waits for a reader that is attached, never for one that has gone.
+//   - `finished` is set once, after the exit status and after the last byte; nothing is appended later.
+//   - Whoever holds Exec.mu blocks on nothing but Exec.cond.
+package execs
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/workfort/nexus/agent/internal/proc"
+	"github.com/workfort/nexus/agent/internal/safe"
+	"github.com/workfort/nexus/agent/internal/wire"
+)
+
+const (
+	// lingering is how long pipes that a grandchild holds are read after the command's own end.
+	lingering = 200 * time.Millisecond
+	// orphanDelay is how long a command with on_disconnect kill outlives its last reader.
+	orphanDelay = 10 * time.Second
+)
+
+// Exit is how a command ended.
+type Exit struct {
+	Code     int
+	Signal   syscall.Signal // 0 if it exited
+	TimedOut bool
+	Duration time.Duration
+}
+
+// Exec is one command.
+type Exec struct {
+	ID  string
+	Pid int
+
+	table *proc.Table
+	child *proc.Child
+	kill  bool // on_disconnect
+
+	mu       sync.Mutex
+	cond     *sync.Cond
+	rings    [2]ring // stdout, stderr
+	eof      [2]bool
+	readers  map[*Reader]struct{}
+	exit     *Exit
+	finished bool
+	timedOut bool
+	stdin    *os.File // nil once taken or closed
+	orphan   *time.Timer
+}
+
+func newExec(table *proc.Table, child *proc.Child, spec wire.Spec, stdin *os.File) *Exec {
+	e := &Exec{ID: spec.ID, Pid: child.Pid, table: table, child: child, kill: spec.OnDisconnect == "kill",
+		readers: map[*Reader]struct{}{}, stdin: stdin}
+	e.cond = sync.NewCond(&e.mu)
+	return e
+}
+
+// supervise follows the command to its end. It returns when finished is set.
+func (e *Exec) supervise(timeout time.Duration, stdin *os.File, out [2]*os.File) {
+	if timeout > 0 {
+		t := time.AfterFunc(timeout, func() {
+			defer safe.Recover()
+			e.mu.Lock()
+			defer e.mu.Unlock()
+			e.timedOut = e.table.Signal(e.child, syscall.SIGKILL)
+		})
+		defer t.Stop()
+	}
+	var pumps sync.WaitGroup
+	for i := range out {
+		pumps.Add(1)
+		safe.Go(func() { e.pump(i, out[i], pumps.Done) })
+	}
+	<-e.child.Done
+	e.mu.Lock()
+	e.exit = exitOf(e.child, e.timedOut)
+	if e.orphan != nil {
+		e.orphan.Stop()
+	}
+	e.mu.Unlock()
+	if stdin != nil {
+		stdin.Close() // also ends a writer that waits
+	}
+	for _, f := range out {
+		_ = f.SetReadDeadline(time.Now().Add(lingering))
+	}
+	pumps.Wait()
+	e.mu.Lock()
+	e.finished = true
+	e.cond.Broadcast()
+	e.mu.Unlock()
+}
+
+func exitOf(c *proc.Child, timedOut bool) *Exit {
+	x := &Exit{TimedOut: timedOut, Duration: c.Ended.Sub(c.Started)}
+	if c.Status.Signaled() {
+		x.Signal = c.Status.Signal()
+	} else {
+		x.Code = c.Status.ExitStatus()
+	}
+	return x
+}
+
+// pump moves a pipe into its ring until its end, or until the lingering is over: then it takes what is in the pipe at that
+// moment, reports the end, and goes on to read into nothing, so that a grandchild that writes does not die of SIGPIPE.
+func (e *Exec) pump(i int, f *os.File, done func()) {
+	defer f.Close()
+	ended := false
+	end := func() {
+		if !ended {
+			ended = true
+			done()
+		}
+	}
+	defer end()
+	buf := make([]byte, 16<<10)
+	for {
+		n, err := f.Read(buf)
+		e.append(i, buf[:n])
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			_ = f.SetReadDeadline(time.Time{})
+			e.drain(i, f, buf)
+			end()
+			_, _ = io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{f}, buf[:512])
+			return
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// drain reads what the pipe holds now. All that the command itself wrote is in it.
+func (e *Exec) drain(i int, f *os.File, buf []byte) {
+	left := 0
+	if raw, err := f.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { left, _ = unix.IoctlGetInt(int(fd), unix.TIOCINQ) })
+	}
+	for left > 0 {
+		n, err := f.Read(buf[:min(left, len(buf))])
+		e.append(i, buf[:n])
+		left -= n
+		if err != nil {
+			return
+		}
+	}
+}
+
+func (e *Exec) append(i int, p []byte) {
+	if len(p) == 0 {
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for len(p) > 0 {
+		room := e.room(i)
+		if room == 0 {
+			e.cond.Wait()
+			continue
+		}
+		n := min(len(p), room)
+		e.rings[i].append(p[:n])
+		p = p[n:]
+		e.cond.Broadcast()
+	}
+}
+
+// room is how many bytes the ring takes without dropping one that a reader needs.
+func (e *Exec) room(i int) int {
+	room := ringSize
+	for r := range e.readers {
+		room = min(room, ringSize-int(e.rings[i].end-r.pos[i]))
+	}
+	return room
+}
+
+// Signal sends sig to the process group; false if the command has ended.
+func (e *Exec) Signal(sig syscall.Signal) bool { return e.table.Signal(e.child, sig) }
+
+// Running says whether the command itself has not ended.
+func (e *Exec) Running() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.exit == nil
+}
+
+// TakeStdin hands the standard input to its one writer; nil if there is none or it is taken.
+func (e *Exec) TakeStdin() *os.File {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	f := e.stdin
+	e.stdin = nil
+	return f
+}
+
+// Reader is one attached reader of both channels.
+type Reader struct {
+	Exec *Exec
+
+	pos  [2]uint64
+	gaps [2]uint64
+	turn int
+}
+
+// ErrBeyond says that a reader asked for an offset that is not written yet.
+var ErrBeyond = errors.New("the offset is beyond the end of the output")
+
+// Attach adds a reader that starts at the given offsets of stdout and stderr.
+func (e *Exec) Attach(from [2]uint64) (*Reader, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	r := &Reader{Exec: e, pos: from}
+	for i := range from {
+		if from[i] > e.rings[i].end {
+			return nil, ErrBeyond
+		}
+		if start := e.rings[i].start; from[i] < start {
+			r.gaps[i], r.pos[i] = start-from[i], start
+		}
+	}
+	e.readers[r] = struct{}{}
+	if e.orphan != nil {
+		e.orphan.Stop()
+		e.orphan = nil
+	}
+	return r, nil
+}
+
+// Detach removes the reader. The command goes on.
+func (r *Reader) Detach() {
+	e := r.Exec
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.readers, r)
+	e.cond.Broadcast()
+	if !e.kill || e.exit != nil || len(e.readers) > 0 {
+		return
+	}
+	var t *time.Timer
+	t = time.AfterFunc(orphanDelay, func() {
+		defer safe.Recover()
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		if e.orphan == t {
+			e.table.Signal(e.child, syscall.SIGKILL)
+		}
+	})
+	e.orphan = t
+}
+
+// Next waits for output and fills buf with whole frames; buf has room for one of any size. io.EOF after the last.
+func (r *Reader) Next(ctx context.Context, buf []byte) (int, error) {
+	e := r.Exec
+	stop := context.AfterFunc(ctx, func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.cond.Broadcast()
+	})
+	defer stop()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+		if n := r.fill(buf); n > 0 {
+			e.cond.Broadcast()
+			return n, nil
+		}
+		if e.finished {
+			return 0, io.EOF
+		}
+		e.cond.Wait()
+	}
+}
+
+// More says whether Next would return at once.
+func (r *Reader) More() bool {
+	r.Exec.mu.Lock()
+	defer r.Exec.mu.Unlock()
+	return r.Exec.finished || r.pos[0] < r.Exec.rings[0].end || r.pos[1] < r.Exec.rings[1].end
+}
+
+// fill makes frames of what there is, the channels by turns. The lock is held.
+func (r *Reader) fill(buf []byte) int {
+	frames := buf[:0]
+	for i, dropped := range r.gaps {
+		if dropped > 0 {
+			frames = wire.AppendGap(frames, byte(i)+wire.Stdout, dropped)
+			r.gaps[i] = 0
+		}
+	}
+	n := len(frames)
+	for range 2 {
+		i := r.turn
+		r.turn = 1 - r.turn
+		if room := len(buf) - n - wire.FrameHead; room > 0 {
+			m := r.Exec.rings[i].copyAt(buf[n+wire.FrameHead:][:min(room, wire.MaxFrame)], r.pos[i])
+			if m > 0 {
+				wire.PutHead(buf[n:], byte(i)+wire.Stdout, m)
+				r.pos[i] += uint64(m)
+				n += wire.FrameHead + m
+			}
+		}
+	}
+	return n
+}
+
+// Exit is how the command ended; valid after Next said io.EOF.
+func (r *Reader) Exit() Exit {
+	r.Exec.mu.Lock()
+	defer r.Exec.mu.Unlock()
+	return *r.Exec.exit
+}

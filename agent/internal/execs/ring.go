@@ -1,0 +1,64 @@
+package execs
+
+// ringSize is how many bytes of a channel are kept.
+const ringSize = 256 << 10
+
+// ring keeps the last ringSize bytes of a stream, addressed by their offset from its beginning. It grows as it fills:
+// most commands write little.
+type ring struct {
+	buf   []byte
+	start uint64 // offset of the oldest byte that is kept
+	end   uint64 // offset after the newest
+}
+
+// append adds at most ringSize bytes and drops the oldest where there is no room.
+func (r *ring) append(p []byte) {
+	if len(p) > ringSize {
+		panic("execs: more bytes than the ring holds")
+	}
+	r.grow(int(r.end-r.start) + len(p))
+	for len(p) > 0 {
+		at := int(r.end % uint64(len(r.buf)))
+		n := copy(r.buf[at:], p)
+		p = p[n:]
+		r.end += uint64(n)
+	}
+	if r.end-r.start > uint64(len(r.buf)) {
+		r.start = r.end - uint64(len(r.buf))
+	}
+}
+
+func (r *ring) grow(want int) {
+	if want > ringSize {
+		want = ringSize
+	}
+	if want <= len(r.buf) {
+		return
+	}
+	size := max(len(r.buf), 4<<10)
+	for size < want {
+		size *= 2
+	}
+	bigger := make([]byte, size)
+	for off := r.start; off < r.end; {
+		from := int(off % uint64(len(r.buf)))
+		to := int(off % uint64(size))
+		n := min(int(r.end-off), len(r.buf)-from, size-to)
+		copy(bigger[to:to+n], r.buf[from:from+n])
+		off += uint64(n)
+	}
+	r.buf = bigger
+}
+
+// copyAt copies the bytes from offset off, which is in [start, end], into p.
+func (r *ring) copyAt(p []byte, off uint64) int {
+	done := 0
+	for done < len(p) && off < r.end {
+		from := int(off % uint64(len(r.buf)))
+		n := min(len(p)-done, int(r.end-off), len(r.buf)-from)
+		copy(p[done:], r.buf[from:from+n])
+		done += n
+		off += uint64(n)
+	}
+	return done
+}
