@@ -1,0 +1,289 @@
+/**
+ * The host's side of one guest: its bell, its control connection, its commands.
+ *
+ * INVARIANTS: at most BULK streams carry output and standard input, all others wait in order; a command with an open
+ * standard input takes both its places at once, so that commands that wait for input can never keep input waiting.
+ * Whatever was taken is given back when the command's output is over.
+ */
+import http2 from 'node:http2';
+import type { Duplex, Readable } from 'node:stream';
+import { z } from 'zod';
+import type { ExecSpec, Signal } from '../api/exec.ts';
+import { Fault } from '../api/fault.ts';
+import type { Log } from '../lib/log.ts';
+import { Slots } from '../lib/slots.ts';
+import { type Egress, serveEgress } from './egress.ts';
+import { ExecOutput, type ExecStream, type Offsets } from './exec.ts';
+import { type Ending, type Facts, parseBody, parseFacts } from './facts.ts';
+import { type GuestState, Keeper, ping, within } from './keeper.ts';
+import { bound, LostError, readBody, statusOf } from './link.ts';
+import { refusal, spawnRefusal } from './refusal.ts';
+import { type OutputRequest, Requests } from './requests.ts';
+import { sendAll } from './send.ts';
+import { encodePreamble, ID } from './wire.ts';
+
+export interface GuestOptions {
+  /** A fresh control connection; the signal is aborted when it takes too long. */
+  open: (signal: AbortSignal) => Promise<Duplex>;
+  onState: (state: GuestState, facts?: Facts) => void;
+  onEnding: (kind: Ending['kind'], by: Ending['by']) => void;
+  log: Log;
+}
+
+export interface ExecOptions {
+  /** The standard input; without it an exec with `stdin: 'open'` waits for `writeStdin`. */
+  stdin?: Readable | undefined;
+  /** Before the guest has said that the command runs: ends the wait, and the command if it came about. Later: detaches. */
+  signal: AbortSignal;
+}
+
+export interface Settle {
+  clock_ms?: number;
+  /** base64 */
+  entropy?: string;
+  hostname?: string;
+}
+
+const ExecList = z.object({
+  execs: z.array(z.object({ id: z.string().regex(ID), pid: z.int(), running: z.boolean() })).max(4096),
+});
+export type GuestExecs = z.infer<typeof ExecList>['execs'];
+const Taken = z.object({ bytes: z.int().min(0) });
+
+const BULK = 112;
+const PING_MS = 10_000;
+/** From the request to the answer that the command runs, lost connections included. */
+const START_MS = 30_000;
+/** How long a command's output waits for a lost connection. */
+const RECOVER_MS = 120_000;
+const { NGHTTP2_CANCEL } = http2.constants;
+
+const checkId = (id: string): string => {
+  if (!ID.test(id)) throw new Fault('invalid', 'Cannot name a command so: an ID has 1 to 64 of A-Z a-z 0-9 _ -.');
+  return id;
+};
+
+const outputRequest = (id: string, offsets: Offsets): OutputRequest => ({
+  what: `read the output of command ${id}`,
+  headers: { ':path': `/v1/exec/${id}/output?stdout=${offsets.stdout}&stderr=${offsets.stderr}` },
+  refused: (status, body) => refusal(`read the output of command ${id}`, status, body),
+});
+
+export class Guest implements AsyncDisposable {
+  readonly #options: GuestOptions;
+  readonly #keeper: Keeper;
+  readonly #requests: Requests;
+  readonly #bulk = new Slots(BULK);
+  readonly #egress = new Set<Egress>();
+  readonly #outputs = new Set<ExecOutput>();
+  /** Commands that have a place for their standard input already. */
+  readonly #reserved = new Set<string>();
+
+  constructor(options: GuestOptions) {
+    this.#options = options;
+    this.#keeper = new Keeper(options);
+    this.#requests = new Requests(this.#keeper);
+  }
+
+  get state(): GuestState {
+    return this.#keeper.state;
+  }
+
+  get facts(): Facts | null {
+    return this.#keeper.facts;
+  }
+
+  /** Serves the guest on an egress connection. Settles when that has ended: then the guest needs another one. */
+  async serveEgress(stream: Duplex): Promise<void> {
+    if (this.#keeper.closing.aborted) {
+      stream.on('error', () => {}).destroy();
+      return;
+    }
+    const egress: Egress = serveEgress(stream, {
+      onBell: facts => {
+        this.#keeper.bell(facts);
+        // The guest speaks on one; what rang before is a leftover.
+        for (const other of this.#egress) if (other !== egress) other.close();
+      },
+      onMisfit: fault => this.#keeper.misfit(fault),
+      onEnding: ({ kind, by }) => this.#options.onEnding(kind, by),
+      log: this.#options.log,
+    });
+    this.#egress.add(egress);
+    await egress.ended;
+    this.#egress.delete(egress);
+  }
+
+  /** Resolves when the guest has rung and a control connection has answered. Rejects for an agent that does not fit. */
+  ready(signal: AbortSignal): Promise<Facts> {
+    return this.#keeper.ready(this.#requests.bounded(signal));
+  }
+
+  /** No pings until disposed: for the time in which the VM is paused. */
+  hold(): Disposable {
+    return this.#keeper.hold();
+  }
+
+  /** Round trip to the agent and back, ms. */
+  ping(signal: AbortSignal): Promise<number> {
+    return this.#requests.told('reach the guest', signal, async () => {
+      using limit = within('the answer to a ping', PING_MS, this.#requests.bounded(signal));
+      const link = await this.#keeper.link(limit.signal);
+      const start = performance.now();
+      await ping(link, limit.signal);
+      return performance.now() - start;
+    });
+  }
+
+  /** Asks the guest for its facts again. */
+  async refresh(signal: AbortSignal): Promise<Facts> {
+    const request = { what: "get the guest's facts", method: 'GET', path: '/v1/facts', again: true } as const;
+    const facts = parseFacts((await this.#requests.call(request, signal)).body);
+    this.#keeper.learn(facts);
+    return facts;
+  }
+
+  /** Commands that run, or have ended a short time ago. */
+  async execs(signal: AbortSignal): Promise<GuestExecs> {
+    const request = { what: "list the guest's commands", method: 'GET', path: '/v1/execs', again: true } as const;
+    const { body } = await this.#requests.call(request, signal);
+    return parseBody(ExecList, body, "the guest's list of commands").execs;
+  }
+
+  /** Signals the command's process group; `not_found` if it has ended. */
+  async signalExec(id: string, name: Signal, signal: AbortSignal): Promise<void> {
+    const path = `/v1/exec/${checkId(id)}/signal`;
+    const what = `send ${name} to command ${id}`;
+    await this.#requests.call({ what, method: 'POST', path, body: { signal: name }, again: false }, signal);
+  }
+
+  async power(kind: 'poweroff' | 'reboot', grace_ms: number, signal: AbortSignal): Promise<void> {
+    const body = { kind, grace_ms };
+    const what = `ask the guest to ${kind === 'reboot' ? 'start again' : 'shut down'}`;
+    await this.#requests.call({ what, method: 'POST', path: '/v1/power', body, again: false }, signal);
+  }
+
+  /** Sets clock, entropy and host name: after a load, before anything of the user runs. */
+  async settle(body: Settle, signal: AbortSignal): Promise<void> {
+    await this.#requests.call(
+      { what: 'set up the guest', method: 'POST', path: '/v1/settle', body, again: true },
+      signal,
+    );
+  }
+
+  /** Runs a command. Resolves when it runs; one that cannot be started is a fault with a `reason`. */
+  async exec(spec: ExecSpec & { id: string }, options: ExecOptions): Promise<ExecStream> {
+    const { id } = spec;
+    const { stdin, signal } = options;
+    const fed = spec.stdin === 'open' || stdin !== undefined;
+    const request: OutputRequest = {
+      what: 'run the command',
+      headers: { ':method': 'POST', ':path': '/v1/exec' },
+      // Apart from the standard input, so that the request can be made again when the connection is lost under it.
+      body: encodePreamble({ ...spec, id: checkId(id), stdin: fed ? 'later' : 'none' }),
+      refused: (status, body) => spawnRefusal(spec, status, body),
+    };
+    let asked = false;
+    try {
+      const place = await this.#bulk.take(fed ? 2 : 1, this.#requests.bounded(signal));
+      if (fed) this.#reserved.add(id);
+      asked = true;
+      const output = await this.#output(id, request, { stdout: 0, stderr: 0 }, signal, () => {
+        this.#reserved.delete(id);
+        place[Symbol.dispose]();
+      });
+      if (stdin !== undefined) this.#feed(output, stdin);
+      return output;
+    } catch (error) {
+      stdin?.destroy();
+      // It may run all the same, and nobody knows of it.
+      if (asked && signal.aborted) this.signalExec(id, 'KILL', this.#keeper.closing).catch(() => {});
+      throw error;
+    }
+  }
+
+  /** Reads a command's output again, from these offsets on. The signal detaches. */
+  async attachExec(id: string, offsets: Offsets, signal: AbortSignal): Promise<ExecStream> {
+    const request = outputRequest(checkId(id), offsets);
+    const place = await this.#bulk.take(1, this.#requests.bounded(signal));
+    return await this.#output(id, request, offsets, signal, () => place[Symbol.dispose]());
+  }
+
+  /** Feeds a command's standard input and ends it. Resolves with the bytes that the guest took. */
+  async writeStdin(id: string, stream: Readable, signal: AbortSignal): Promise<number> {
+    const limit = this.#requests.bounded(signal);
+    const what = `feed command ${id}`;
+    let sent = 0;
+    try {
+      const reserved = this.#reserved.delete(checkId(id));
+      using _place = reserved ? undefined : await this.#bulk.take(1, limit);
+      return await this.#requests.told(what, signal, async () => {
+        const link = await this.#requests.link(limit);
+        const request = link.request({ ':method': 'POST', ':path': `/v1/exec/${id}/stdin` }, false);
+        try {
+          const answer = Promise.all([statusOf(request), readBody(request)]);
+          answer.catch(() => {}); // raced below
+          bound(request, limit);
+          const sending = sendAll(request, stream, bytes => {
+            sent += bytes;
+          });
+          // A command that closes its input answers before all is sent; a source that fails is heard first.
+          const [head, body] = await Promise.race([answer, sending.then(() => answer)]);
+          if (head[':status'] !== 200) throw refusal(what, head[':status'] ?? 0, body);
+          return parseBody(Taken, body, 'what the command took').bytes;
+        } catch (error) {
+          if (!(error instanceof LostError)) throw error;
+          throw new LostError(`${error.message} after ${sent} bytes were sent`, error);
+        } finally {
+          if (!request.closed) request.close(NGHTTP2_CANCEL);
+        }
+      });
+    } finally {
+      stream.destroy();
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    const closed = this.#keeper[Symbol.asyncDispose]();
+    for (const egress of this.#egress) egress.close();
+    for (const output of this.#outputs) output.fail(this.#keeper.closing.reason);
+    await closed;
+  }
+
+  async #output(id: string, request: OutputRequest, from: Offsets, signal: AbortSignal, onOver: () => void) {
+    try {
+      const { source, pid } = await this.#requests.output(request, START_MS, signal);
+      const detach = () => output.detach();
+      const output: ExecOutput = new ExecOutput(
+        {
+          id,
+          pid,
+          source,
+          reattach: async (at, over) => (await this.#requests.output(outputRequest(id, at), RECOVER_MS, over)).source,
+          onOver: () => {
+            signal.removeEventListener('abort', detach);
+            this.#outputs.delete(output);
+            onOver();
+          },
+        },
+        from,
+      );
+      this.#outputs.add(output);
+      signal.addEventListener('abort', detach, { once: true });
+      return output.start();
+    } catch (error) {
+      onOver();
+      throw error;
+    }
+  }
+
+  /** A command whose input broke off must not look like one that had all of it. */
+  #feed(output: ExecOutput, stdin: Readable): void {
+    this.writeStdin(output.id, stdin, output.over).catch(error => {
+      if (error instanceof Fault && error.code === 'not_found') return; // it has ended
+      output.fail(error);
+    });
+  }
+}
+
+export const openGuest = (options: GuestOptions): Guest => new Guest(options);

@@ -1,0 +1,249 @@
+/**
+ * Keeps one good control connection to the guest.
+ *
+ * INVARIANTS: no connection is opened before the bell rang. At most one link is current, and it has answered a ping.
+ * A lost link is replaced at once, then ever more slowly up to RETRY_MOST_MS; while there is none for UNREACHABLE_MS the
+ * state says so. A silent link (two pings unanswered) is a lost one. A bell from another agent (a reboot) ends the link.
+ */
+import type { Duplex } from 'node:stream';
+import { Fault } from '../api/fault.ts';
+import { DeadlineError, raced, sleep } from '../lib/deadline.ts';
+import type { Log } from '../lib/log.ts';
+import type { Facts } from './facts.ts';
+import { call, type Link, LostError, openLink } from './link.ts';
+
+export type GuestState = 'connecting' | 'ready' | 'unreachable';
+
+export interface KeeperOptions {
+  open: (signal: AbortSignal) => Promise<Duplex>;
+  onState: (state: GuestState, facts?: Facts) => void;
+  log: Log;
+}
+
+const PING_EVERY_MS = 15_000;
+export const PING_MS = 5000;
+const RETRY_LEAST_MS = 10;
+const RETRY_MOST_MS = 1000;
+const UNREACHABLE_MS = 2000;
+
+/** A signal that is aborted after `ms` or with `signal`. */
+export const within = (what: string, ms: number, signal: AbortSignal): Disposable & { signal: AbortSignal } => {
+  const timer = new AbortController();
+  const handle = setTimeout(() => timer.abort(new DeadlineError(what, ms)), ms);
+  return { signal: AbortSignal.any([timer.signal, signal]), [Symbol.dispose]: () => clearTimeout(handle) };
+};
+
+export const ping = async (link: Link, signal: AbortSignal): Promise<void> => {
+  using limit = within('the answer to a ping', PING_MS, signal);
+  const { status } = await call(link, { method: 'GET', path: '/v1/ping' }, limit.signal);
+  if (status !== 204) throw new LostError(`the guest answered a ping with status ${status}`);
+};
+
+export class Keeper implements AsyncDisposable {
+  readonly #options: KeeperOptions;
+  readonly #closing = new AbortController();
+  readonly #running: Promise<void>;
+  readonly #rang = Promise.withResolvers<void>();
+  /** Replaced and resolved at each change of link, state or misfit. */
+  #changed = Promise.withResolvers<void>();
+  /** Ends the current wait of the loop early. */
+  #nudged = Promise.withResolvers<void>();
+  #link: Link | undefined;
+  #state: GuestState = 'connecting';
+  #facts: Facts | null = null;
+  #misfit: Fault | undefined;
+  #held = 0;
+
+  constructor(options: KeeperOptions) {
+    this.#options = options;
+    this.#running = this.#keep().catch(error => {
+      if (!this.#closing.signal.aborted) options.log.error(error, 'guest: the upkeep of the connection ended');
+    });
+  }
+
+  get state(): GuestState {
+    return this.#state;
+  }
+
+  get facts(): Facts | null {
+    return this.#facts;
+  }
+
+  get closing(): AbortSignal {
+    return this.#closing.signal;
+  }
+
+  bell(facts: Facts): void {
+    const before = this.#facts;
+    this.#facts = facts;
+    this.#misfit = undefined;
+    if (before !== null && before.agent_id !== facts.agent_id) {
+      this.#say('connecting');
+      this.#link?.close('the guest has started again');
+    }
+    this.#rang.resolve();
+    this.#nudge();
+  }
+
+  misfit(fault: Fault): void {
+    this.#misfit = fault;
+    this.#change();
+  }
+
+  /** The facts as the guest says them now. */
+  learn(facts: Facts): void {
+    this.#facts = facts;
+  }
+
+  /** A link that answered; waits for one. */
+  async link(signal: AbortSignal): Promise<Link> {
+    for (;;) {
+      signal.throwIfAborted();
+      if (this.#link?.alive) return this.#link;
+      await raced(this.#changed.promise, signal);
+    }
+  }
+
+  async ready(signal: AbortSignal): Promise<Facts> {
+    for (;;) {
+      signal.throwIfAborted();
+      if (this.#misfit !== undefined) throw this.#misfit;
+      if (this.#state === 'ready' && this.#link?.alive && this.#facts !== null) return this.#facts;
+      await raced(this.#changed.promise, signal);
+    }
+  }
+
+  /** Something took too long: look at the link now. */
+  suspect(): void {
+    if (this.#held === 0) this.#nudge();
+  }
+
+  /** No pings until disposed: a paused guest answers none. */
+  hold(): Disposable {
+    this.#held++;
+    let done = false;
+    return {
+      [Symbol.dispose]: () => {
+        if (done) return;
+        done = true;
+        this.#held--;
+        this.suspect();
+      },
+    };
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (!this.#closing.signal.aborted) {
+      this.#closing.abort(new Fault('guest', 'The connection to the guest was closed: its VM is gone.'));
+      this.#link?.close('the VM is gone');
+      this.#rang.promise.catch(() => {});
+    }
+    await this.#running;
+  }
+
+  #change(): void {
+    const { resolve } = this.#changed;
+    this.#changed = Promise.withResolvers();
+    resolve();
+  }
+
+  #nudge(): void {
+    const { resolve } = this.#nudged;
+    this.#nudged = Promise.withResolvers();
+    resolve();
+  }
+
+  #say(state: GuestState): void {
+    if (this.#state === state) return;
+    this.#state = state;
+    this.#options.onState(state, this.#facts ?? undefined);
+    this.#change();
+  }
+
+  async #keep(): Promise<void> {
+    const { signal } = this.#closing;
+    await raced(this.#rang.promise, signal);
+    while (!signal.aborted) {
+      this.#link = await this.#connect();
+      this.#change();
+      this.#say('ready');
+      await this.#watch(this.#link);
+      const { message } = await this.#link.ended;
+      this.#link = undefined;
+      if (!signal.aborted) this.#options.log.info(`guest: control connection ended: ${message}`);
+    }
+  }
+
+  async #connect(): Promise<Link> {
+    const { signal } = this.#closing;
+    const late = setTimeout(() => this.#say('unreachable'), UNREACHABLE_MS);
+    try {
+      for (let delay = 0; ; delay = Math.min(RETRY_MOST_MS, Math.max(RETRY_LEAST_MS, delay * 2))) {
+        if (delay > 0 && (await this.#pause(delay))) delay = 0;
+        try {
+          return await this.#try();
+        } catch (error) {
+          signal.throwIfAborted();
+          this.#options.log.debug(error, 'guest: control connection could not be opened');
+        }
+      }
+    } finally {
+      clearTimeout(late);
+    }
+  }
+
+  /** Waits; true if it was ended early by a nudge. */
+  async #pause(ms: number): Promise<boolean> {
+    const stop = new AbortController();
+    const signal = AbortSignal.any([stop.signal, this.#closing.signal]);
+    try {
+      const nudged = this.#nudged.promise.then(() => true);
+      return await raced(Promise.race([nudged, sleep(ms, false, { signal })]), this.#closing.signal);
+    } finally {
+      stop.abort();
+    }
+  }
+
+  async #try(): Promise<Link> {
+    using limit = within('opening the control connection', PING_MS, this.#closing.signal);
+    const opening = this.#options.open(limit.signal);
+    // One that comes after its deadline is nobody's: it must not stay.
+    const stream = await raced(opening, limit.signal).catch(error => {
+      opening.then(
+        late => late.on('error', () => {}).destroy(),
+        () => {},
+      );
+      throw error;
+    });
+    const link = openLink(stream);
+    try {
+      await ping(link, limit.signal);
+      return link;
+    } catch (error) {
+      link.close('it did not answer');
+      throw error;
+    }
+  }
+
+  async #watch(link: Link): Promise<void> {
+    link.ended.then(() => this.#nudge());
+    let missed = 0;
+    while (link.alive) {
+      if (missed === 0) await this.#pause(PING_EVERY_MS);
+      if (!link.alive) return;
+      if (this.#held > 0) {
+        missed = 0;
+        continue;
+      }
+      try {
+        await ping(link, this.#closing.signal);
+        missed = 0;
+      } catch (error) {
+        if (this.#closing.signal.aborted || !link.alive) return;
+        missed++;
+        this.#options.log.debug(error, 'guest: a ping was missed');
+        if (missed >= 2 && this.#held === 0) link.close('it fell silent');
+      }
+    }
+  }
+}

@@ -1,0 +1,146 @@
+/**
+ * Requests over whatever control connection is current: again where that is safe, with a deadline, with errors for the
+ * reader.
+ */
+import http2, { type OutgoingHttpHeaders } from 'node:http2';
+import { Fault } from '../api/fault.ts';
+import { DeadlineError, sleep } from '../lib/deadline.ts';
+import { Slots } from '../lib/slots.ts';
+import { Source } from './exec.ts';
+import { type Keeper, within } from './keeper.ts';
+import { type Answer, call, type Link, LostError, readBody, statusOf } from './link.ts';
+import { refusal } from './refusal.ts';
+import { sendChunk } from './send.ts';
+
+/** Of the 128 streams of a connection 112 carry content; of the other 16 one is kept for the ping. */
+const SMALL = 15;
+const CALL_MS = 10_000;
+const PID = /^[1-9]\d{0,9}$/;
+
+export interface SmallRequest {
+  /** Completes "Cannot …". */
+  what: string;
+  method: 'GET' | 'POST';
+  path: string;
+  body?: unknown;
+  /** True: doing it twice does no harm. */
+  again: boolean;
+}
+
+/** A request whose answer is a command's output. Doing it twice does no harm. */
+export interface OutputRequest {
+  what: string;
+  headers: OutgoingHttpHeaders;
+  body?: Buffer;
+  refused: (status: number, body: Buffer) => Fault;
+}
+
+/** 0, then 10 ms doubled up to 1 s. */
+const delays = function* (): Generator<number> {
+  yield 0;
+  for (let delay = 10; ; delay = Math.min(1000, delay * 2)) yield delay;
+};
+
+/** Worth another try: the connection was lost, or the guest still counts streams of a connection that was. */
+const passing = (error: unknown): boolean =>
+  error instanceof LostError || (error instanceof Fault && error.code === 'busy');
+
+export class Requests {
+  readonly #keeper: Keeper;
+  readonly #small = new Slots(SMALL);
+
+  constructor(keeper: Keeper) {
+    this.#keeper = keeper;
+  }
+
+  /** Aborted with the caller's signal or when the guest is closed. */
+  bounded(signal: AbortSignal): AbortSignal {
+    return AbortSignal.any([signal, this.#keeper.closing]);
+  }
+
+  async link(signal: AbortSignal): Promise<Link> {
+    using limit = within('the connection to the guest', CALL_MS, signal);
+    return await this.#keeper.link(limit.signal);
+  }
+
+  /** Runs `deed`; what it throws becomes a fault that begins "Cannot `what`". */
+  async told<T>(what: string, signal: AbortSignal, deed: () => Promise<T>): Promise<T> {
+    try {
+      return await deed();
+    } catch (error) {
+      signal.throwIfAborted();
+      if (error instanceof DeadlineError) {
+        this.#keeper.suspect();
+        throw new Fault('timeout', `Cannot ${what}: ${error.message}.`, { cause: error });
+      }
+      if (error instanceof LostError) throw new Fault('guest', `Cannot ${what}: ${error.message}.`, { cause: error });
+      throw error;
+    }
+  }
+
+  /** A small request and its answer of 2xx. */
+  async call(request: SmallRequest, signal: AbortSignal): Promise<Answer> {
+    const { what } = request;
+    return await this.told(what, signal, async () => {
+      using limit = within('the answer of the guest', CALL_MS, this.bounded(signal));
+      using _place = await this.#small.take(1, limit.signal);
+      for (const delay of delays()) {
+        await sleep(delay, undefined, { signal: limit.signal });
+        const link = await this.#keeper.link(limit.signal);
+        try {
+          const answer = await call(link, request, limit.signal);
+          if (answer.status >= 200 && answer.status < 300) return answer;
+          throw refusal(what, answer.status, answer.body);
+        } catch (error) {
+          if (!request.again || !(error instanceof LostError)) throw error;
+        }
+      }
+      throw new LostError('the connection to the guest was lost');
+    });
+  }
+
+  /** A command's output from its first answer on, within `ms` for all tries. */
+  async output(request: OutputRequest, ms: number, signal: AbortSignal): Promise<{ source: Source; pid: number }> {
+    return await this.told(request.what, signal, async () => {
+      using limit = within('the answer of the guest', ms, this.bounded(signal));
+      for (const delay of delays()) {
+        await sleep(delay, undefined, { signal: limit.signal });
+        const link = await this.#keeper.link(limit.signal);
+        try {
+          return await this.#open(link, request, limit.signal);
+        } catch (error) {
+          limit.signal.throwIfAborted();
+          if (!passing(error)) throw error;
+        }
+      }
+      throw new LostError('the connection to the guest was lost');
+    });
+  }
+
+  async #open(link: Link, request: OutputRequest, signal: AbortSignal): Promise<{ source: Source; pid: number }> {
+    const { body } = request;
+    const stream = link.request(request.headers, body === undefined);
+    const source = new Source(stream);
+    const cancel = () => stream.close(http2.constants.NGHTTP2_CANCEL);
+    signal.addEventListener('abort', cancel, { once: true });
+    try {
+      const answer = statusOf(stream);
+      if (body !== undefined) {
+        sendChunk(stream, body).then(whole => whole && stream.end(), cancel);
+      }
+      const headers = await answer;
+      const status = headers[':status'] ?? 0;
+      if (status !== 200) throw request.refused(status, await readBody(stream));
+      const pid = headers['nexus-exec-pid'];
+      if (typeof pid !== 'string' || !PID.test(pid)) {
+        throw new Fault('guest', `Cannot ${request.what}: the guest did not name the process.`);
+      }
+      return { source, pid: Number(pid) };
+    } catch (error) {
+      cancel();
+      throw error;
+    } finally {
+      signal.removeEventListener('abort', cancel);
+    }
+  }
+}

@@ -1,0 +1,56 @@
+/** Sends a body of any length: in small writes, as fast as the guest takes it. */
+import type { ClientHttp2Stream } from 'node:http2';
+import type { Readable } from 'node:stream';
+import { LostError, MAX_WRITE } from './link.ts';
+
+const writable = (stream: ClientHttp2Stream): boolean => !stream.closed && !stream.destroyed && stream.writable;
+
+const drained = (stream: ClientHttp2Stream): Promise<void> =>
+  new Promise(resolve => {
+    const done = () => {
+      stream.off('drain', done);
+      stream.off('close', done);
+      resolve();
+    };
+    stream.once('drain', done);
+    stream.once('close', done);
+  });
+
+/** Writes one chunk. False if the stream has ended before all of it was taken. */
+export const sendChunk = async (stream: ClientHttp2Stream, chunk: Buffer): Promise<boolean> => {
+  for (let at = 0; at < chunk.length; at += MAX_WRITE) {
+    if (!writable(stream)) return false;
+    if (!stream.write(chunk.subarray(at, at + MAX_WRITE))) await drained(stream);
+  }
+  return writable(stream);
+};
+
+const bytesOf = (chunk: unknown): Buffer => {
+  if (Buffer.isBuffer(chunk)) return chunk;
+  if (chunk instanceof Uint8Array) return Buffer.from(chunk.buffer, chunk.byteOffset, chunk.byteLength);
+  if (typeof chunk === 'string') return Buffer.from(chunk, 'utf8');
+  throw new TypeError('a standard input of objects');
+};
+
+/**
+ * Writes all of `source` and ends the stream; stops, and destroys `source`, when the stream ends first (the command has
+ * closed its input, or the connection is lost: the answer tells). Rejects, and resets the stream, if `source` fails.
+ */
+export const sendAll = async (stream: ClientHttp2Stream, source: Readable, onSent: (bytes: number) => void) => {
+  const stop = () => source.destroy();
+  stream.once('close', stop);
+  try {
+    for await (const chunk of source) {
+      const bytes = bytesOf(chunk);
+      if (!(await sendChunk(stream, bytes))) return;
+      onSent(bytes.length);
+    }
+    if (writable(stream)) stream.end();
+  } catch (error) {
+    if (stream.closed) return; // `stop` destroyed the source
+    throw error instanceof Error ? error : new LostError('the standard input failed', error);
+  } finally {
+    stream.off('close', stop);
+    source.destroy();
+  }
+};
