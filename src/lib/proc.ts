@@ -135,10 +135,64 @@ export const runAny = (argv: readonly string[], options: RunOptions = {}): Promi
 export const run = async (argv: readonly string[], options: RunOptions = {}): Promise<RunResult> => {
   const result = await runAny(argv, options);
   if (result.code === 0) return result;
+  throw failed(argv, result);
+};
+
+const failed = (argv: readonly string[], result: RunResult): RunError => {
   const how = result.signal === null ? `exit code ${result.code}` : `signal ${result.signal}`;
   const words = (result.stderr || result.stdout).trim().split('\n').slice(-3).join(' / ').slice(-500);
-  throw new RunError(argv, `${argv[0]} failed with ${how}${words === '' ? '' : `: ${words}`}`, result);
+  return new RunError(argv, `${argv[0]} failed with ${how}${words === '' ? '' : `: ${words}`}`, result);
 };
+
+/** Sends a stream through a program and gives what it writes. Throws unless the program takes all and ends with 0. */
+export async function* through(
+  argv: readonly string[],
+  input: Readable,
+  options: Pick<RunOptions, 'env' | 'signal' | 'timeout_ms'> = {},
+): AsyncGenerator<Buffer> {
+  const [program = '', ...args] = argv;
+  options.signal?.throwIfAborted();
+  const child = spawn(program, args, { detached: true, stdio: 'pipe', ...(options.env && { env: options.env }) });
+  const stderr = collect(child.stderr, 65_536);
+  const ended = new Promise<RunResult>((resolve, reject) => {
+    child.once('error', error =>
+      reject(
+        new RunError(
+          argv,
+          `${program} cannot be started: ${error.message}`,
+          undefined,
+          'code' in error ? String(error.code) : undefined,
+        ),
+      ),
+    );
+    child.once('close', (code, signal) => resolve({ code, signal, stdout: '', stderr: stderr() }));
+  });
+  ended.catch(() => {}); // awaited below
+  let why: unknown;
+  const end = (reason: unknown) => {
+    why ??= reason;
+    killGroup(child);
+  };
+  const ms = options.timeout_ms ?? 60_000;
+  const timer = setTimeout(() => end(new RunError(argv, `${program} took longer than ${ms} ms`)), ms);
+  const onAbort = () => end(options.signal?.reason);
+  options.signal?.addEventListener('abort', onAbort, { once: true });
+  input.on('error', end);
+  child.stdin.on('error', () => {}); // the program may stop reading early; its exit code tells
+  input.pipe(child.stdin);
+  try {
+    for await (const chunk of child.stdout) yield chunk;
+    const result = await ended;
+    if (why !== undefined) throw why;
+    if (result.code !== 0) throw failed(argv, result);
+  } finally {
+    clearTimeout(timer);
+    options.signal?.removeEventListener('abort', onAbort);
+    input.destroy();
+    killGroup(child, 500);
+    await ended.catch(() => {});
+  }
+}
 
 /** A process, told apart from a later one with the same pid. */
 export interface ProcRef {

@@ -1,0 +1,144 @@
+/** Which modules of a kernel a microVM needs, what they depend on, and the archive that carries them into the initramfs. */
+import type { CpioEntry } from './cpio.ts';
+import { cpio, withFolders } from './cpio.ts';
+import { elfSection } from './elf.ts';
+
+/** Loaded at boot, in this order, each after what it depends on. */
+const BOOT = [
+  'virtio_mmio',
+  'virtio_blk',
+  'virtio_console',
+  'virtio_rng',
+  'ext4',
+  'vsock',
+  'vmw_vsock_virtio_transport',
+  'virtio_net',
+];
+
+/** Further ones that programs in the guest may ask for; those a kernel does not have are left out. */
+const OTHERS = (
+  'virtio_pci virtio_balloon virtio_scsi overlay tun fuse loop bridge br_netfilter veth dummy ' +
+  'nf_tables nft_ct nft_nat nft_chain_nat nft_masq nft_redir nft_reject nft_reject_inet nft_reject_ipv4 nft_reject_ipv6 ' +
+  'nft_log nft_limit nft_counter nft_fib nft_fib_inet nft_fib_ipv4 nft_fib_ipv6 nft_hash nft_numgen nft_compat nft_tproxy ' +
+  'nft_socket nft_quota nf_conntrack_netlink nf_log_syslog ip_tables iptable_filter iptable_nat iptable_mangle ip6_tables ' +
+  'ip6table_filter ip6table_nat ip6table_mangle x_tables xt_conntrack xt_addrtype xt_comment xt_mark xt_multiport xt_nat ' +
+  'xt_MASQUERADE xt_REDIRECT xt_tcpudp xt_state xt_limit xt_owner xt_LOG ipt_REJECT ip6t_REJECT ip_set xt_set'
+).split(' ');
+
+/** What the guest protocol cannot do without, and the kernel option that gives it. */
+export const NEEDED = new Map([
+  ['virtio_mmio', 'CONFIG_VIRTIO_MMIO'],
+  ['virtio_blk', 'CONFIG_VIRTIO_BLK'],
+  ['virtio_console', 'CONFIG_VIRTIO_CONSOLE'],
+  ['ext4', 'CONFIG_EXT4_FS'],
+  ['vsock', 'CONFIG_VSOCKETS'],
+  ['vmw_vsock_virtio_transport', 'CONFIG_VIRTIO_VSOCKETS'],
+]);
+
+export interface KernelModule {
+  name: string;
+  /** Below lib/modules/<release>, uncompressed: kernel/fs/ext4/ext4.ko */
+  path: string;
+  data: Buffer;
+  depends: string[];
+  aliases: string[];
+}
+
+/** `kernel/drivers/char/hw_random/virtio-rng.ko.xz` -> `virtio_rng`: the kernel knows `-` and `_` as one. */
+export const moduleName = (path: string): string =>
+  path
+    .slice(path.lastIndexOf('/') + 1)
+    .replace(/\.ko(\.(xz|zst|gz))?$/, '')
+    .replaceAll('-', '_');
+
+/** A module from its ELF bytes: its section .modinfo holds `key=value` strings, each ended by a zero byte. */
+export const parseModule = (path: string, data: Buffer): KernelModule => {
+  const lines = (elfSection(data, '.modinfo') ?? Buffer.alloc(0)).toString('latin1').split('\0');
+  const values = (key: string) => lines.filter(l => l.startsWith(`${key}=`)).map(l => l.slice(key.length + 1));
+  const depends = values('depends')
+    .flatMap(list => list.split(','))
+    .filter(name => name !== '');
+  return {
+    name: moduleName(path),
+    path: path.replace(/\.(xz|zst|gz)$/, ''),
+    data,
+    depends: depends.map(name => name.replaceAll('-', '_')),
+    aliases: values('alias').filter(alias => /^[!-~]{1,500}$/.test(alias)),
+  };
+};
+
+/** The wanted modules that this kernel has as modules, and all that they depend on. `fetch` reads modules by name, in rounds. */
+export const closure = async (
+  known: ReadonlySet<string>,
+  fetch: (names: string[]) => Promise<KernelModule[]>,
+): Promise<Map<string, KernelModule>> => {
+  const found = new Map<string, KernelModule>();
+  let next = [...BOOT, ...OTHERS].filter(name => known.has(name));
+  while (next.length > 0) {
+    for (const module of await fetch(next)) found.set(module.name, module);
+    const more = new Set([...found.values()].flatMap(m => m.depends));
+    next = [...more].filter(name => known.has(name) && !found.has(name));
+  }
+  return found;
+};
+
+/** The module's dependencies, deepest first, without itself. What is built in is no file and is left out. */
+export const ordered = (modules: ReadonlyMap<string, KernelModule>, name: string): KernelModule[] => {
+  const seen = new Set([name]);
+  const out: KernelModule[] = [];
+  const visit = (module: KernelModule | undefined): void => {
+    for (const dep of module?.depends ?? []) {
+      const found = modules.get(dep);
+      if (seen.has(dep) || found === undefined) continue;
+      seen.add(dep);
+      visit(found);
+      out.push(found);
+    }
+  };
+  visit(modules.get(name));
+  return out;
+};
+
+/** The modules to load at boot, each after what it depends on. */
+export const bootOrder = (modules: ReadonlyMap<string, KernelModule>): KernelModule[] => [
+  ...new Set(
+    BOOT.flatMap(name => {
+      const module = modules.get(name);
+      return module === undefined ? [] : [...ordered(modules, name), module];
+    }),
+  ),
+];
+
+/** The text files that modprobe reads. Dependencies stand nearest first: modprobe loads a line from its end. */
+const tables = (modules: ReadonlyMap<string, KernelModule>): Record<string, string> => {
+  const sorted = [...modules.values()].sort((a, b) => (a.path < b.path ? -1 : 1));
+  const dep = sorted.map(m =>
+    [
+      `${m.path}:`,
+      ...ordered(modules, m.name)
+        .reverse()
+        .map(d => d.path),
+    ].join(' '),
+  );
+  const alias = sorted.flatMap(m => m.aliases.map(a => `alias ${a} ${m.name}`));
+  return { 'modules.dep': `${dep.join('\n')}\n`, 'modules.alias': alias.map(l => `${l}\n`).join('') };
+};
+
+/** The archive: lib/modules/<release>/… and lib/modules/nexus.load. `extra` are the kernel's own modules.* files. */
+export const modulesCpio = (
+  release: string,
+  modules: ReadonlyMap<string, KernelModule>,
+  extra: ReadonlyMap<string, Buffer>,
+): Buffer => {
+  const root = `lib/modules/${release}`;
+  const file = (path: string, data: Buffer): CpioEntry => ({ path, type: 'file', mode: 0o644, data });
+  const load = bootOrder(modules).map(m => `/${root}/${m.path}\n`);
+  return cpio(
+    withFolders([
+      ...[...modules.values()].map(m => file(`${root}/${m.path}`, m.data)),
+      ...Object.entries(tables(modules)).map(([name, text]) => file(`${root}/${name}`, Buffer.from(text))),
+      ...[...extra].map(([name, data]) => file(`${root}/${name}`, data)),
+      file('lib/modules/nexus.load', Buffer.from(load.join(''))),
+    ]),
+  );
+};
