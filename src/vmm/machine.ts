@@ -1,0 +1,101 @@
+/** What a machine is to the rest of Nexus, whichever VMM runs it. */
+import type { Duplex } from 'node:stream';
+import type { Accel } from '../api/vm.ts';
+import type { ProcRef } from '../lib/proc.ts';
+
+export type VmmKind = 'qemu' | 'firecracker';
+
+export interface DiskSpec {
+  id: string;
+  path: string;
+  read_only: boolean;
+}
+
+export interface MachineSpec {
+  /** The VM's id, `vm_…`. */
+  id: string;
+  /** The VM's own run directory, absolute. Made if it is not there; sockets in it belong to the VMM alone. */
+  dir: string;
+  vcpus: number;
+  memory_mib: number;
+  accel: Accel;
+  /** Path of an ELF `vmlinux`. */
+  kernel: string;
+  initrd: string;
+  /** Extra kernel parameters, such as `nexus.root=/dev/vda`. */
+  cmdline: string[];
+  /** In this order `/dev/vda`, `/dev/vdb`, … */
+  disks: DiskSpec[];
+  /** Rate of the host's time stamp counter; emulated guests cannot calibrate it on a busy host. */
+  tsc_khz: number | null;
+  /** Run the VMM as this uid and gid; only where we are root. */
+  uid: number | null;
+}
+
+export interface MachineEnd {
+  exit_code: number | null;
+  signal: string | null;
+  /** False: the process was adopted, its status cannot be had. */
+  known: boolean;
+  /** The guest reset itself (its way to end), seen on the control socket before the end. */
+  guest_reset: boolean;
+  guest_panicked: boolean;
+  /** The last lines of the VMM's stderr, safe to print. */
+  last_words: string[];
+}
+
+export interface Machine {
+  readonly kind: VmmKind;
+  readonly accel: Accel;
+  readonly proc: ProcRef;
+  /** Settles when the process is gone and its sockets are removed. Never rejects; stays pending after `release`. */
+  readonly ended: Promise<MachineEnd>;
+  /** A fresh control connection, whatever came before. The guest may take its time to open it: bring a deadline. */
+  openControl(signal: AbortSignal): Promise<Duplex>;
+  /** The handler gets each new egress stream; one that came before there was a handler waits for it. */
+  onEgress(handler: (stream: Duplex) => void): void;
+  pause(): Promise<void>;
+  resume(): Promise<void>;
+  paused(): Promise<boolean>;
+  /** Sends a signal to the VMM; nothing happens if it is gone. */
+  signal(signal: 'SIGTERM' | 'SIGKILL'): Promise<void>;
+  /** Lets go (sockets, timers) without touching the guest: the daemon ends, the VM lives on. */
+  release(): Promise<void>;
+}
+
+export interface VmmFacts {
+  kind: VmmKind;
+  program: string;
+  version: string;
+  accel: Accel;
+  /** Why this accelerator, one sentence. */
+  why: string;
+  /** What would make it faster. */
+  hint?: string;
+  tsc_khz: number | null;
+}
+
+/** A VMM process that was found on the host. */
+export interface Found {
+  vm_id: string;
+  proc: ProcRef;
+  dir: string;
+}
+
+export interface AdoptOptions {
+  id: string;
+  dir: string;
+  proc: ProcRef;
+  accel: Accel;
+}
+
+export interface Vmm {
+  readonly kind: VmmKind;
+  facts(): VmmFacts;
+  /** Resolves when the VMM has answered and the guest runs. If it throws, process and sockets are gone. */
+  start(spec: MachineSpec, signal: AbortSignal, onSpawn: (proc: ProcRef) => Promise<void>): Promise<Machine>;
+  /** Takes over a living VMM. One that does not answer is taken over too; its channels come when it does. */
+  adopt(options: AdoptOptions, signal: AbortSignal): Promise<Machine>;
+  /** Living VMMs whose working directory lies in `run_root`, with or without a record of theirs. */
+  find(run_root: string): Promise<Found[]>;
+}

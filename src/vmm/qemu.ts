@@ -1,0 +1,165 @@
+/** The `qemu` driver: starts, adopts and finds QEMU machines. */
+import type { ChildProcess } from 'node:child_process';
+import { dirname, join } from 'node:path';
+import { Fault } from '../api/fault.ts';
+import { DeadlineError, raced, withDeadline } from '../lib/deadline.ts';
+import type { Log } from '../lib/log.ts';
+import { isAlive, type ProcRef, procRef } from '../lib/proc.ts';
+import { Undo } from '../lib/undo.ts';
+import { ensureFifo } from './fifo.ts';
+import { findVmms } from './find.ts';
+import type { AdoptOptions, Found, Machine, MachineEnd, MachineSpec, Vmm, VmmFacts } from './machine.ts';
+import { gatherFacts, QEMU_PROGRAM } from './qemu_facts.ts';
+import { QemuMachine } from './qemu_machine.ts';
+import { spawnQemu } from './qemu_spawn.ts';
+import { CONSOLE_FIFO, RunDir } from './run_dir.ts';
+
+/** A killed process may still have to give back a lot of memory, or wait for a disk. */
+const KILL_MS = 15_000;
+
+export interface QemuOptions {
+  /** Path of `nexus-probe`. */
+  probe: string;
+  program?: string;
+  log: Log;
+  /** Added to the little that the VMM gets of our environment (PATH, LANG): our own may hold secrets. */
+  env?: Record<string, string>;
+  /** How long a new QEMU may take to answer, ms. An emulating, busy host takes seconds. */
+  answer_ms?: number;
+  /** How long an adopted one may take before it is taken over unanswering, ms. */
+  adopt_ms?: number;
+}
+
+export const openQemu = async (options: QemuOptions): Promise<Vmm> => {
+  const { log, probe, program = QEMU_PROGRAM } = options;
+  const env = { PATH: process.env['PATH'], LANG: 'C.UTF-8', ...options.env };
+  const facts = await gatherFacts({ probe, program, env, log });
+  return new Qemu({ ...options, program }, env, facts);
+};
+
+/** The VM's id in the arguments of a QEMU; also in those of the `setpriv` that is about to become one. */
+export const vmIdOf = (argv: string[]): string | undefined => {
+  const id = argv[argv.indexOf('-name') + 1];
+  return argv.includes('-qmp') && argv.includes('-name') && /^vm_[0-9a-z]+$/.test(id ?? '') ? id : undefined;
+};
+
+const endText = (end: MachineEnd): string => {
+  const how = end.signal === null ? `with exit code ${end.exit_code}` : `by ${end.signal}`;
+  const words = end.last_words.slice(-2).join(' / ');
+  return `${how}${words === '' ? '' : `: ${words}`}`.replace(/\.$/, '');
+};
+
+class Qemu implements Vmm {
+  readonly kind = 'qemu';
+  readonly #options: QemuOptions & { program: string };
+  readonly #env: NodeJS.ProcessEnv;
+  readonly #facts: VmmFacts;
+
+  constructor(options: QemuOptions & { program: string }, env: NodeJS.ProcessEnv, facts: VmmFacts) {
+    this.#options = options;
+    this.#env = env;
+    this.#facts = facts;
+  }
+
+  facts(): VmmFacts {
+    return this.#facts;
+  }
+
+  find(run_root: string): Promise<Found[]> {
+    return findVmms(run_root, vmIdOf);
+  }
+
+  async start(spec: MachineSpec, signal: AbortSignal, onSpawn: (proc: ProcRef) => Promise<void>): Promise<Machine> {
+    const undo = new Undo();
+    try {
+      signal.throwIfAborted();
+      const dir = await RunDir.make(spec.dir, spec.uid);
+      undo.push('directory', () => dir[Symbol.dispose]());
+      await this.#clearLeftovers(spec, dir);
+      await ensureFifo(join(dir.path, CONSOLE_FIFO));
+      const child = await spawnQemu(spec, dir, this.#options.program, this.#env);
+      const machine = await this.#watch(spec, dir, child, undo);
+      await onSpawn(machine.proc);
+      await this.#orEnd(spec, machine, this.#bringUp(machine, signal));
+      undo.commit();
+      return machine;
+    } catch (error) {
+      await undo.unwind((name, err) => this.#options.log.error({ err, name, vm_id: spec.id }, 'could not be undone'));
+      throw error;
+    }
+  }
+
+  async adopt(options: AdoptOptions, signal: AbortSignal): Promise<Machine> {
+    const { id, proc, accel } = options;
+    const { log } = this.#options;
+    if (!(await isAlive(proc))) throw new Fault('vmm', `Cannot adopt the VMM of VM ${id}: it has ended.`);
+    const machine = new QemuMachine({ id, dir: new RunDir(options.dir), proc, accel, child: undefined, log });
+    const up = machine.connect(this.#options.adopt_ms ?? 5000, signal);
+    try {
+      await Promise.race([up, machine.ended]);
+    } catch (error) {
+      if (signal.aborted) {
+        await machine.release();
+        throw signal.reason;
+      }
+      log.warn({ err: error, vm_id: id }, 'the VMM lives but does not answer: it is adopted and asked again');
+      machine.keepTrying();
+    }
+    return machine;
+  }
+
+  /** From here on the process has a keeper: whatever happens, it is ended and waited for. */
+  async #watch(spec: MachineSpec, dir: RunDir, child: ChildProcess, undo: Undo): Promise<QemuMachine> {
+    undo.push('process', async () => {
+      child.kill('SIGKILL');
+      if (child.exitCode === null && child.signalCode === null) {
+        const exit = new Promise<void>(resolve => child.once('exit', () => resolve()));
+        await withDeadline('the end of QEMU', KILL_MS, exit);
+      }
+      await dir.removeSockets();
+    });
+    const proc = await procRef(child.pid ?? 0);
+    if (proc === undefined) throw new Fault('vmm', `Cannot start VM ${spec.id}: QEMU was gone at once.`);
+    const { log } = this.#options;
+    const machine = new QemuMachine({ id: spec.id, dir, proc, accel: spec.accel, child, log });
+    undo.push('machine', async () => {
+      child.kill('SIGKILL');
+      await withDeadline('the end of QEMU', KILL_MS, machine.ended);
+    });
+    return machine;
+  }
+
+  async #bringUp(machine: QemuMachine, signal: AbortSignal): Promise<void> {
+    await machine.connect(this.#options.answer_ms ?? 20_000, signal);
+    await raced(machine.resume(), signal);
+  }
+
+  async #orEnd(spec: MachineSpec, machine: QemuMachine, up: Promise<void>): Promise<void> {
+    const dead = machine.ended.then(end => {
+      throw new Fault('vmm', `Cannot start VM ${spec.id}: QEMU ended at once ${endText(end)}.`);
+    });
+    dead.catch(() => {});
+    try {
+      await Promise.race([up, dead]);
+    } catch (error) {
+      up.catch(() => {});
+      // A VMM that is dying drops its sockets first: its exit says more.
+      if (!(error instanceof Fault) && !(error instanceof DeadlineError)) {
+        await Promise.race([dead, new Promise(resolve => setTimeout(resolve, 200))]);
+      }
+      if (!(error instanceof DeadlineError)) throw error;
+      throw new Fault('vmm', `Cannot start VM ${spec.id}: ${error.message}.`, { cause: error });
+    }
+  }
+
+  /** Sockets of a dead VMM go; those of a living one are proof that it must not be started a second time. */
+  async #clearLeftovers(spec: MachineSpec, dir: RunDir): Promise<void> {
+    if ((await dir.sockets()).length === 0) return;
+    const living = (await this.find(dirname(dir.path))).find(found => found.dir === dir.path);
+    if (living !== undefined) {
+      const { pid } = living.proc;
+      throw new Fault('bad_state', `Cannot start VM ${spec.id}: its VMM still runs as process ${pid}.`);
+    }
+    await dir.removeSockets();
+  }
+}

@@ -1,0 +1,81 @@
+/** The command line of a QEMU machine. Pure. */
+import { Fault } from '../api/fault.ts';
+import type { MachineSpec } from './machine.ts';
+import { BUS_PORTS } from './ports.ts';
+import { QMP_SOCKET } from './run_dir.ts';
+
+/** Descriptors in the VMM's own table: everything it may open was opened for it. */
+export interface PassedFds {
+  kernel: number;
+  initrd: number;
+  /** As `spec.disks`. */
+  disks: number[];
+}
+
+/** x86 Linux takes 2048 bytes, the NUL included (COMMAND_LINE_SIZE). */
+const MAX_CMDLINE = 2047;
+
+/**
+ * Reset is the guest's way to end (`-no-reboot`), by triple fault, for microvm has no keyboard controller; a panic does it at once.
+ * Under emulation a busy host makes the calibration of the TSC fail or wrong: the guest's TSC is the host's, so its rate is given.
+ */
+export const kernelCmdline = (spec: MachineSpec): string => {
+  const words = ['console=ttyS0', 'reboot=t', 'panic=-1', 'quiet'];
+  if (spec.accel === 'tcg') {
+    if (spec.tsc_khz !== null) words.push(`tsc_early_khz=${spec.tsc_khz}`);
+    words.push('tsc=reliable', 'no_timer_check');
+  }
+  words.push(...spec.cmdline);
+  const line = words.join(' ');
+  if (line.length > MAX_CMDLINE || !/^[\x20-\x7e]*$/.test(line)) {
+    const why = line.length > MAX_CMDLINE ? `it is longer than ${MAX_CMDLINE} bytes` : 'it is not plain ASCII';
+    throw new Fault('invalid', `Cannot use this kernel command line: ${why}.`);
+  }
+  return line;
+};
+
+const disk = (spec: MachineSpec['disks'][number], fd: number, index: number): string[] => {
+  const off = { direct: false, 'no-flush': false };
+  const file = {
+    driver: 'file',
+    filename: `/dev/fdset/${index + 1}`,
+    'read-only': spec.read_only,
+    'auto-read-only': false,
+    locking: 'on',
+    discard: 'unmap',
+    aio: 'threads',
+    cache: off,
+  };
+  const node = {
+    driver: 'raw',
+    'node-name': `disk${index}`,
+    'read-only': spec.read_only,
+    discard: 'unmap',
+    cache: off,
+  };
+  return [
+    '-add-fd',
+    `fd=${fd},set=${index + 1}`,
+    '-blockdev',
+    JSON.stringify({ ...node, file }),
+    // write-cache=on with a cache that honours flushes: the guest's fsync is on the host's disk when it returns
+    '-device',
+    `virtio-blk-device,drive=disk${index},write-cache=on`,
+  ];
+};
+
+export const qemuArgs = (spec: MachineSpec, fds: PassedFds): string[] => [
+  ...['-name', spec.id],
+  ...['-M', 'microvm'],
+  ...(spec.accel === 'kvm' ? ['-accel', 'kvm', '-cpu', 'host'] : ['-accel', 'tcg,thread=multi', '-cpu', 'max']),
+  ...['-smp', String(spec.vcpus), '-m', `${spec.memory_mib}M`],
+  ...['-nodefaults', '-no-user-config', '-no-reboot', '-display', 'none', '-S'],
+  ...['-sandbox', 'on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny'],
+  ...['-qmp', `unix:${QMP_SOCKET},server=on,wait=off`],
+  ...['-chardev', 'stdio,id=console,signal=off', '-serial', 'chardev:console'],
+  ...['-kernel', `/proc/self/fd/${fds.kernel}`, '-initrd', `/proc/self/fd/${fds.initrd}`],
+  ...['-append', kernelCmdline(spec)],
+  ...spec.disks.flatMap((d, i) => disk(d, fds.disks[i] ?? -1, i)),
+  ...['-object', 'rng-builtin,id=rng', '-device', 'virtio-rng-device,rng=rng'],
+  ...['-device', `virtio-serial-device,id=vs,max_ports=${BUS_PORTS}`],
+];

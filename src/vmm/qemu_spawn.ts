@@ -1,0 +1,87 @@
+/** The spawn of a QEMU process: what it may open is opened here and passed on, so its uid needs no right on our files. */
+import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { closeSync, constants, fstatSync, openSync } from 'node:fs';
+import { stat } from 'node:fs/promises';
+import { Fault } from '../api/fault.ts';
+import type { MachineSpec } from './machine.ts';
+import { type PassedFds, qemuArgs } from './qemu_args.ts';
+import type { RunDir } from './run_dir.ts';
+
+/** stdin, stdout and stderr come first in the child's table. */
+const FIRST_FD = 3;
+
+const openFor = (spec: MachineSpec, what: string, path: string, flags: number): number => {
+  try {
+    return openSync(path, flags);
+  } catch (error) {
+    const why = error instanceof Error ? error.message : String(error);
+    throw new Fault('host', `Cannot start VM ${spec.id}: its ${what} cannot be opened: ${why}.`, { cause: error });
+  }
+};
+
+/**
+ * QEMU opens kernel and initrd again by the names of their descriptors: the way to the file needs no right then, the file
+ * itself does. (Disks are taken as they are.)
+ */
+const checkReadable = (spec: MachineSpec, path: string, fd: number): void => {
+  if (spec.uid === null) return;
+  const { mode, uid } = fstatSync(fd);
+  if ((mode & 0o004) !== 0 || (uid === spec.uid && (mode & 0o400) !== 0)) return;
+  const hint = `chmod a+r ${path}`;
+  throw new Fault('host', `Cannot start VM ${spec.id}: ${path} is not readable for its VMM's user.`, { hint });
+};
+
+/** As another user: no groups but the one of /dev/kvm, and no way to get more rights. Node's own uid option keeps groups. */
+const asUser = async (spec: MachineSpec): Promise<string[]> => {
+  const { uid } = spec;
+  if (uid === null) return [];
+  if (process.getuid?.() !== 0) {
+    throw new Fault('host', `Cannot start VM ${spec.id} as uid ${uid}: only root can run a VMM as another user.`);
+  }
+  const groups = spec.accel === 'kvm' ? `--groups=${(await stat('/dev/kvm')).gid}` : '--clear-groups';
+  return ['setpriv', `--reuid=${uid}`, `--regid=${uid}`, groups, '--no-new-privs', '--'];
+};
+
+/** Starts the process in a session of its own, with no pipe to us: it lives on when we are gone. */
+export const spawnQemu = async (
+  spec: MachineSpec,
+  dir: RunDir,
+  program: string,
+  env: NodeJS.ProcessEnv,
+): Promise<ChildProcess> => {
+  const before = await asUser(spec);
+  const opened: number[] = [];
+  const open = (fd: number): number => {
+    opened.push(fd);
+    return opened.length - 1 + FIRST_FD - 2; // the first two are stdout and stderr
+  };
+  try {
+    const { O_RDONLY, O_RDWR } = constants;
+    open(dir.openConsole());
+    open(dir.openLog());
+    const boot = (what: string, path: string): number => {
+      const fd = openFor(spec, what, path, O_RDONLY);
+      const passed = open(fd);
+      checkReadable(spec, path, fd);
+      return passed;
+    };
+    const fds: PassedFds = {
+      kernel: boot('kernel', spec.kernel),
+      initrd: boot('initrd', spec.initrd),
+      disks: spec.disks.map(d => open(openFor(spec, `disk ${d.id}`, d.path, d.read_only ? O_RDONLY : O_RDWR))),
+    };
+    const [command = program, ...args] = [...before, program, ...qemuArgs(spec, fds)];
+    const child = spawn(command, args, { cwd: dir.path, env, detached: true, stdio: ['ignore', ...opened] });
+    child.unref();
+    if (child.pid === undefined) {
+      const [error] = await once(child, 'error');
+      throw new Fault('host', `Cannot start VM ${spec.id}: ${command} cannot be run: ${error.message}.`, {
+        cause: error,
+      });
+    }
+    return child;
+  } finally {
+    for (const fd of opened) closeSync(fd);
+  }
+};
