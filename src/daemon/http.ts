@@ -1,9 +1,10 @@
 /** The HTTP door: a loop over the contract, on a Unix socket that its owner alone may use. */
 import { randomBytes } from 'node:crypto';
 import { chmod, mkdtemp, rename, rm, rmdir, stat } from 'node:fs/promises';
-import type { ServerResponse } from 'node:http';
+import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
 import { dirname, join } from 'node:path';
+import { PassThrough, type Readable } from 'node:stream';
 import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from 'fastify';
 import { Fault } from '../api/fault.ts';
 import { type AnyOp, OP_NAMES, type OpName, ops } from '../api/ops.ts';
@@ -29,6 +30,8 @@ export interface HttpOptions {
   log: Log;
   /** Parse every answer with the schema of its operation, and call a mismatch `internal`. For tests. */
   check_output?: boolean;
+  /** How long the body of a request may take to arrive; 30 000 by default. */
+  body_ms?: number;
 }
 
 export interface HttpDoor extends AsyncDisposable {
@@ -42,6 +45,7 @@ interface Door {
   handlers: Handlers;
   log: Log;
   check_output: boolean;
+  body_ms: number;
   /** One for each open stream; aborted when the door closes. */
   streams: Set<AbortController>;
 }
@@ -86,6 +90,22 @@ const streamAbort = (door: Door, raw: ServerResponse): AbortController => {
   return abort;
 };
 
+/** The bytes of an upload. A handler may stop reading at any time: the rest is dropped, and the answer still gets out. */
+const uploadBody = (raw: IncomingMessage): Readable => {
+  const body = new PassThrough();
+  raw.pipe(body);
+  raw.once('close', () => {
+    if (!raw.readableEnded) body.destroy(new Fault('canceled', 'The client went away in the middle of its upload.'));
+  });
+  raw.on('error', () => {}); // 'close' follows
+  body.on('error', () => {}); // a handler that has stopped reading does not hear it
+  body.once('close', () => {
+    raw.unpipe(body);
+    raw.resume();
+  });
+  return body;
+};
+
 const serve = async (door: Door, name: OpName, request: FastifyRequest, reply: FastifyReply): Promise<unknown> => {
   const op: AnyOp = ops[name];
   // One cast: the input below was parsed by this operation's own schema, which TypeScript cannot follow through the loop.
@@ -96,7 +116,11 @@ const serve = async (door: Door, name: OpName, request: FastifyRequest, reply: F
     body: op.stream === 'upload' ? undefined : request.body,
   });
   const abort = op.stream === undefined ? new AbortController() : streamAbort(door, reply.raw);
-  const ctx: Ctx = { signal: abort.signal, actor: 'api', ...(op.stream === 'upload' ? { body: request.raw } : {}) };
+  const ctx: Ctx = {
+    signal: abort.signal,
+    actor: 'api',
+    ...(op.stream === 'upload' ? { body: uploadBody(request.raw) } : {}),
+  };
   if (op.stream !== 'sse') {
     const answer = await handler(ctx, input);
     check(door, name, op, answer);
@@ -113,13 +137,18 @@ const serve = async (door: Door, name: OpName, request: FastifyRequest, reply: F
   return reply;
 };
 
-/** A body that trickles in for ever ends after `BODY_MS`. Uploads are exempt: a terminal may be at their other end. */
-const limitBodyTime = (scope: FastifyInstance): void => {
+/** A body that trickles in for ever is ended. Uploads are exempt: a terminal may be at their other end. */
+const limitBodyTime = (scope: FastifyInstance, ms: number): void => {
+  const timers = new WeakMap<FastifyRequest, NodeJS.Timeout>();
   scope.addHook('onRequest', async request => {
-    const late = () => request.raw.destroy(new Fault('timeout', 'The body of the request did not come in time.'));
-    const timer = setTimeout(late, BODY_MS);
-    request.raw.once('end', () => clearTimeout(timer)).once('close', () => clearTimeout(timer));
+    const { headers, raw } = request;
+    if (headers['content-length'] === undefined && headers['transfer-encoding'] === undefined) return;
+    const late = () => raw.destroy(new Error('the body of the request did not come in time'));
+    const timer = setTimeout(late, ms).unref();
+    timers.set(request, timer);
+    raw.once('close', () => clearTimeout(timer));
   });
+  scope.addHook('preValidation', async request => clearTimeout(timers.get(request))); // the body has been read
 };
 
 const addRoutes = (app: FastifyInstance, door: Door): void => {
@@ -143,7 +172,7 @@ const addRoutes = (app: FastifyInstance, door: Door): void => {
     scope.addContentTypeParser('*', (_request, _payload, done) => {
       done(new Fault('invalid', 'The body must be application/json.'));
     });
-    limitBodyTime(scope);
+    limitBodyTime(scope, door.body_ms);
     routes(scope, false);
   });
   app.register(async scope => {
@@ -210,7 +239,8 @@ const listen = async (app: FastifyInstance, socket: string): Promise<void> => {
 /** Opens the door. A socket file that lies at the path is replaced. */
 export const openHttp = async (options: HttpOptions): Promise<HttpDoor> => {
   const { socket, log, handlers } = options;
-  const door: Door = { handlers, log, check_output: options.check_output ?? false, streams: new Set() };
+  const { check_output = false, body_ms = BODY_MS } = options;
+  const door: Door = { handlers, log, check_output, body_ms, streams: new Set() };
   const app = makeApp(door);
   await listen(app, socket);
   const { ino } = await stat(socket);
