@@ -1,16 +1,18 @@
 /** The store through its interface, on real files. */
 import assert from 'node:assert/strict';
-import { mkdtemp, rm, stat } from 'node:fs/promises';
+import { mkdtemp, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { test } from 'node:test';
+import fc from 'fast-check';
 import { Fault, type FaultCode } from '../src/api/fault.ts';
 import type { Image } from '../src/api/image.ts';
 import type { Job } from '../src/api/job.ts';
 import type { Kernel } from '../src/api/kernel.ts';
 import type { Rootfs } from '../src/api/rootfs.ts';
 import type { Workspace } from '../src/api/ws.ts';
+import { lockDataDir } from '../src/store/lock.ts';
 import { openStore } from '../src/store/open.ts';
 import type { VmRecord } from '../src/store/store.ts';
 
@@ -380,6 +382,53 @@ test('jobs: update, filter, interrupt, prune', async () => {
   assert.deepEqual((await store.findJob(idOf('job', 1)))?.progress, progress);
   assert.equal(await store.findJob(idOf('job', 2)), undefined);
   await fails(store.updateJob(idOf('job', 2), { state: 'failed' }), 'not_found');
+});
+
+test('a data directory that cannot be one is a fault of the host', async () => {
+  await using temp = await dataDir();
+  await writeFile(join(temp.dir, 'file'), '');
+  for (const dir of [join(temp.dir, 'file'), join(temp.dir, 'file/below')]) {
+    await fails(openStore(dir), 'host');
+    await fails(lockDataDir(dir), 'host');
+  }
+});
+
+test('whatever is attached and removed in whatever order, VMs and workspaces agree', async () => {
+  const one = fc.integer({ min: 1, max: 3 });
+  const step = fc.oneof(
+    fc.record({ verb: fc.constant('insertVm' as const), vm: one, ws: fc.option(one), owned: fc.boolean() }),
+    fc.record({ verb: fc.constant('insertWs' as const), ws: one }),
+    fc.record({ verb: fc.constant('attach' as const), vm: one, ws: one, role: fc.constantFrom('root', 'data') }),
+    fc.record({ verb: fc.constant('detach' as const), ws: one }),
+    fc.record({ verb: fc.constant('removeVm' as const), vm: one, keep_disk: fc.boolean() }),
+    fc.record({ verb: fc.constant('removeWs' as const), ws: one }),
+  );
+  await using temp = await dataDir();
+  let run = 0;
+  const holds = async (steps: ReturnType<typeof step.generate>['value'][]) => {
+    await using store = await openStore(join(temp.dir, String(run++)));
+    const all = steps.map(s => {
+      if (s.verb === 'insertVm')
+        return store.insertVm(vmOf(s.vm), s.ws === null ? {} : { ws: wsOf(s.ws, { owned: s.owned }) });
+      if (s.verb === 'insertWs') return store.insertWs(wsOf(s.ws));
+      if (s.verb === 'attach') return store.attachWs(idOf('ws', s.ws), idOf('vm', s.vm), s.role);
+      if (s.verb === 'detach') return store.detachWs(idOf('ws', s.ws));
+      if (s.verb === 'removeVm') return store.removeVm(idOf('vm', s.vm), { keep_disk: s.keep_disk });
+      return store.removeWs(idOf('ws', s.ws));
+    });
+    for (const result of await Promise.allSettled<unknown>(all))
+      if (result.status === 'rejected') assert.ok(result.reason instanceof Fault, String(result.reason));
+    const [vms, workspaces] = [await store.listVms(), await store.listWs()];
+    for (const vm of vms) {
+      const roots = workspaces.filter(ws => ws.vm_id === vm.id && ws.role === 'root').map(ws => ws.id);
+      assert.deepEqual(roots, vm.root_ws_id === null ? [] : [vm.root_ws_id]);
+      assert.equal((await store.vmHistory(vm.id, 10)).length, 1);
+    }
+    for (const ws of workspaces) {
+      assert.ok(ws.vm_id === null ? ws.role === null && !ws.owned : vms.some(vm => vm.id === ws.vm_id));
+    }
+  };
+  await fc.assert(fc.asyncProperty(fc.array(step, { maxLength: 25 }), holds), { numRuns: 40 });
 });
 
 test('a damaged record is named, and never passed on', async () => {

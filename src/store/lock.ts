@@ -13,10 +13,10 @@ import { asFault, isBusy } from './sqlite.ts';
 
 /** Takes the data directory for this process, or throws `in_use` at once. */
 export const lockDataDir = async (data_dir: string): Promise<AsyncDisposable> => {
-  await ensureDir(data_dir, 0o700);
   const path = join(data_dir, 'daemon.lock');
   let db: DatabaseSync | undefined;
   try {
+    await ensureDir(data_dir, 0o700);
     db = new DatabaseSync(path, { timeout: 0 });
     db.exec('begin exclusive');
   } catch (error) {

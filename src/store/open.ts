@@ -41,9 +41,9 @@ const close = async (db: Db, raw: DatabaseSync): Promise<void> => {
 
 /** Opens, or makes, the state in `data_dir` and brings it to the newest version. */
 export const openStore = async (data_dir: string, migrations = MIGRATIONS): Promise<StateStore> => {
-  await ensureDir(data_dir, 0o700);
   const path = join(data_dir, 'state.db');
   return guarded(path, async () => {
+    await ensureDir(data_dir, 0o700);
     await createPrivate(path);
     refuseNewer(path, migrations);
     const raw = new DatabaseSync(path, { timeout: 5000 });

@@ -113,11 +113,14 @@ const isTaken = (error: unknown): boolean => {
 /** READONLY, IOERR, CORRUPT, CANTOPEN, NOTADB: the file or the disk is at fault, not a statement. */
 const OF_THE_FILE = [BUSY, 8, 10, 11, 14, 26];
 
+/** Of Node's own file calls. */
+const NO_ACCESS = ['EACCES', 'EPERM', 'EROFS', 'ENOTDIR', 'EEXIST'];
+
+const errnoOf = (error: unknown): unknown => (error instanceof Error && 'code' in error ? error.code : undefined);
+
 const isFull = (error: unknown): boolean => {
   const code = sqliteCode(error);
-  return (
-    code === FULL || code === IOERR_SHMSIZE || (error instanceof Error && 'code' in error && error.code === 'ENOSPC')
-  );
+  return code === FULL || code === IOERR_SHMSIZE || errnoOf(error) === 'ENOSPC';
 };
 
 /** What SQLite says of the disk or the file, as a fault; anything else is given back as it came. */
@@ -127,7 +130,8 @@ export const asFault = (error: unknown, path: string): unknown => {
     return new Fault('no_room', `Cannot write to ${path}: the disk is full.`, { hint, cause: error });
   }
   const code = sqliteCode(error);
-  if (code === undefined || !OF_THE_FILE.includes(code & 0xff)) return error;
+  const known = code === undefined ? NO_ACCESS.includes(String(errnoOf(error))) : OF_THE_FILE.includes(code & 0xff);
+  if (!known) return error;
   const why = error instanceof Error ? error.message : String(error);
   return new Fault('host', `Cannot use ${path}: ${why}.`, { cause: error });
 };
