@@ -133,7 +133,7 @@ const field = (trailers: Record<string, unknown>, name: string, form: RegExp): s
 /** The end of an exec from the trailers of its output. Throws a `guest` fault where they do not say it. */
 export const exitOf = (trailers: Record<string, unknown>): ExecExit => {
   const code = field(trailers, 'nexus-exit-code', /^(?:0|[1-9]\d{0,2})$/);
-  const signal = field(trailers, 'nexus-exit-signal', /^[A-Z][A-Z0-9+-]{0,15}$/);
+  const signal = field(trailers, 'nexus-exit-signal', /^(?:[A-Z][A-Z0-9+-]{0,15}|[1-9]\d?)$/);
   const timedOut = field(trailers, 'nexus-timed-out', /^[01]$/);
   const duration = field(trailers, 'nexus-duration-us', /^\d{1,15}$/);
   if ((code === undefined) === (signal === undefined)) throw broken('no result, or two');
