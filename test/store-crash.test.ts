@@ -94,8 +94,9 @@ test('a full disk: no_room, what was acknowledged stays, and with room again the
   const able = await runAny([...inside, mount]).catch(() => undefined);
   if (able?.code !== 0) return t.skip('this host lets no ordinary user mount a small file system');
   const { stdout } = await run([...inside, `${mount} && exec "$0" '${WRITER}' fill '${temp.dir}'`, process.execPath]);
-  const [fault, kept, after] = stdout.trim().split('\n');
+  const [fault, within, kept, after] = stdout.trim().split('\n');
   assert.equal(fault, `fault no_room Cannot write to ${join(temp.dir, 'state.db')}: the disk is full.`);
+  assert.equal(within, 'fault no_room', 'inside a transaction of several statements');
   const count = Number(kept?.split(' ')[1]);
   assert.ok(count > 0);
   assert.equal(kept, `kept ${count} ${count}`);

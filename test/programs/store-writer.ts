@@ -74,6 +74,9 @@ const fill = async () => {
     if (!(error instanceof Fault)) throw error;
     say('fault', error.code, error.message);
   }
+  const [job] = await store.listJobs({ limit: 1 });
+  const error = await store.updateJob(job?.id ?? '', { subject: 'y'.repeat(100_000) }).catch((e: unknown) => e);
+  say('fault', error instanceof Fault ? error.code : String(error));
   say('kept', kept, (await store.listJobs({ limit: 100_000 })).length);
   await writeFile(ballast, '');
   await store.insertJob(newJob('after'));
