@@ -1,0 +1,251 @@
+import assert from 'node:assert/strict';
+import { randomBytes } from 'node:crypto';
+import {
+  chmod,
+  mkdir,
+  mkdtemp,
+  open,
+  readdir,
+  readFile,
+  rm,
+  stat,
+  statfs,
+  symlink,
+  truncate,
+  writeFile,
+} from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { type TestContext, test } from 'node:test';
+import { Fault } from '../src/api/fault.ts';
+import type { Disks } from '../src/disk/disks.ts';
+import { pickDisks } from '../src/disk/pick.ts';
+import { sha256File } from '../src/lib/files.ts';
+import { silentLog } from '../src/lib/log.ts';
+import { runAny } from '../src/lib/proc.ts';
+import { type FsKind, loopFs } from './kit/loop-fs.ts';
+
+const MIB = 1024 * 1024;
+const [IMG, IMG2] = ['img_01k0000000000000000000000a', 'img_01k0000000000000000000000b'];
+const [WS, WS2, WS3] = [
+  'ws_01k0000000000000000000000a',
+  'ws_01k0000000000000000000000b',
+  'ws_01k0000000000000000000000c',
+];
+const signal = () => AbortSignal.timeout(60_000);
+const fault = (code: string) => (error: unknown) => error instanceof Fault && error.code === code;
+
+/** 64 MiB long: 1 MiB of data, a hole, 1 MiB of data near the end. */
+const master = async (path: string): Promise<string> => {
+  await using handle = await open(path, 'wx');
+  await handle.truncate(64 * MIB);
+  await handle.write(randomBytes(MIB), 0, MIB, 0);
+  await handle.write(randomBytes(MIB), 0, MIB, 60 * MIB);
+  await handle.sync();
+  return path;
+};
+
+const prefixHash = async (path: string, bytes: number): Promise<string> => {
+  const copy = `${path}.cut`;
+  await runAny(['cp', '--sparse=always', path, copy]);
+  await truncate(copy, bytes);
+  const hash = await sha256File(copy);
+  await rm(copy);
+  return hash;
+};
+
+/** All that a backend promises, on whatever lies under `dir`. */
+const promises = async (t: TestContext, dir: string, disks: Disks): Promise<void> => {
+  const source = await master(join(dir, 'master.raw'));
+  const wanted = await sha256File(source);
+
+  await t.test('an image is the file, sparse, read-only and private to nobody', async () => {
+    const path = await disks.importImage(source, IMG, signal());
+    assert.equal(path, disks.path('images', IMG));
+    assert.equal(await sha256File(path), wanted);
+    assert.equal((await stat(path)).mode & 0o7777, 0o444);
+    const usage = await disks.usage('images', IMG);
+    assert.equal(usage.size_bytes, 64 * MIB);
+    assert.ok(usage.allocated_bytes < 4 * MIB, `holes became data: ${usage.allocated_bytes}`);
+    await assert.rejects(disks.importImage(source, IMG, signal()), fault('exists'));
+    assert.equal(await sha256File(source), wanted);
+  });
+
+  await t.test('an import may take its file over', async () => {
+    const other = await master(join(dir, 'other.raw'));
+    const hash = await sha256File(other);
+    const path = await disks.importImage(other, IMG2, signal(), { move: true });
+    assert.equal(await sha256File(path), hash);
+    await assert.rejects(stat(other), { code: 'ENOENT' });
+    assert.equal((await stat(path)).mode & 0o7777, 0o444);
+    await disks.removeImage(IMG2);
+  });
+
+  await t.test('a clone begins as the image, is longer, and writes to it stay in it', async () => {
+    const path = await disks.clone(IMG, WS, 256 * MIB, signal());
+    assert.equal(await prefixHash(path, 64 * MIB), wanted);
+    assert.equal((await stat(path)).mode & 0o7777, 0o600);
+    const usage = await disks.usage('workspaces', WS);
+    assert.equal(usage.size_bytes, 256 * MIB);
+    assert.ok(usage.allocated_bytes < 4 * MIB, `holes became data: ${usage.allocated_bytes}`);
+    const second = await disks.clone(IMG, WS2, 64 * MIB, signal());
+    await using handle = await open(path, 'r+');
+    await handle.write(randomBytes(4096), 0, 4096, 0);
+    await handle.sync();
+    assert.equal(await sha256File(disks.path('images', IMG)), wanted);
+    assert.equal(await sha256File(second), wanted);
+  });
+
+  await t.test('a disk grows and never shrinks', async () => {
+    await disks.grow(WS2, 128 * MIB);
+    await disks.grow(WS2, 128 * MIB);
+    assert.equal((await disks.usage('workspaces', WS2)).size_bytes, 128 * MIB);
+    await assert.rejects(disks.grow(WS2, 100 * MIB), fault('invalid'));
+    await assert.rejects(disks.clone(IMG, WS3, 32 * MIB, signal()), fault('invalid'));
+    await assert.rejects(disks.grow(WS3, 32 * MIB), fault('not_found'));
+    assert.deepEqual((await readdir(join(dir, 'workspaces'))).sort(), [WS, WS2]);
+  });
+
+  await t.test('an empty disk takes no room', async () => {
+    await disks.empty(WS3, 1024 * MIB, signal());
+    const usage = await disks.usage('workspaces', WS3);
+    assert.equal(usage.size_bytes, 1024 * MIB);
+    assert.ok(usage.allocated_bytes < MIB);
+    await assert.rejects(disks.empty(WS3, MIB, signal()), fault('exists'));
+    await disks.removeWs(WS3);
+    await disks.removeWs(WS3);
+    await assert.rejects(disks.usage('workspaces', WS3), fault('not_found'));
+  });
+
+  await t.test('names that are no IDs go nowhere', async () => {
+    for (const id of ['', '..', '../images', `${WS}/..`, 'ws_x', IMG])
+      await assert.rejects(disks.empty(id, MIB, signal()), fault('invalid'));
+    assert.throws(() => disks.path('images', '../../etc'), fault('invalid'));
+    await assert.rejects(disks.removeWs('../workspaces'), fault('invalid'));
+    await assert.rejects(disks.clone(IMG2, WS3, 64 * MIB, signal()), fault('not_found'));
+  });
+
+  await t.test('two at once: one wins, one is told, nothing is left over', async () => {
+    const both = await Promise.allSettled([1, 2].map(() => disks.clone(IMG, WS3, 64 * MIB, signal())));
+    assert.equal(both.filter(r => r.status === 'fulfilled').length, 1);
+    assert.ok(both.some(r => r.status === 'rejected' && fault('exists')(r.reason)));
+    assert.equal(await sha256File(disks.path('workspaces', WS3)), wanted);
+    assert.deepEqual((await readdir(join(dir, 'workspaces'))).sort(), [WS, WS2, WS3]);
+    await disks.removeWs(WS3);
+  });
+
+  await t.test('cancelled, it leaves nothing', async () => {
+    await assert.rejects(disks.clone(IMG, WS3, 64 * MIB, AbortSignal.abort()));
+    await assert.rejects(disks.importImage(source, IMG2, AbortSignal.abort()));
+    assert.deepEqual((await readdir(join(dir, 'workspaces'))).sort(), [WS, WS2]);
+    assert.deepEqual(await readdir(join(dir, 'images')), [IMG]);
+  });
+
+  await t.test('the sweep takes what is half made or unknown, and only that', async () => {
+    const half = `.${WS3}.01234567-89ab-cdef-0123-456789abcdef.part`;
+    await mkdir(join(dir, 'workspaces', half));
+    await writeFile(join(dir, 'workspaces', half, 'disk.raw'), 'x');
+    await mkdir(join(dir, 'workspaces', 'notes'));
+    const swept = await disks.sweep({ images: new Set([IMG]), workspaces: new Set([WS]) });
+    assert.deepEqual(swept.sort(), [`workspaces/${half}`, `workspaces/${WS2}`]);
+    assert.deepEqual((await readdir(join(dir, 'workspaces'))).sort(), ['notes', WS].sort());
+    assert.deepEqual(await readdir(join(dir, 'images')), [IMG]);
+  });
+
+  await t.test('nothing outside the data directory is removed', async () => {
+    const outside = await mkdtemp(join(tmpdir(), 'nexus-disk-out-'));
+    await writeFile(join(outside, 'precious'), 'x');
+    await symlink(outside, join(dir, 'workspaces', WS2));
+    await disks.removeWs(WS2);
+    assert.equal(await readFile(join(outside, 'precious'), 'utf8'), 'x');
+    await rm(outside, { recursive: true });
+  });
+
+  await t.test('all of it can be removed', async () => {
+    await disks.removeWs(WS);
+    await disks.removeImage(IMG);
+    assert.deepEqual(await readdir(join(dir, 'images')), []);
+    assert.deepEqual(await readdir(join(dir, 'workspaces')), ['notes']);
+  });
+};
+
+const BACKEND: Record<FsKind, Disks['backend']> = { btrfs: 'btrfs', xfs: 'reflink', ext4: 'copy' };
+
+for (const kind of ['btrfs', 'xfs', 'ext4'] as const) {
+  test(`disks on ${kind}`, async t => {
+    const fs = await loopFs(kind, 512);
+    if (typeof fs === 'string') return t.skip(fs);
+    await using mounted = fs;
+    const data = join(mounted.dir, 'data');
+    const disks = await pickDisks(data, silentLog());
+    assert.equal(disks.backend, BACKEND[kind], disks.why);
+    assert.deepEqual(await readdir(data), []);
+    await promises(t, data, disks);
+  });
+}
+
+test('disks in the directory for temporary files, whatever lies under it', async t => {
+  const dir = await mkdtemp(join(tmpdir(), 'nexus-disk-'));
+  t.after(() => rm(dir, { recursive: true, force: true }));
+  await promises(t, dir, await pickDisks(dir, silentLog()));
+});
+
+test('a full disk is no_room, with numbers, and nothing is left', async t => {
+  const fs = await loopFs('ext4', 64);
+  if (typeof fs === 'string') return t.skip(fs);
+  await using mounted = fs;
+  const disks = await pickDisks(mounted.dir, silentLog());
+  const elsewhere = await mkdtemp(join(tmpdir(), 'nexus-disk-'));
+  t.after(() => rm(elsewhere, { recursive: true, force: true }));
+  const big = join(elsewhere, 'big.raw');
+  await writeFile(big, randomBytes(80 * MIB));
+  const before = (await statfs(mounted.dir)).bfree;
+  await assert.rejects(disks.importImage(big, IMG, signal()), (error: unknown) => {
+    assert.ok(error instanceof Fault);
+    assert.equal(error.code, 'no_room');
+    assert.match(error.message, /takes 80(\.\d)? MiB, .* has \d.* free/);
+    return true;
+  });
+  // What the file system only finds out while it writes: a file that grows under the copy.
+  const small = join(elsewhere, 'small.raw');
+  await writeFile(small, randomBytes(20 * MIB));
+  await disks.importImage(small, IMG, signal());
+  const racing = [WS, WS2, WS3].map(id => disks.clone(IMG, id, 20 * MIB, signal()));
+  const results = await Promise.allSettled(racing);
+  const failed = results.flatMap(r => (r.status === 'rejected' ? [r.reason] : []));
+  assert.ok(failed.length > 0);
+  for (const reason of failed) assert.ok(fault('no_room')(reason), String(reason));
+  for (const name of await readdir(join(mounted.dir, 'workspaces'))) assert.ok(!name.startsWith('.'), name);
+  for (const id of [WS, WS2, WS3]) await disks.removeWs(id);
+  await disks.removeImage(IMG);
+  assert.ok(before - (await statfs(mounted.dir)).bfree < 16);
+});
+
+test('an ordinary user has btrfs clones and removes them', async t => {
+  const fs = await loopFs('btrfs', 256);
+  if (typeof fs === 'string') return t.skip(fs);
+  await using mounted = fs;
+  const program = `
+    import { pickDisks } from ${JSON.stringify(join(import.meta.dirname, '../src/disk/pick.ts'))};
+    import { silentLog } from ${JSON.stringify(join(import.meta.dirname, '../src/lib/log.ts'))};
+    import { readdirSync, writeFileSync } from 'node:fs';
+    const dir = ${JSON.stringify(join(mounted.dir, 'mine'))};
+    const signal = AbortSignal.timeout(30000);
+    const disks = await pickDisks(dir, silentLog());
+    writeFileSync(dir + '/m', Buffer.alloc(1 << 20, 7));
+    await disks.importImage(dir + '/m', '${IMG}', signal);
+    await disks.clone('${IMG}', '${WS}', 2 << 20, signal);
+    await disks.removeImage('${IMG}');
+    const left = readdirSync(dir + '/images').length;
+    await disks.removeWs('${WS}');
+    console.log(JSON.stringify([process.getuid(), disks.backend, left, readdirSync(dir + '/workspaces').length]));`;
+  const script = join(mounted.dir, 'user.ts');
+  await writeFile(script, program);
+  await chmod(script, 0o644);
+  const argv = ['setpriv', '--reuid', '65534', '--regid', '65534', '--clear-groups', process.execPath, script];
+  const result = await runAny(argv, { cwd: mounted.dir });
+  if (/EACCES|Permission denied/.test(result.stderr) && result.stdout === '')
+    return t.skip(`another user cannot read this checkout: ${result.stderr.trim().split('\n')[0]}`);
+  assert.equal(result.code, 0, result.stderr);
+  assert.deepEqual(JSON.parse(result.stdout), [65534, 'btrfs', 0, 0]);
+});
