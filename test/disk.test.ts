@@ -18,7 +18,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { Fault } from '../src/api/fault.ts';
-import type { Disks } from '../src/disk/disks.ts';
+import type { Disks } from '../src/disk/disk.ts';
 import { pickDisks } from '../src/disk/pick.ts';
 import { sha256File } from '../src/lib/files.ts';
 import { silentLog } from '../src/lib/log.ts';

@@ -3,7 +3,7 @@ import { mkdtemp, rename, statfs, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { ensureDir, exists, removeTree } from '../lib/files.ts';
 import type { Log } from '../lib/log.ts';
-import { type Disks, FileDisks } from './disks.ts';
+import { type Disks, FileDisks } from './disk.ts';
 import { btrfsWay, copyWay, reflink, reflinkWay, type Way } from './ways.ts';
 
 /** statfs(2): f_type of btrfs. */
