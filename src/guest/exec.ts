@@ -8,7 +8,8 @@
 import http2, { type ClientHttp2Stream, type IncomingHttpHeaders } from 'node:http2';
 import type { ExecExit } from '../api/exec.ts';
 import { Fault } from '../api/fault.ts';
-import { sleep } from '../lib/deadline.ts';
+import { pause } from '../lib/deadline.ts';
+import type { Link } from './link.ts';
 import { type Channel, type ExecPiece, exitOf, FrameParser } from './wire.ts';
 
 export type Offsets = Record<Channel, number>;
@@ -28,12 +29,14 @@ export interface ExecStream extends AsyncIterable<ExecPiece> {
 /** An HTTP/2 stream from the moment of its request: trailers may come before anybody could ask for them. */
 export class Source {
   readonly stream: ClientHttp2Stream;
+  readonly link: Link;
   trailers: IncomingHttpHeaders | undefined;
   closed = false;
   ended = false;
 
-  constructor(stream: ClientHttp2Stream) {
+  constructor(stream: ClientHttp2Stream, link: Link) {
     this.stream = stream;
+    this.link = link;
     stream.once('trailers', trailers => {
       this.trailers = trailers;
     });
@@ -189,9 +192,10 @@ export class ExecOutput implements ExecStream {
     }
     if (this.#over.signal.aborted) return;
     const whole = stream.readableLength === 0;
-    const ended = source.ended && !stream.aborted && stream.rstCode === http2.constants.NGHTTP2_NO_ERROR;
+    // A stream that goes down with its connection may look like one that ended well.
+    const sound = source.link.alive && !stream.aborted && stream.rstCode === http2.constants.NGHTTP2_NO_ERROR;
     if (whole && source.trailers !== undefined) this.#finish(source.trailers);
-    else if (whole && ended) {
+    else if (whole && source.ended && sound) {
       this.fail(new Fault('guest', `Command ${this.id} ended without a result: the guest sent none.`));
     } else this.#recover().catch(error => this.fail(error));
   }
@@ -216,7 +220,7 @@ export class ExecOutput implements ExecStream {
         `Cannot read the output of command ${this.id}: the guest breaks it off again and again.`,
       );
     }
-    if (this.#barren > 0) await sleep(Math.min(1000, 10 * 2 ** (this.#barren - 1)), undefined, { signal });
+    if (this.#barren > 0) await pause(Math.min(1000, 10 * 2 ** (this.#barren - 1)), signal);
     this.#barren++;
     const source = await this.#options.reattach({ ...this.offsets }, signal);
     if (signal.aborted) source.stream.close(http2.constants.NGHTTP2_CANCEL);

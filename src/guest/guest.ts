@@ -15,7 +15,7 @@ import { Slots } from '../lib/slots.ts';
 import { type Egress, serveEgress } from './egress.ts';
 import { ExecOutput, type ExecStream, type Offsets } from './exec.ts';
 import { type Ending, type Facts, parseBody, parseFacts } from './facts.ts';
-import { type GuestState, Keeper, ping, within } from './keeper.ts';
+import { type GuestState, Keeper } from './keeper.ts';
 import { bound, LostError, readBody, statusOf } from './link.ts';
 import { refusal, spawnRefusal } from './refusal.ts';
 import { type OutputRequest, Requests } from './requests.ts';
@@ -51,7 +51,6 @@ export type GuestExecs = z.infer<typeof ExecList>['execs'];
 const Taken = z.object({ bytes: z.int().min(0) });
 
 const BULK = 112;
-const PING_MS = 10_000;
 /** From the request to the answer that the command runs, lost connections included. */
 const START_MS = 30_000;
 /** How long a command's output waits for a lost connection. */
@@ -126,13 +125,7 @@ export class Guest implements AsyncDisposable {
 
   /** Round trip to the agent and back, ms. */
   ping(signal: AbortSignal): Promise<number> {
-    return this.#requests.told('reach the guest', signal, async () => {
-      using limit = within('the answer to a ping', PING_MS, this.#requests.bounded(signal));
-      const link = await this.#keeper.link(limit.signal);
-      const start = performance.now();
-      await ping(link, limit.signal);
-      return performance.now() - start;
-    });
+    return this.#requests.ping(signal);
   }
 
   /** Asks the guest for its facts again. */

@@ -133,7 +133,7 @@ class ControlLink implements Link {
     this.#alive = false;
     clearInterval(this.#shape);
     this.#done.resolve(new LostError(why, cause));
-    this.#session.destroy();
+    this.#session.destroy(undefined, NGHTTP2_CANCEL);
     this.#stream.destroy();
   }
 }

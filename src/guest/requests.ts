@@ -4,10 +4,10 @@
  */
 import http2, { type OutgoingHttpHeaders } from 'node:http2';
 import { Fault } from '../api/fault.ts';
-import { DeadlineError, sleep } from '../lib/deadline.ts';
+import { DeadlineError, pause } from '../lib/deadline.ts';
 import { Slots } from '../lib/slots.ts';
 import { Source } from './exec.ts';
-import { type Keeper, within } from './keeper.ts';
+import { type Keeper, ping, within } from './keeper.ts';
 import { type Answer, call, type Link, LostError, readBody, statusOf } from './link.ts';
 import { refusal } from './refusal.ts';
 import { sendChunk } from './send.ts';
@@ -15,6 +15,8 @@ import { sendChunk } from './send.ts';
 /** Of the 128 streams of a connection 112 carry content; of the other 16 one is kept for the ping. */
 const SMALL = 15;
 const CALL_MS = 10_000;
+const RETRY_LEAST_MS = 10;
+const RETRY_MOST_MS = 1000;
 const PID = /^[1-9]\d{0,9}$/;
 
 export interface SmallRequest {
@@ -34,12 +36,6 @@ export interface OutputRequest {
   body?: Buffer;
   refused: (status: number, body: Buffer) => Fault;
 }
-
-/** 0, then 10 ms doubled up to 1 s. */
-const delays = function* (): Generator<number> {
-  yield 0;
-  for (let delay = 10; ; delay = Math.min(1000, delay * 2)) yield delay;
-};
 
 /** Worth another try: the connection was lost, or the guest still counts streams of a connection that was. */
 const passing = (error: unknown): boolean =>
@@ -80,47 +76,57 @@ export class Requests {
 
   /** A small request and its answer of 2xx. */
   async call(request: SmallRequest, signal: AbortSignal): Promise<Answer> {
-    const { what } = request;
+    const { what, again } = request;
     return await this.told(what, signal, async () => {
       using limit = within('the answer of the guest', CALL_MS, this.bounded(signal));
       using _place = await this.#small.take(1, limit.signal);
-      for (const delay of delays()) {
-        await sleep(delay, undefined, { signal: limit.signal });
-        const link = await this.#keeper.link(limit.signal);
-        try {
-          const answer = await call(link, request, limit.signal);
-          if (answer.status >= 200 && answer.status < 300) return answer;
-          throw refusal(what, answer.status, answer.body);
-        } catch (error) {
-          if (!request.again || !(error instanceof LostError)) throw error;
-        }
-      }
-      throw new LostError('the connection to the guest was lost');
+      const lost = (error: unknown) => again && error instanceof LostError;
+      return await this.#tries(limit.signal, lost, async link => {
+        const answer = await call(link, request, limit.signal);
+        if (answer.status >= 200 && answer.status < 300) return answer;
+        throw refusal(what, answer.status, answer.body);
+      });
     });
+  }
+
+  /** Round trip to the agent and back on the present connection, ms. */
+  async ping(signal: AbortSignal): Promise<number> {
+    return await this.told('reach the guest', signal, async () => {
+      using limit = within('the answer to a ping', CALL_MS, this.bounded(signal));
+      return await this.#tries(limit.signal, passing, async link => {
+        const start = performance.now();
+        await ping(link, limit.signal);
+        return performance.now() - start;
+      });
+    });
+  }
+
+  /** Does it on whatever link is current, again and again while `may` says so. */
+  async #tries<T>(signal: AbortSignal, may: (error: unknown) => boolean, deed: (link: Link) => Promise<T>): Promise<T> {
+    for (let delay = 0; ; delay = Math.min(RETRY_MOST_MS, Math.max(RETRY_LEAST_MS, delay * 2))) {
+      if (delay > 0) await pause(delay, signal);
+      const link = await this.#keeper.link(signal);
+      try {
+        return await deed(link);
+      } catch (error) {
+        signal.throwIfAborted();
+        if (!may(error)) throw error;
+      }
+    }
   }
 
   /** A command's output from its first answer on, within `ms` for all tries. */
   async output(request: OutputRequest, ms: number, signal: AbortSignal): Promise<{ source: Source; pid: number }> {
     return await this.told(request.what, signal, async () => {
       using limit = within('the answer of the guest', ms, this.bounded(signal));
-      for (const delay of delays()) {
-        await sleep(delay, undefined, { signal: limit.signal });
-        const link = await this.#keeper.link(limit.signal);
-        try {
-          return await this.#open(link, request, limit.signal);
-        } catch (error) {
-          limit.signal.throwIfAborted();
-          if (!passing(error)) throw error;
-        }
-      }
-      throw new LostError('the connection to the guest was lost');
+      return await this.#tries(limit.signal, passing, link => this.#open(link, request, limit.signal));
     });
   }
 
   async #open(link: Link, request: OutputRequest, signal: AbortSignal): Promise<{ source: Source; pid: number }> {
     const { body } = request;
     const stream = link.request(request.headers, body === undefined);
-    const source = new Source(stream);
+    const source = new Source(stream, link);
     const cancel = () => stream.close(http2.constants.NGHTTP2_CANCEL);
     signal.addEventListener('abort', cancel, { once: true });
     try {

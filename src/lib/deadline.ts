@@ -55,3 +55,7 @@ export const poll = async <T>(
 };
 
 export { sleepFor as sleep };
+
+/** Waits `ms`. Rejects with the signal's own reason, not with an AbortError around it. */
+export const pause = (ms: number, signal: AbortSignal): Promise<void> =>
+  raced(sleepFor(ms, undefined, { signal }), signal);
