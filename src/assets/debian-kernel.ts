@@ -10,7 +10,7 @@ import { RunError, run } from '../lib/proc.ts';
 import { type Apt, type AptPackage, candidate, downloadPackage, openApt, packageNames, refreshLists } from './apt.ts';
 import { elfOfBzImage } from './bzimage.ts';
 import { readDeb } from './deb.ts';
-import { closure, type KernelModule, moduleName, modulesCpio, NEEDED, parseModule } from './modules.ts';
+import { builtinNames, closure, type KernelModule, moduleName, modulesCpio, NEEDED, parseModule } from './modules.ts';
 import { verifyFile } from './verify.ts';
 
 export interface KernelDownload {
@@ -128,7 +128,7 @@ const takeApart = async (deb: string, release: string, work: string, input: Kern
 
 /** Refuses a kernel that lacks what the guest protocol needs, by the name of the option. */
 const checkOptions = (parts: Parts): void => {
-  const builtin = new Set((parts.tables.get('modules.builtin')?.toString('latin1') ?? '').split('\n').map(moduleName));
+  const builtin = new Set(builtinNames(parts.tables.get('modules.builtin')));
   const refuse = (option: string) =>
     new Fault('unsupported', `Cannot use kernel ${parts.release}: it lacks ${option}.`, {
       hint: 'Take another version.',

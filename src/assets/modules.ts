@@ -2,6 +2,7 @@
 import type { CpioEntry } from './cpio.ts';
 import { cpio, withFolders } from './cpio.ts';
 import { elfSection } from './elf.ts';
+import { moduleIndex, normalAlias } from './modindex.ts';
 
 /** Loaded at boot, in this order, each after what it depends on. */
 const BOOT = [
@@ -109,20 +110,48 @@ export const bootOrder = (modules: ReadonlyMap<string, KernelModule>): KernelMod
   ),
 ];
 
-/** The text files that modprobe reads. Dependencies stand nearest first: modprobe loads a line from its end. */
-const tables = (modules: ReadonlyMap<string, KernelModule>): Record<string, string> => {
+/** `/dev` nodes that load their module when they are opened: from the aliases `devname:net/tun` and `char-major-10-200`. */
+const deviceName = (module: KernelModule): string[] => {
+  const name = module.aliases.find(a => a.startsWith('devname:'))?.slice('devname:'.length);
+  const [, kind, major, minor] =
+    module.aliases.map(a => /^(char|block)-major-(\d+)-(\d+)$/.exec(a)).find(m => m !== null) ?? [];
+  return name === undefined || kind === undefined ? [] : [`${module.name} ${name} ${kind[0]}${major}:${minor}`];
+};
+
+const text = (lines: readonly string[]): Buffer => Buffer.from(lines.map(line => `${line}\n`).join(''), 'latin1');
+
+/**
+ * The tables of modprobe, as depmod would make them for this set: text for BusyBox, an index for kmod. Dependencies stand nearest
+ * first: modprobe loads a line from its end.
+ */
+const tables = (modules: ReadonlyMap<string, KernelModule>, builtin: readonly string[]): Map<string, Buffer> => {
   const sorted = [...modules.values()].sort((a, b) => (a.path < b.path ? -1 : 1));
-  const dep = sorted.map(m =>
-    [
+  const deps = sorted.map(m => ({
+    key: m.name,
+    value: [
       `${m.path}:`,
       ...ordered(modules, m.name)
         .reverse()
         .map(d => d.path),
     ].join(' '),
-  );
-  const alias = sorted.flatMap(m => m.aliases.map(a => `alias ${a} ${m.name}`));
-  return { 'modules.dep': `${dep.join('\n')}\n`, 'modules.alias': alias.map(l => `${l}\n`).join('') };
+  }));
+  const aliases = sorted.flatMap(m => m.aliases.map(alias => ({ key: normalAlias(alias), value: m.name })));
+  return new Map([
+    ['modules.dep', text(deps.map(d => d.value))],
+    ['modules.dep.bin', moduleIndex(deps)],
+    ['modules.alias', text(aliases.map(a => `alias ${a.key} ${a.value}`))],
+    ['modules.alias.bin', moduleIndex(aliases)],
+    ['modules.builtin.bin', moduleIndex(builtin.map(name => ({ key: name, value: '' })))],
+    ['modules.devname', text(sorted.flatMap(deviceName))],
+  ]);
 };
+
+/** Names in the kernel's modules.builtin. */
+export const builtinNames = (table: Buffer | undefined): string[] =>
+  (table?.toString('latin1') ?? '')
+    .split('\n')
+    .filter(line => line.endsWith('.ko'))
+    .map(moduleName);
 
 /** The archive: lib/modules/<release>/… and lib/modules/nexus.load. `extra` are the kernel's own modules.* files. */
 export const modulesCpio = (
@@ -132,12 +161,12 @@ export const modulesCpio = (
 ): Buffer => {
   const root = `lib/modules/${release}`;
   const file = (path: string, data: Buffer): CpioEntry => ({ path, type: 'file', mode: 0o644, data });
+  const made = tables(modules, builtinNames(extra.get('modules.builtin')));
   const load = bootOrder(modules).map(m => `/${root}/${m.path}\n`);
   return cpio(
     withFolders([
       ...[...modules.values()].map(m => file(`${root}/${m.path}`, m.data)),
-      ...Object.entries(tables(modules)).map(([name, text]) => file(`${root}/${name}`, Buffer.from(text))),
-      ...[...extra].map(([name, data]) => file(`${root}/${name}`, data)),
+      ...[...extra, ...made].map(([name, data]) => file(`${root}/${name}`, data)),
       file('lib/modules/nexus.load', Buffer.from(load.join(''))),
     ]),
   );

@@ -4,8 +4,8 @@
  * INVARIANTS: a cache folder is complete or not there (made beside it, then renamed). Of processes that want the same one, one
  * makes it while the others wait on its lock folder; a lock whose process is dead is taken over.
  */
-import { randomUUID } from 'node:crypto';
-import { mkdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { createHash, randomUUID } from 'node:crypto';
+import { mkdir, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { downloadDebianKernel, type KernelFiles } from '../../src/assets/debian-kernel.ts';
 import { downloadDebianRootfs, type RootfsFile } from '../../src/assets/debian-rootfs.ts';
@@ -69,6 +69,7 @@ const cached = async <T>(key: string, make: (dir: string) => Promise<T>): Promis
     await writeFile(join(temp, 'record.json'), JSON.stringify(record));
     await rm(dir, { recursive: true, force: true });
     await rename(temp, dir);
+    await prune(key);
     return { ...record, dir };
   } finally {
     await rm(temp, { recursive: true, force: true });
@@ -76,12 +77,31 @@ const cached = async <T>(key: string, make: (dir: string) => Promise<T>): Promis
   }
 };
 
-const month = () => new Date().toISOString().slice(0, 7);
+/** Changes with the month, for newer packages, and with the code that makes the asset. */
+const age = async (files: readonly string[]): Promise<string> => {
+  const hash = createHash('sha256').update(new Date().toISOString().slice(0, 7));
+  for (const name of files) hash.update(await readFile(join(import.meta.dirname, '../../src/assets', `${name}.ts`)));
+  return hash.digest('hex').slice(0, 12);
+};
+
+const KERNEL_CODE = ['apt', 'ar', 'bzimage', 'cpio', 'deb', 'debian-kernel', 'elf', 'lz4', 'modindex', 'modules'];
+const ROOTFS_CODE = ['apt', 'debian-rootfs'];
+
+/** Removes what an older key left, if nothing can be using it any more. */
+const prune = async (key: string): Promise<void> => {
+  const name = key.slice(0, key.lastIndexOf('-') + 1);
+  for (const other of await readdir(CACHE)) {
+    const path = join(CACHE, other);
+    const old = other.startsWith(name) && !other.startsWith(key) && Date.now() - (await stat(path)).mtimeMs > 3_600_000;
+    if (old) await rm(path, { recursive: true, force: true });
+  }
+};
+
 const quiet = { signal: new AbortController().signal, onProgress: () => {}, onLog: () => {} };
 
 /** The newest cloud kernel of that series, unpacked. */
 export const testKernel = async (version: '6.12' | '6.1'): Promise<TestKernel> => {
-  const record = await cached<KernelFiles>(`kernel-${version}-${month()}`, dir =>
+  const record = await cached<KernelFiles>(`kernel-${version}-${await age(KERNEL_CODE)}`, dir =>
     downloadDebianKernel({ version, dir, ...quiet }),
   );
   const at = (name: string) => join(record.dir, name);
@@ -90,7 +110,7 @@ export const testKernel = async (version: '6.12' | '6.1'): Promise<TestKernel> =
 
 /** Debian 12's minimal root file system. */
 export const testRootfs = async (): Promise<TestRootfs> => {
-  const record = await cached<RootfsFile>(`rootfs-12-${month()}`, dir =>
+  const record = await cached<RootfsFile>(`rootfs-12-${await age(ROOTFS_CODE)}`, dir =>
     downloadDebianRootfs({ version: '12', packages: [], dir, ...quiet }),
   );
   return { ...record, tar: join(record.dir, 'rootfs.tar') };
