@@ -29,6 +29,8 @@ export interface BuildOptions {
   out: string;
   /** Length of the file system; default: content, a fifth, and what ext4 itself needs. */
   size_bytes?: number;
+  /** Default: `tar` where mke2fs can and the archive has nothing that it would lose, else `tree`. */
+  method?: 'tree';
   signal: AbortSignal;
   onProgress?: (progress: JobProgress) => void;
   onLog?: (line: string) => void;
@@ -67,7 +69,7 @@ const identityOf = (scan: Scan, merge: Merge, layout: Layout): string =>
 /** Runs a step; its last words become the fault. */
 const step = async (work: Work, argv: string[], options: RunOptions): Promise<string> => {
   const { onLog, signal } = work.options;
-  const onLine = (line: string) => onLog?.(plain(line));
+  const onLine = (line: string) => line.trim() !== '' && onLog?.(plain(line));
   const result = await runAny(argv, { timeout_ms: HOUR_MS, env: work.env, signal, onLine, ...options });
   if (result.code === 0) return result.stdout;
   const words = plain(result.stderr.trim().split('\n').slice(-2).join(' / ')).slice(-300);
@@ -127,7 +129,13 @@ const fromTree = async (work: Work): Promise<void> => {
   const tree = await ensureDir(join(work.dir, 'tree'), 0o700);
   const state = join(work.dir, 'owners');
   const under = (flag: string) => (fakeroot === undefined ? [] : [fakeroot, flag, state, '--']);
-  const keep = ['--same-owner', '--numeric-owner', '--same-permissions', '--xattrs', '--xattrs-include=*', '--acls'];
+  if (work.scan.acls && fakeroot !== undefined)
+    throw new Fault(
+      'unsupported',
+      'Cannot build the image: the archive has access control lists, which only root can set.',
+    );
+  const keep = ['--same-owner', '--numeric-owner', '--same-permissions', '--xattrs', '--xattrs-include=*'];
+  if (work.scan.acls) keep.push('--acls');
   await feed(work, 'unpack', input =>
     step(work, [...under('-s'), tar, '-x', ...keep, '--delay-directory-restore', '-C', tree, '-f', '-'], { input }),
   );
@@ -151,7 +159,7 @@ const verify = async (work: Work, method: Built['method']): Promise<void> => {
 
 const create = async (work: Work): Promise<Built['method']> => {
   const { scan, tools, options } = work;
-  const method = tools.reads_tar && scan.needs_tree === undefined ? 'tar' : 'tree';
+  const method = options.method ?? (tools.reads_tar && scan.needs_tree === undefined ? 'tar' : 'tree');
   const why = scan.needs_tree === undefined ? `mke2fs ${tools.version}` : `because of ${scan.needs_tree}`;
   options.onLog?.(
     `writing ${work.merge.entries} entries into ${formatBytes(work.layout.size_bytes)} of ext4, by ${method} (${why})`,

@@ -26,7 +26,7 @@ export const MKE2FS_CONF = `[defaults]
   ext4 = {
     features = has_journal,extent,huge_file,flex_bg,metadata_csum,64bit,dir_nlink,extra_isize
   }
-`;
+${['floppy', 'small', 'default', 'big', 'huge'].map(type => `  ${type} = {\n    inode_ratio = 16384\n  }\n`).join('')}`;
 
 export interface Layout {
   size_bytes: number;

@@ -47,6 +47,8 @@ export interface Scan {
   newest_s: number;
   /** Why libarchive inside mke2fs would not bring everything over; undefined if it does. */
   needs_tree: string | undefined;
+  /** It has POSIX ACLs. */
+  acls: boolean;
   arch: Arch | undefined;
   /** Text of the wanted files, by name. */
   texts: Map<string, Buffer>;
@@ -252,6 +254,7 @@ const readEntry = async (blocks: Blocks, scan: Scan): Promise<boolean> => {
   const xattrs = [...(pax?.values.keys() ?? [])].some(key => /xattr|acl|selinux/.test(key));
   scan.blocks += Math.ceil(stored / 4096) + (xattrs ? 1 : 0) + (target.length > 59 && kind === 'symlink' ? 1 : 0);
   scan.needs_tree ??= whyTree(pax, target);
+  scan.acls ||= xattrs && [...(pax?.values.keys() ?? [])].some(key => key.startsWith('SCHILY.acl.'));
   return true;
 };
 
@@ -274,6 +277,7 @@ export const scanArchive = async (
     blocks: 0,
     newest_s: 0,
     needs_tree: undefined,
+    acls: false,
     arch: undefined,
     texts: new Map(),
   };

@@ -89,7 +89,8 @@ export const sparseBytes = async (entry: Entry, take: (n: number) => Promise<Buf
   const keys = [...(pax?.values.keys() ?? [])].filter(key => key.startsWith('GNU.sparse.'));
   const in_pax = keys.length > 0 || (pax?.regions.length ?? 0) > 0;
   if (header.type === 'S') {
-    if (in_pax) throw bad(path, 'has two kinds of sparse map');
+    if (in_pax || pax?.values.has('size')) throw bad(path, 'has two kinds of sparse map');
+    if (!header.gnu) throw bad(path, 'is a sparse file in a format that has none');
     return await oldForm(entry, take);
   }
   if (!in_pax || pax === undefined) return undefined;

@@ -64,6 +64,8 @@ export interface Header {
   /** Seconds. */
   mtime: number;
   link: string;
+  /** GNU's variant, the only one in which type S means a sparse file. */
+  gnu: boolean;
 }
 
 /** Reads a header; refuses what two readers of tar could take for two things. */
@@ -90,6 +92,7 @@ export const parseHeader = (block: Buffer, at: number): Header => {
     gid: field(116, 124),
     mtime: field(136, 148),
     link: text(block.subarray(157, 257)),
+    gnu: magic === 'ustar  \0',
   };
 };
 
@@ -134,7 +137,16 @@ export const parsePax = (body: Buffer, name: string): Pax => {
   return pax;
 };
 
-const octal = (value: number, width: number): string => `${value.toString(8).padStart(width - 1, '0')}\0`;
+/** A number field: octal, or base 256 where it is too long for that. */
+const put = (block: Buffer, value: number, at: number, width: number): void => {
+  const whole = Math.max(0, Math.floor(value));
+  if (whole < 8 ** (width - 1)) {
+    block.write(`${whole.toString(8).padStart(width - 1, '0')}\0`, at, 'latin1');
+    return;
+  }
+  block[at] = 0x80;
+  for (let i = at + width - 1, rest = whole; i > at; i--, rest = Math.floor(rest / 256)) block[i] = rest % 256;
+};
 
 export interface Written {
   /** A byte string, relative, without a slash at its end. */
@@ -151,8 +163,11 @@ export interface Written {
 const header = (name: string, type: string, bytes: number, entry: Written): Buffer => {
   const block = Buffer.alloc(BLOCK);
   block.write(name.slice(0, 100), 0, 'latin1');
-  block.write(octal(entry.mode, 8) + octal(entry.uid, 8) + octal(entry.gid, 8), 100, 'latin1');
-  block.write(octal(bytes, 12) + octal(Math.max(0, Math.floor(entry.mtime)), 12), 124, 'latin1');
+  [entry.mode, entry.uid, entry.gid].forEach((value, i) => {
+    put(block, value, 100 + 8 * i, 8);
+  });
+  put(block, bytes, 124, 12);
+  put(block, entry.mtime, 136, 12);
   block.write(type, 156, 'latin1');
   block.write((entry.target ?? '').slice(0, 100), 157, 'latin1');
   block.write('ustar  \0', 257, 'latin1');
