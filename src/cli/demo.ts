@@ -1,0 +1,1 @@
+export const demo = async (_o: { keep: boolean; data_dir: string | undefined }): Promise<number> => 0;

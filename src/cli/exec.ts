@@ -1,0 +1,135 @@
+/**
+ * `nexusctl exec`: a command in a VM as if it ran here. Its bytes come through untouched, its exit code is ours.
+ *
+ * INVARIANTS: Ctrl-C never ends us before the command was told: the signal goes to its process group in the VM, a second
+ * one kills it there, a third leaves. Failures of Nexus itself are 125.
+ */
+import { once } from 'node:events';
+import { constants } from 'node:os';
+import process from 'node:process';
+import type { ExecExit, ExecMessage, Signal } from '../api/exec.ts';
+import { Fault } from '../api/fault.ts';
+import { type Cli, fail, note, out } from './cli.ts';
+import { json } from './show.ts';
+
+export const EXIT_NEXUS = 125;
+const EXIT_CANNOT_RUN = 126;
+const EXIT_NO_PROGRAM = 127;
+const EXIT_INT = 130;
+const FORWARDED = { SIGINT: 'INT', SIGTERM: 'TERM', SIGHUP: 'HUP', SIGQUIT: 'QUIT' } as const;
+const SIGNAL_MS = 5000;
+
+interface Running {
+  cli: Cli;
+  vm: string;
+  exec: string | undefined;
+  /** Aborting it leaves the stream. */
+  abort: AbortController;
+  /** What becomes the exit code if the stream is left. */
+  left: number;
+}
+
+const tell = async (run: Running, signal: Signal): Promise<void> => {
+  const { cli, vm, exec } = run;
+  if (exec === undefined) return run.abort.abort();
+  const options = { signal: AbortSignal.timeout(SIGNAL_MS) };
+  await cli.nexus.exec.signal({ vm, exec, signal }, options).catch((error: unknown) => {
+    if (!(error instanceof Fault && error.code === 'not_found')) fail(cli, error);
+  });
+};
+
+/** Passes our signals on to the command. Gives what undoes it. */
+const forwardSignals = (run: Running): (() => void) => {
+  let interrupts = 0;
+  const onSignal = (name: NodeJS.Signals) => {
+    run.left = name === 'SIGINT' ? EXIT_INT : 128 + constants.signals[name];
+    if (name === 'SIGINT') interrupts++;
+    if (interrupts === 2) note('Killing the command; once more leaves it.\n');
+    if (interrupts > 2) return run.abort.abort();
+    void tell(run, interrupts === 2 ? 'KILL' : (FORWARDED[name as keyof typeof FORWARDED] ?? 'TERM'));
+  };
+  const names = Object.keys(FORWARDED) as NodeJS.Signals[];
+  for (const name of names) process.on(name, onSignal);
+  return () => {
+    for (const name of names) process.off(name, onSignal);
+  };
+};
+
+const write = async (stream: NodeJS.WriteStream, data: string, signal: AbortSignal): Promise<void> => {
+  if (!stream.write(Buffer.from(data, 'base64'))) await once(stream, 'drain', { signal });
+};
+
+const feed = async (run: Running, exec: string): Promise<void> => {
+  const { cli, vm, abort } = run;
+  try {
+    await cli.nexus.exec.stdin({ vm, exec }, { body: process.stdin, signal: abort.signal });
+  } catch (error) {
+    if (!abort.signal.aborted) fail(cli, error);
+  }
+};
+
+const exitCode = (exit: ExecExit): number => {
+  if (exit.timed_out) note('error: The command took too long and was ended.\n');
+  if (exit.exit_code !== null) return exit.exit_code;
+  const number = Object.entries(constants.signals).find(([name]) => name === `SIG${exit.signal}`)?.[1];
+  return 128 + (number ?? 0);
+};
+
+const show = async (run: Running, messages: AsyncIterable<ExecMessage>, interactive: boolean): Promise<number> => {
+  for await (const message of messages) {
+    if (message.type === 'started') {
+      run.exec = message.exec;
+      if (interactive) void feed(run, message.exec);
+    }
+    if (run.cli.json) out(json(message, 0));
+    else if (message.type === 'stdout') await write(process.stdout, message.data, run.abort.signal);
+    else if (message.type === 'stderr') await write(process.stderr, message.data, run.abort.signal);
+    else if (message.type === 'gap') note(`-- ${message.bytes} bytes of ${message.channel} were dropped --\n`);
+    if (message.type === 'exit') return exitCode(message);
+  }
+  throw new Fault('guest', 'Cannot tell how the command ended: its stream stopped before its exit.');
+};
+
+/** The exit code for a failure of `exec` itself. */
+const failed = (run: Running, error: unknown): number => {
+  if (run.abort.signal.aborted) return run.left;
+  fail(run.cli, error);
+  if (!(error instanceof Fault) || error.reason === undefined) return EXIT_NEXUS;
+  return error.reason === 'no_program' ? EXIT_NO_PROGRAM : EXIT_CANNOT_RUN;
+};
+
+export const execCommand = async (cli: Cli, input: Record<string, unknown>, interactive: boolean): Promise<void> => {
+  const { vm, argv, ...rest } = input;
+  const words = Array.isArray(argv) ? argv.map(String) : [];
+  const run: Running = { cli, vm: String(vm), exec: undefined, abort: new AbortController(), left: EXIT_INT };
+  cli.onBrokenPipe = () => {
+    run.left = 141;
+    void tell(run, 'TERM').finally(() => run.abort.abort()); // as SIGPIPE would end it here
+  };
+  const quiet = forwardSignals(run);
+  try {
+    const args = { vm: run.vm, argv: words, ...rest, ...(interactive ? { stdin: 'open' as const } : {}) };
+    cli.code = await show(run, cli.nexus.exec.run(args, { signal: run.abort.signal }), interactive);
+  } catch (error) {
+    cli.code = failed(run, error);
+  } finally {
+    quiet();
+    run.abort.abort(); // ends the feeding of its standard input
+    if (interactive) process.stdin.destroy();
+  }
+};
+
+/** Puts `--` before the command, so that its flags are its own: `exec web -u bob ls -l`. */
+export const splitCommand = (words: readonly string[], takesValue: (flag: string) => boolean): string[] => {
+  let operands = 0;
+  for (let i = 0; i < words.length; i++) {
+    const word = words[i] ?? '';
+    if (word === '--') break;
+    if (word.startsWith('-') && word !== '-') {
+      if (takesValue(word)) i++;
+      continue;
+    }
+    if (++operands === 2) return [...words.slice(0, i), '--', ...words.slice(i)];
+  }
+  return [...words];
+};

@@ -1,0 +1,138 @@
+/** The tree of commands: derived from the contract, plus those that are made by hand. Only what is asked for is built. */
+import { Command, Option } from 'commander';
+import type { Row } from '../api/derive.ts';
+import { TABLE } from '../api/table.ts';
+import type { Cli } from './cli.ts';
+import { addInputs, inputOf } from './flags.ts';
+import { runRow } from './run.ts';
+import { DESTRUCTIVE, NOUN_ALIASES, NOUNS, VERB_ALIASES } from './words.ts';
+
+/** `exec` is a command by hand, so its noun is called by its plural. */
+export const commandNoun = (noun: string): string => (noun === 'exec' ? 'execs' : noun);
+export const nounOf = (word: string): string | undefined =>
+  Object.keys(NOUNS).find(noun => commandNoun(noun) === word) ?? NOUN_ALIASES[word];
+
+export const rowsOf = (noun: string): Row[] => Object.values(TABLE).filter(row => row.name.startsWith(`${noun}.`));
+
+export const rowNamed = (name: string): Row => {
+  const row = TABLE[name];
+  if (row === undefined) throw new Error(`the contract has no ${name}`);
+  return row;
+};
+
+/** --json and --socket are taken anywhere on the line. */
+const addGlobals = (command: Command): Command =>
+  command
+    .addOption(new Option('--json', 'print JSON'))
+    .addOption(new Option('--socket <path>', "the daemon's socket (default: $NEXUS_SOCKET, else the usual places)"));
+
+type Action = (positionals: unknown[], options: Record<string, unknown>) => Promise<void>;
+
+/** commander hands an action its positionals, its options and itself. */
+const acts = (cli: Cli, command: Command, action: Action): void => {
+  command.action(async (...all: unknown[]) => {
+    const options: Record<string, unknown> = command.optsWithGlobals();
+    cli.json = options.json === true;
+    cli.socket = typeof options.socket === 'string' ? options.socket : undefined;
+    await action(all.slice(0, -2), options);
+  });
+};
+
+/** A leaf: one operation with its flags. */
+const leaf = (cli: Cli, parent: Command, name: string, row: Row): Command => {
+  const command = parent.command(name).summary(row.summary).description(`${row.summary}.`);
+  command.showHelpAfterError(`hint: nexusctl ${parent.parent === null ? '' : `${parent.name()} `}${name} --help`);
+  addInputs(command, row);
+  if (row.answers === 'job') command.option('-d, --detach', 'print the ID of the job and do not follow it');
+  const verb = row.name.split('.')[1] ?? '';
+  if (DESTRUCTIVE.includes(verb)) command.option('-y, --yes', 'do not ask');
+  addGlobals(command);
+  acts(cli, command, (positionals, options) => runRow(cli, row, positionals, options));
+  return command;
+};
+
+const execLeaf = (cli: Cli, parent: Command, name: string): Command => {
+  const row = rowNamed('exec.run');
+  const command = parent.command(name).summary('Run a command in a VM');
+  command
+    .description(
+      'Run a command in a VM. Its output comes through byte for byte and its exit code is ours;\n125: Nexus failed, 126: the command cannot be run, 127: there is no such program, 128+n: signal n ended it.',
+    )
+    .usage('[options] VM [--] COMMAND [ARG...]')
+    .option('-i, --interactive', 'pass standard input to the command');
+  addInputs(command, row, ['stdin']);
+  addGlobals(command);
+  acts(cli, command, async (positionals, options) => {
+    const { execCommand } = await import('./exec.ts');
+    await execCommand(cli, inputOf(row, positionals, options), options.interactive === true);
+  });
+  return command;
+};
+
+const addNoun = (cli: Cli, program: Command, noun: string, whole: boolean): void => {
+  const several = NOUNS[noun]?.[1] ?? noun;
+  const rows = rowsOf(noun);
+  const verbs = rows.map(row => row.name.split('.')[1] ?? '');
+  const parent = program.command(commandNoun(noun)).summary(`${several}: ${verbs.join(', ')}`);
+  parent
+    .description(`Work with ${noun === 'daemon' ? 'the daemon' : several}.`)
+    .showHelpAfterError(`hint: nexusctl ${commandNoun(noun)} --help`)
+    .helpCommand(false);
+  for (const [alias, to] of Object.entries(NOUN_ALIASES)) if (to === noun && alias !== noun) parent.alias(alias);
+  if (!whole) return;
+  for (const row of rows) {
+    const verb = row.name.split('.')[1] ?? '';
+    const command = row.name === 'exec.run' ? execLeaf(cli, parent, verb) : leaf(cli, parent, verb, row);
+    const alias = VERB_ALIASES[verb];
+    if (alias !== undefined) command.alias(alias);
+  }
+};
+
+const addDemo = (cli: Cli, program: Command): void => {
+  const command = program
+    .command('demo')
+    .summary('Boot a VM and run commands in it, step by step')
+    .description('Start a private daemon, fetch what a VM needs, boot one, run commands in it, and clean up.')
+    .option('--keep', 'leave the daemon and the VM running')
+    .option('--data-dir <dir>', 'where everything lies (default: /var/lib/nexus-demo, ~/.local/share/nexus-demo)');
+  acts(cli, command, async (_positionals, options) => {
+    const { demo } = await import('./demo.ts');
+    cli.code = await demo({
+      keep: options.keep === true,
+      data_dir: typeof options.dataDir === 'string' ? options.dataDir : undefined,
+    });
+  });
+};
+
+const addByHand = (cli: Cli, program: Command): void => {
+  execLeaf(cli, program, 'exec');
+  leaf(cli, program, 'logs', rowNamed('vm.logs'));
+  leaf(cli, program, 'events', rowNamed('event.watch'));
+  leaf(cli, program, 'status', rowNamed('daemon.get'));
+  const version = addGlobals(program.command('version')).summary('Show the versions of client and daemon');
+  acts(cli, version, async () => (await import('./version.ts')).showVersion(cli));
+  const completion = program.command('completion').summary('Print a completion script for a shell');
+  completion.argument('<SHELL>', 'bash, zsh or fish');
+  acts(cli, completion, async ([shell]) => (await import('./completion.ts')).printScript(String(shell)));
+  addDemo(cli, program);
+};
+
+/** The whole tree, or only the branch of the noun `word`. */
+export const makeProgram = (cli: Cli, word: string | undefined): Command => {
+  const program = addGlobals(new Command('nexusctl'))
+    .description('Every AI agent in its own microVM.')
+    .exitOverride()
+    .showHelpAfterError('hint: nexusctl --help')
+    .helpCommand(false)
+    .addHelpText('after', '\nnexusctl <command> --help says more. Environment: NEXUS_SOCKET.');
+  const noun = word === undefined ? undefined : nounOf(word);
+  if (noun !== undefined) {
+    addNoun(cli, program, noun, true);
+    return program;
+  }
+  program.commandsGroup('Commands:');
+  addByHand(cli, program);
+  program.commandsGroup('Nouns:');
+  for (const name of Object.keys(NOUNS)) addNoun(cli, program, name, false);
+  return program;
+};

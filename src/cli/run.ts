@@ -1,0 +1,68 @@
+/** Runs one operation from the command line and shows its answer. */
+import process from 'node:process';
+import type { Row } from '../api/derive.ts';
+import { Fault } from '../api/fault.ts';
+import type { Job } from '../api/job.ts';
+import { type Cli, note, onTerminal, out } from './cli.ts';
+import { inputOf } from './flags.ts';
+import { jobStarted } from './job.ts';
+import { cell, details, json, table } from './show.ts';
+import { STREAMS } from './stream.ts';
+import { DESTRUCTIVE, LISTS, NOUNS, PAST } from './words.ts';
+
+const split = (row: Row): [noun: string, verb: string] => {
+  const [noun = '', verb = ''] = row.name.split('.');
+  return [noun, verb];
+};
+
+/** VM 'web'; the daemon, where there is nothing to name. */
+const subject = (row: Row, input: Record<string, unknown>): string => {
+  const [noun] = split(row);
+  const one = NOUNS[noun]?.[0] ?? noun;
+  const key = row.args[0];
+  return key === undefined ? `the ${one}` : `${one} '${cell(key, input[noun] ?? input[key])}'`;
+};
+
+const confirmed = async (row: Row, input: Record<string, unknown>): Promise<void> => {
+  const [, verb] = split(row);
+  const { createInterface } = await import('node:readline/promises');
+  const asking = createInterface({ input: process.stdin, output: process.stderr });
+  try {
+    const answer = await asking.question(`${verb === 'delete' ? 'Delete' : 'Remove'} ${subject(row, input)}? [y/N] `);
+    if (!/^y(es)?$/i.test(answer.trim())) throw new Fault('canceled', 'Nothing was done.');
+  } finally {
+    asking.close();
+  }
+};
+
+const isJob = (value: unknown): value is Job =>
+  typeof value === 'object' && value !== null && 'id' in value && 'kind' in value && 'state' in value;
+
+const showAnswer = (cli: Cli, row: Row, input: Record<string, unknown>, answer: unknown): void => {
+  const [noun, verb] = split(row);
+  if (cli.json) out(json(answer));
+  else if (row.answers === 'nothing') note(`${PAST[verb] ?? 'Done'}: ${subject(row, input)}.\n`);
+  else if (Array.isArray(answer) && answer.length === 0) out(`No ${LISTS[row.name] ?? NOUNS[noun]?.[1] ?? noun}.\n`);
+  else if (Array.isArray(answer)) out(table(row.columns, answer));
+  else if (typeof answer === 'object' && answer !== null) out(details({ ...answer }));
+};
+
+/** One operation: ask where it destroys, call, follow a job or stream, show what came back. */
+export const runRow = async (
+  cli: Cli,
+  row: Row,
+  positionals: readonly unknown[],
+  options: Record<string, unknown>,
+): Promise<void> => {
+  const input = inputOf(row, positionals, options);
+  const stream = STREAMS[row.name];
+  if (stream !== undefined) return stream(cli, input);
+  if (row.stream === 'upload') return showAnswer(cli, row, input, await upload(cli, input));
+  if (DESTRUCTIVE.includes(split(row)[1]) && options.yes !== true && onTerminal()) await confirmed(row, input);
+  const answer = await cli.nexus.call(row.name, input);
+  if (row.answers === 'job' && isJob(answer)) return jobStarted(cli, answer, options.detach === true);
+  showAnswer(cli, row, input, answer);
+};
+
+const upload = (cli: Cli, input: Record<string, unknown>): Promise<unknown> =>
+  cli.nexus.exec.stdin({ vm: String(input.vm), exec: String(input.exec) }, { body: process.stdin });

@@ -1,0 +1,45 @@
+/** Streams that are lines: consoles, events, the logs of jobs. */
+import type { EventMessage } from '../api/event.ts';
+import type { JobMessage } from '../api/job.ts';
+import type { VmLogMessage } from '../api/vm.ts';
+import { checkJob } from '../client/job.ts';
+import { plain } from '../lib/text.ts';
+import { type Cli, note, out } from './cli.ts';
+import { cell, json, timeText } from './show.ts';
+
+const logLine = (message: VmLogMessage): void => {
+  if (message.type === 'line') out(`${plain(message.line)}\n`);
+  if (message.type === 'gap') note(`-- ${plain(message.detail)} --\n`);
+};
+
+const jobLine = (message: JobMessage): void => {
+  if (message.type === 'log') out(`${plain(message.line)}\n`);
+  if (message.type === 'gap') note(`-- ${cell('bytes', message.bytes)} of log were dropped --\n`);
+  if (message.type === 'end') checkJob(message.job);
+};
+
+const eventLine = (message: EventMessage): void => {
+  if (!('seq' in message)) note(`-- ${message.missed} events were dropped --\n`);
+  else
+    out(
+      `${timeText(message.at_ms)}  ${plain(message.type)}  ${plain(message.subject)}  ${cell('data', message.data)}\n`,
+    );
+};
+
+type Show = (cli: Cli, input: Record<string, unknown>) => Promise<void>;
+
+const each = async <T>(cli: Cli, messages: AsyncIterable<T>, line: (message: T) => void): Promise<void> => {
+  for await (const message of messages) {
+    if (cli.json) out(json(message, 0));
+    else line(message);
+  }
+};
+
+const text = (value: unknown): string => String(value);
+
+/** How each streaming operation is shown; `exec.run` has a command of its own. */
+export const STREAMS: Record<string, Show> = {
+  'vm.logs': (cli, { vm, ...rest }) => each(cli, cli.nexus.vm.logs({ vm: text(vm), ...rest }), logLine),
+  'job.log': (cli, { job }) => each(cli, cli.nexus.job.log({ job: text(job) }), jobLine),
+  'event.watch': (cli, input) => each(cli, cli.nexus.event.watch(input), eventLine),
+};

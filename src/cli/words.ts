@@ -1,0 +1,42 @@
+/** What the contract cannot say: how nouns and verbs are spoken, short flags, further names of commands. */
+
+/** noun -> [one, several] */
+export const NOUNS: Record<string, readonly [string, string]> = {
+  daemon: ['daemon', 'daemons'],
+  kernel: ['kernel', 'kernels'],
+  rootfs: ['root file system', 'root file systems'],
+  image: ['image', 'images'],
+  ws: ['workspace', 'workspaces'],
+  vm: ['VM', 'VMs'],
+  exec: ['command', 'commands'],
+  job: ['job', 'jobs'],
+  event: ['event', 'events'],
+};
+
+/** What several things of an operation are called, where it is not the noun itself. */
+export const LISTS: Record<string, string> = { 'vm.history': 'transitions' };
+
+export const NOUN_ALIASES: Record<string, string> = {
+  workspace: 'ws',
+  workspaces: 'ws',
+  vms: 'vm',
+  images: 'image',
+  kernels: 'kernel',
+  jobs: 'job',
+};
+
+export const VERB_ALIASES: Record<string, string> = { list: 'ls', get: 'show', delete: 'rm', remove: 'rm' };
+
+/** The verb of an operation that answers nothing, once it is done. */
+export const PAST: Record<string, string> = {
+  delete: 'Deleted',
+  remove: 'Removed',
+  signal: 'Signalled',
+  ping: 'Alive',
+};
+
+/** These ask first on a terminal. */
+export const DESTRUCTIVE: readonly string[] = ['delete', 'remove'];
+
+/** field -> its one-letter flag */
+export const SHORT: Record<string, string> = { env: 'e', user: 'u', cwd: 'w', follow: 'f', tail: 'n' };
