@@ -10,24 +10,19 @@ import type { Duplex, Readable } from 'node:stream';
 import { z } from 'zod';
 import type { ExecSpec, Signal } from '../api/exec.ts';
 import { Fault } from '../api/fault.ts';
-import type { Log } from '../lib/log.ts';
 import { Slots } from '../lib/slots.ts';
 import { type Egress, serveEgress } from './egress.ts';
 import { ExecOutput, type ExecStream, type Offsets } from './exec.ts';
 import { type Ending, type Facts, parseBody, parseFacts } from './facts.ts';
-import { type GuestState, Keeper } from './keeper.ts';
+import { type GuestState, Keeper, type KeeperOptions } from './keeper.ts';
 import { bound, LostError, readBody, statusOf } from './link.ts';
 import { refusal, spawnRefusal } from './refusal.ts';
 import { type OutputRequest, Requests } from './requests.ts';
 import { sendAll } from './send.ts';
 import { encodePreamble, ID } from './wire.ts';
 
-export interface GuestOptions {
-  /** A fresh control connection; the signal is aborted when it takes too long. */
-  open: (signal: AbortSignal) => Promise<Duplex>;
-  onState: (state: GuestState, facts?: Facts) => void;
+export interface GuestOptions extends KeeperOptions {
   onEnding: (kind: Ending['kind'], by: Ending['by']) => void;
-  log: Log;
 }
 
 export interface ExecOptions {

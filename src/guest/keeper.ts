@@ -15,13 +15,18 @@ import { call, type Link, LostError, openLink } from './link.ts';
 export type GuestState = 'connecting' | 'ready' | 'unreachable';
 
 export interface KeeperOptions {
+  /** A fresh control connection; the signal is aborted when it takes too long. */
   open: (signal: AbortSignal) => Promise<Duplex>;
   onState: (state: GuestState, facts?: Facts) => void;
   log: Log;
+  /** Between two pings. Default 15 000 ms. */
+  ping_every_ms?: number;
+  /** How long a ping may take, and the opening of a connection. Default 5000 ms. */
+  ping_ms?: number;
 }
 
 const PING_EVERY_MS = 15_000;
-export const PING_MS = 5000;
+const PING_MS = 5000;
 const RETRY_LEAST_MS = 10;
 const RETRY_MOST_MS = 1000;
 const UNREACHABLE_MS = 2000;
@@ -34,8 +39,7 @@ export const within = (what: string, ms: number, signal: AbortSignal): Disposabl
 };
 
 export const ping = async (link: Link, signal: AbortSignal): Promise<void> => {
-  using limit = within('the answer to a ping', PING_MS, signal);
-  const { status } = await call(link, { method: 'GET', path: '/v1/ping' }, limit.signal);
+  const { status } = await call(link, { method: 'GET', path: '/v1/ping' }, signal);
   if (status !== 204) throw new LostError(`the guest answered a ping with status ${status}`);
 };
 
@@ -205,7 +209,7 @@ export class Keeper implements AsyncDisposable {
   }
 
   async #try(): Promise<Link> {
-    using limit = within('opening the control connection', PING_MS, this.#closing.signal);
+    using limit = within('opening the control connection', this.#options.ping_ms ?? PING_MS, this.#closing.signal);
     const opening = this.#options.open(limit.signal);
     // One that comes after its deadline is nobody's: it must not stay.
     const stream = await raced(opening, limit.signal).catch(error => {
@@ -229,14 +233,15 @@ export class Keeper implements AsyncDisposable {
     link.ended.then(() => this.#nudge());
     let missed = 0;
     while (link.alive) {
-      if (missed === 0) await this.#pause(PING_EVERY_MS);
+      if (missed === 0) await this.#pause(this.#options.ping_every_ms ?? PING_EVERY_MS);
       if (!link.alive) return;
       if (this.#held > 0) {
         missed = 0;
         continue;
       }
       try {
-        await ping(link, this.#closing.signal);
+        using limit = within('the answer to a ping', this.#options.ping_ms ?? PING_MS, this.#closing.signal);
+        await ping(link, limit.signal);
         missed = 0;
       } catch (error) {
         if (this.#closing.signal.aborted || !link.alive) return;

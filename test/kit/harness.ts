@@ -7,7 +7,7 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { connect, createServer, type Server, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { type Guest, openGuest } from '../../src/guest/guest.ts';
+import { type Guest, type GuestOptions, openGuest } from '../../src/guest/guest.ts';
 import { poll } from '../../src/lib/deadline.ts';
 import { exists } from '../../src/lib/files.ts';
 import { silentLog } from '../../src/lib/log.ts';
@@ -100,7 +100,7 @@ export interface Harness extends AsyncDisposable {
 }
 
 /** A running agent and a `Guest` that its bell has reached. */
-export const harness = async (): Promise<Harness> => {
+export const harness = async (options: Partial<GuestOptions> = {}): Promise<Harness> => {
   const { harness: program } = await agentBinaries();
   const dir = await mkdtemp(join(tmpdir(), 'nexus-guest-'));
   const [agent, control, egress] = ['agent', 'control', 'egress'].map(name => join(dir, name));
@@ -112,6 +112,7 @@ export const harness = async (): Promise<Harness> => {
     onState: state => states.push(state),
     onEnding: (kind, by) => endings.push(`${kind} by ${by}`),
     log: silentLog(),
+    ...options,
   });
   const proxy = new CutProxy(agent);
   await proxy.listen(control);
