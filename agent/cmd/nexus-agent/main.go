@@ -1,12 +1,50 @@
-// nexus-agent is the guest's side of the channel.
+// nexus-agent is the guest's side of the channel. It is the initramfs' /init, PID 1 of a root without an init of its own, or
+// a service of the image's init.
 package main
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
 
+	"github.com/workfort/nexus/agent/internal/initramfs"
+	"github.com/workfort/nexus/agent/internal/safe"
 	"github.com/workfort/nexus/agent/internal/wire"
 )
 
 func main() {
-	fmt.Println(wire.Version)
+	if os.Getpid() == 1 {
+		// By its path: a root may have a folder of that name.
+		if info, err := os.Stat("/newroot"); os.Args[0] == "/init" && err == nil && info.IsDir() {
+			initramfs.Run()
+		}
+		pid1()
+	}
+	verb := filepath.Base(os.Args[0]) // the agent may be linked as /sbin/reboot
+	if _, ok := askPid1[verb]; !ok && len(os.Args) == 2 {
+		verb = os.Args[1]
+	}
+	sig, ok := askPid1[verb]
+	switch {
+	case ok:
+		if err := syscall.Kill(1, sig); err != nil {
+			safe.Logf("cannot %s: %v", verb, err)
+			os.Exit(1)
+		}
+	case verb == "version":
+		fmt.Println(wire.Version)
+	case verb == "service":
+		service()
+	default:
+		safe.Logf("usage: nexus-agent service | version | reboot | poweroff | halt")
+		os.Exit(2)
+	}
+}
+
+// askPid1 has the signals that the agent as PID 1 understands, as BusyBox's init does.
+var askPid1 = map[string]syscall.Signal{
+	"reboot":   syscall.SIGTERM,
+	"halt":     syscall.SIGUSR1,
+	"poweroff": syscall.SIGUSR2,
 }

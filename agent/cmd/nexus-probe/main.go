@@ -1,4 +1,34 @@
-// nexus-probe asks the kernel what a program without system calls of its own cannot ask.
+// nexus-probe prints one JSON object: what the host can do, found out by doing it.
 package main
 
-func main() {}
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+
+	"github.com/workfort/nexus/agent/internal/probe"
+	"github.com/workfort/nexus/agent/internal/wire"
+)
+
+func main() {
+	verb := ""
+	if len(os.Args) == 2 {
+		verb = os.Args[1]
+	}
+	var answer any
+	switch verb {
+	case "kvm":
+		answer = probe.CheckKVM()
+	case "kvm-run": // the child of kvm
+		answer = probe.RunGuest()
+	case "tsc":
+		answer = probe.MeasureTSC()
+	case "version":
+		fmt.Println(wire.Version)
+		return
+	default:
+		fmt.Fprintln(os.Stderr, "usage: nexus-probe kvm | tsc | version")
+		os.Exit(2)
+	}
+	_ = json.NewEncoder(os.Stdout).Encode(answer)
+}

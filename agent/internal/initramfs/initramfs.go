@@ -1,0 +1,194 @@
+// Package initramfs is /init: it makes the machine able to run its root file system and becomes that root's PID 1.
+package initramfs
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/workfort/nexus/agent/internal/machine"
+	"github.com/workfort/nexus/agent/internal/safe"
+)
+
+const (
+	newroot  = "/newroot"
+	loadList = "/lib/modules/nexus.load"
+	rootWait = 10 * time.Second
+)
+
+// Run does not return: it becomes PID 1 of the root, or says why it cannot and resets the machine.
+func Run() {
+	defer machine.Reset()
+	defer safe.Recover()
+	safe.Logf("%v", boot())
+}
+
+func boot() error {
+	if err := machine.MountEarly(); err != nil {
+		return err
+	}
+	p := machine.ReadParams()
+	if err := loadModules(); err != nil {
+		return err
+	}
+	if err := waitFor(p.Root); err != nil {
+		return err
+	}
+	if err := unix.Mount(p.Root, newroot, "ext4", 0, ""); err != nil {
+		return fmt.Errorf("cannot mount the root %s as ext4: %w", p.Root, err)
+	}
+	if err := grow(p.Root, newroot); err != nil {
+		safe.Logf("cannot grow the root: %v", err) // smaller than wished, and usable
+	}
+	// Growing would start a thread that fills new inode tables with zeros; they are zeros on a new disk, and would take
+	// room on the host. e2fsck knows unused ones by their checksum.
+	_ = unix.Mount("", newroot, "", unix.MS_REMOUNT, "noinit_itable")
+	if err := switchRoot(); err != nil {
+		return err
+	}
+	if err := machine.SetHostname(p.Hostname); err != nil {
+		return fmt.Errorf("cannot set the host name: %w", err)
+	}
+	return become(p.Init)
+}
+
+func become(kind string) error {
+	program := "/usr/lib/nexus/nexus-agent"
+	if kind == "image" {
+		program = "/sbin/init"
+	} else if kind != "agent" {
+		return fmt.Errorf("nexus.init=%s is neither agent nor image", kind)
+	}
+	env := []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/", "TERM=linux"}
+	err := syscall.Exec(program, []string{program}, env)
+	return fmt.Errorf("cannot run %s of the root: %w", program, err)
+}
+
+func loadModules() error {
+	list, err := os.ReadFile(loadList)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // the kernel has all it needs built in
+	}
+	if err != nil {
+		return err
+	}
+	for _, path := range strings.Fields(string(list)) {
+		if !filepath.IsAbs(path) {
+			path = filepath.Join("/lib/modules", path)
+		}
+		if err := loadModule(path); err != nil {
+			return fmt.Errorf("cannot load module %s: %w", filepath.Base(path), err)
+		}
+	}
+	return nil
+}
+
+func loadModule(path string) error {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.FinitModule(fd, "", 0); err != nil && err != unix.EEXIST {
+		return err
+	}
+	return nil
+}
+
+// waitFor polls: a probed driver takes a few milliseconds to make its device.
+func waitFor(dev string) error {
+	for deadline := time.Now().Add(rootWait); ; time.Sleep(2 * time.Millisecond) {
+		if _, err := os.Stat(dev); err == nil {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("the root device %s did not appear within %v", dev, rootWait)
+		}
+	}
+}
+
+// switchRoot moves into the mounted root. The kernel's modules stay reachable: they are bound from the initramfs, which is a
+// tmpfs, and everything else in it is removed.
+func switchRoot() error {
+	modules, release := openModules()
+	if modules >= 0 {
+		defer unix.Close(modules)
+	}
+	for _, dir := range []string{"/dev", "/proc", "/sys", "/run"} {
+		_ = os.Mkdir(newroot+dir, 0o755)
+		if err := unix.Mount(dir, newroot+dir, "", unix.MS_MOVE, ""); err != nil {
+			return fmt.Errorf("cannot move %s into the root: %w", dir, err)
+		}
+	}
+	if err := os.Chdir(newroot); err != nil {
+		return err
+	}
+	empty("/", release)
+	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
+		return fmt.Errorf("cannot move the root: %w", err)
+	}
+	if err := unix.Chroot("."); err != nil {
+		return err
+	}
+	if err := os.Chdir("/"); err != nil {
+		return err
+	}
+	if modules >= 0 {
+		if err := bindModules(modules, release); err != nil {
+			safe.Logf("cannot offer the kernel's modules to the root: %v", err)
+		}
+	}
+	return nil
+}
+
+// openModules opens the initramfs' module tree; -1 if there is none for this kernel.
+func openModules() (int, string) {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return -1, ""
+	}
+	release := unix.ByteSliceToString(u.Release[:])
+	fd, err := unix.Open("/lib/modules/"+release, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, ""
+	}
+	return fd, release
+}
+
+// bindModules runs inside the root, so that links in it lead nowhere else.
+func bindModules(fd int, release string) error {
+	dir := "/lib/modules/" + release
+	if entries, err := os.ReadDir(dir); err == nil && len(entries) > 0 {
+		return nil
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	return unix.Mount(fmt.Sprintf("/proc/self/fd/%d", fd), dir, "", unix.MS_BIND, "")
+}
+
+// empty frees the initramfs: everything on its own file system but the module tree of that release.
+func empty(dir, release string) {
+	var here unix.Stat_t
+	if unix.Lstat(dir, &here) != nil {
+		return
+	}
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		var st unix.Stat_t
+		if unix.Lstat(path, &st) != nil || st.Dev != here.Dev || (release != "" && path == "/lib/modules/"+release) {
+			continue
+		}
+		if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+			empty(path, release)
+		}
+		_ = os.Remove(path)
+	}
+}
