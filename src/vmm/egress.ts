@@ -57,7 +57,7 @@ export class Egress {
         await port.gone;
       } catch (error) {
         this.#first.reject(error);
-        if (!signal.aborted) this.#log.warn({ err: error }, 'the egress port could not be plugged');
+        if (!signal.aborted) this.#log.debug({ err: error }, 'the egress port could not be plugged yet');
       }
       if (performance.now() - since > GOOD_MS) backoff = MIN_BACKOFF_MS;
       await sleep(backoff, undefined, { signal }).catch(() => {});

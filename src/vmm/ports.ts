@@ -103,13 +103,13 @@ export class Ports {
   }
 
   onEvent({ event, data }: QmpEvent): void {
-    if (event === 'DEVICE_DELETED' && typeof data['device'] === 'string') {
-      this.#plugged.get(data['device'])?.deleted.resolve();
+    if (event === 'DEVICE_DELETED' && typeof data.device === 'string') {
+      this.#plugged.get(data.device)?.deleted.resolve();
     }
-    if (event !== 'VSERPORT_CHANGE' || typeof data['id'] !== 'string') return;
-    const port = this.#plugged.get(data['id']);
+    if (event !== 'VSERPORT_CHANGE' || typeof data.id !== 'string') return;
+    const port = this.#plugged.get(data.id);
     if (port === undefined) return;
-    if (data['open'] === true) port.opened = true;
+    if (data.open === true) port.opened = true;
     else if (port.opened) void this.#unplug(port);
   }
 

@@ -2,7 +2,7 @@
 import type { ChildProcess } from 'node:child_process';
 import { dirname, join } from 'node:path';
 import { Fault } from '../api/fault.ts';
-import { DeadlineError, raced, withDeadline } from '../lib/deadline.ts';
+import { DeadlineError, raced, sleep, withDeadline } from '../lib/deadline.ts';
 import type { Log } from '../lib/log.ts';
 import { isAlive, type ProcRef, procRef } from '../lib/proc.ts';
 import { Undo } from '../lib/undo.ts';
@@ -26,13 +26,15 @@ export interface QemuOptions {
   env?: Record<string, string>;
   /** How long a new QEMU may take to answer, ms. An emulating, busy host takes seconds. */
   answer_ms?: number;
+  /** How long one command may take, ms. */
+  command_ms?: number;
   /** How long an adopted one may take before it is taken over unanswering, ms. */
   adopt_ms?: number;
 }
 
 export const openQemu = async (options: QemuOptions): Promise<Vmm> => {
   const { log, probe, program = QEMU_PROGRAM } = options;
-  const env = { PATH: process.env['PATH'], LANG: 'C.UTF-8', ...options.env };
+  const env = { PATH: process.env.PATH, LANG: 'C.UTF-8', ...options.env };
   const facts = await gatherFacts({ probe, program, env, log });
   return new Qemu({ ...options, program }, env, facts);
 };
@@ -42,6 +44,8 @@ export const vmIdOf = (argv: string[]): string | undefined => {
   const id = argv[argv.indexOf('-name') + 1];
   return argv.includes('-qmp') && argv.includes('-name') && /^vm_[0-9a-z]+$/.test(id ?? '') ? id : undefined;
 };
+
+const commandMs = ({ command_ms }: QemuOptions) => (command_ms === undefined ? {} : { command_ms });
 
 const endText = (end: MachineEnd): string => {
   const how = end.signal === null ? `with exit code ${end.exit_code}` : `by ${end.signal}`;
@@ -80,7 +84,7 @@ class Qemu implements Vmm {
       const child = await spawnQemu(spec, dir, this.#options.program, this.#env);
       const machine = await this.#watch(spec, dir, child, undo);
       await onSpawn(machine.proc);
-      await this.#orEnd(spec, machine, this.#bringUp(machine, signal));
+      await this.#orEnd(spec, machine, this.#bringUp(machine, signal), signal);
       undo.commit();
       return machine;
     } catch (error) {
@@ -93,7 +97,15 @@ class Qemu implements Vmm {
     const { id, proc, accel } = options;
     const { log } = this.#options;
     if (!(await isAlive(proc))) throw new Fault('vmm', `Cannot adopt the VMM of VM ${id}: it has ended.`);
-    const machine = new QemuMachine({ id, dir: new RunDir(options.dir), proc, accel, child: undefined, log });
+    const machine = new QemuMachine({
+      id,
+      dir: new RunDir(options.dir),
+      proc,
+      accel,
+      child: undefined,
+      log,
+      ...commandMs(this.#options),
+    });
     const up = machine.connect(this.#options.adopt_ms ?? 5000, signal);
     try {
       await Promise.race([up, machine.ended]);
@@ -121,7 +133,15 @@ class Qemu implements Vmm {
     const proc = await procRef(child.pid ?? 0);
     if (proc === undefined) throw new Fault('vmm', `Cannot start VM ${spec.id}: QEMU was gone at once.`);
     const { log } = this.#options;
-    const machine = new QemuMachine({ id: spec.id, dir, proc, accel: spec.accel, child, log });
+    const machine = new QemuMachine({
+      id: spec.id,
+      dir,
+      proc,
+      accel: spec.accel,
+      child,
+      log,
+      ...commandMs(this.#options),
+    });
     undo.push('machine', async () => {
       child.kill('SIGKILL');
       await withDeadline('the end of QEMU', KILL_MS, machine.ended);
@@ -134,7 +154,7 @@ class Qemu implements Vmm {
     await raced(machine.resume(), signal);
   }
 
-  async #orEnd(spec: MachineSpec, machine: QemuMachine, up: Promise<void>): Promise<void> {
+  async #orEnd(spec: MachineSpec, machine: QemuMachine, up: Promise<void>, signal: AbortSignal): Promise<void> {
     const dead = machine.ended.then(end => {
       throw new Fault('vmm', `Cannot start VM ${spec.id}: QEMU ended at once ${endText(end)}.`);
     });
@@ -142,13 +162,12 @@ class Qemu implements Vmm {
     try {
       await Promise.race([up, dead]);
     } catch (error) {
-      up.catch(() => {});
+      signal.throwIfAborted();
       // A VMM that is dying drops its sockets first: its exit says more.
-      if (!(error instanceof Fault) && !(error instanceof DeadlineError)) {
-        await Promise.race([dead, new Promise(resolve => setTimeout(resolve, 200))]);
-      }
-      if (!(error instanceof DeadlineError)) throw error;
-      throw new Fault('vmm', `Cannot start VM ${spec.id}: ${error.message}.`, { cause: error });
+      if (!(error instanceof DeadlineError)) await Promise.race([dead, sleep(200)]);
+      if (error instanceof Fault) throw error;
+      const why = error instanceof Error ? error.message : String(error);
+      throw new Fault('vmm', `Cannot start VM ${spec.id}: ${why}.`, { cause: error });
     }
   }
 

@@ -15,7 +15,7 @@ import { isAlive, type ProcRef, signalProc } from '../lib/proc.ts';
 import { Egress } from './egress.ts';
 import type { Machine, MachineEnd } from './machine.ts';
 import { Ports } from './ports.ts';
-import { type Qmp, QmpError, type QmpEvent } from './qmp.ts';
+import { COMMAND_MS, type Qmp, QmpError, type QmpEvent } from './qmp.ts';
 import { QmpLink } from './qmp_link.ts';
 import { QMP_SOCKET, type RunDir } from './run_dir.ts';
 
@@ -35,6 +35,7 @@ export interface QemuMachineOptions {
   /** Only where we are the parent. */
   child: ChildProcess | undefined;
   log: Log;
+  command_ms?: number;
 }
 
 export class QemuMachine implements Machine {
@@ -70,6 +71,7 @@ export class QemuMachine implements Machine {
       onEvent: event => this.#onEvent(event),
       onUp: qmp => this.#onUp(qmp),
       log: this.#log,
+      command_ms: options.command_ms ?? COMMAND_MS,
     });
     this.#egress = new Egress(this.#ports, this.#log);
     this.ended = this.#watch(child);
@@ -140,8 +142,8 @@ export class QemuMachine implements Machine {
   }
 
   #onEvent(event: QmpEvent): void {
-    if (event.event === 'SHUTDOWN' && event.data['guest'] === true) this.#guest_reset = true;
-    if (event.event === 'GUEST_PANICKED' || event.data['reason'] === 'guest-panic') this.#guest_panicked = true;
+    if (event.event === 'SHUTDOWN' && event.data.guest === true) this.#guest_reset = true;
+    if (event.event === 'GUEST_PANICKED' || event.data.reason === 'guest-panic') this.#guest_panicked = true;
     this.#ports.onEvent(event);
   }
 

@@ -34,6 +34,14 @@ export class QmpError extends Error {
   }
 }
 
+/** The connection ended before the command was sent: it may be sent on the next one. */
+export class Unsent extends Error {
+  constructor() {
+    super('the control socket of QEMU has ended');
+    this.name = 'Unsent';
+  }
+}
+
 export class Qmp {
   readonly closed: Promise<void>;
   readonly #socket: Socket;
@@ -87,7 +95,7 @@ export class Qmp {
   }
 
   async #send(command: string, args: Record<string, unknown> | undefined, ms: number): Promise<unknown> {
-    if (this.#over || this.#socket.destroyed) throw new Error('the control socket of QEMU has ended');
+    if (this.#over || this.#socket.destroyed) throw new Unsent();
     const id = ++this.#last;
     const answer = Promise.withResolvers<unknown>();
     answer.promise.catch(() => {});

@@ -2,12 +2,12 @@
  * The standing connection to a QEMU process: made again whenever it ends while the link is open.
  *
  * INVARIANTS: at most one `Qmp` at a time. Nobody gets a new one before `onUp` has put things in order on it. A command
- * waits for a connection, but never longer than its deadline. After `close` nothing is connected and all waits reject.
+ * waits for a connection, but never longer than its deadline; one that was not sent goes on the next connection. After `close` nothing is connected and all waits reject.
  */
 import type { Socket } from 'node:net';
 import { sleep, withDeadline } from '../lib/deadline.ts';
 import type { Log } from '../lib/log.ts';
-import { COMMAND_MS, Qmp, type QmpEvent } from './qmp.ts';
+import { Qmp, type QmpEvent, Unsent } from './qmp.ts';
 
 const GREETING_MS = 10_000;
 const MIN_BACKOFF_MS = 3;
@@ -19,6 +19,8 @@ export interface LinkOptions {
   /** Called on each new connection before anybody else may use it. */
   onUp: (qmp: Qmp) => Promise<void>;
   log: Log;
+  /** How long a command may take, ms, and before it the wait for a connection. */
+  command_ms: number;
 }
 
 export class QmpLink {
@@ -39,9 +41,17 @@ export class QmpLink {
     await withDeadline('the answer of QEMU', ms, this.#up.promise, signal);
   }
 
-  async command(command: string, args?: Record<string, unknown>, ms = COMMAND_MS): Promise<unknown> {
-    const qmp = await withDeadline('the answer of QEMU', ms, this.#up.promise);
-    return qmp.command(command, args, ms);
+  async command(command: string, args?: Record<string, unknown>, ms = this.#options.command_ms): Promise<unknown> {
+    for (;;) {
+      this.#stop.signal.throwIfAborted();
+      const qmp = await withDeadline('the answer of QEMU', ms, this.#up.promise);
+      try {
+        return await qmp.command(command, args, ms);
+      } catch (error) {
+        if (!(error instanceof Unsent)) throw error;
+        await qmp.closed; // and with it `#up` is a new promise
+      }
+    }
   }
 
   /** Settles when the present connection has ended; at once if there is none. */

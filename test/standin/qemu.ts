@@ -1,0 +1,165 @@
+#!/usr/bin/env node
+/**
+ * A stand-in for `qemu-system-x86_64 -M microvm`: no machine, but the real control protocol, real sockets, a console, and a
+ * guest that opens its ports. It takes the same arguments and checks those that name descriptors.
+ *
+ * The guest: without STANDIN_HARNESS every port echoes; with it (the path of `agent-harness`) control ports reach the real
+ * agent's code, and its egress stream rings the bell at once.
+ *
+ * STANDIN_DIE=<code>         says a word on stderr and exits at once
+ * STANDIN_HANG=1             takes control connections and never greets
+ * STANDIN_NO_SOCKET=1        never listens
+ * STANDIN_REFUSE=<command>   refuses that command; STANDIN_STALL=<command>: never answers it
+ * STANDIN_RESET_MS=<n>       the guest resets n ms after `cont`
+ * STANDIN_EGRESS_MS=<n>      the guest closes each egress port after n ms
+ * STANDIN_STUBBORN=1         SIGTERM is ignored
+ * STANDIN_CONSOLE=<text>     printed on the console at `cont`
+ * STANDIN_BOOT_MS=<n>        the guest opens its first port n ms after `cont`
+ */
+import { closeSync, fstatSync, openSync, rmSync, writeSync } from 'node:fs';
+import { createServer, type Socket } from 'node:net';
+import { type Args, Guest, Refusal } from './qemu_guest.ts';
+
+const env = (name: string): string | undefined => process.env[`STANDIN_${name}`];
+const argv = process.argv.slice(2);
+const options = (name: string): string[] => argv.filter((_, i) => argv[i - 1] === name);
+
+const die = (code: number, why: string): never => {
+  writeSync(2, `qemu-system-x86_64: ${why}\n`);
+  process.exit(code);
+};
+
+let client: Socket | undefined;
+const waiting: Socket[] = [];
+let running = false;
+
+const say = (message: object): void => {
+  client?.write(`${JSON.stringify(message)}\r\n`);
+};
+
+const event = (name: string, data: object = {}): void => {
+  const now = Date.now();
+  say({ timestamp: { seconds: Math.floor(now / 1000), microseconds: (now % 1000) * 1000 }, event: name, data });
+};
+
+const exit = (code: number): void => {
+  guest.kill();
+  rmSync('qmp.sock', { force: true });
+  if (client === undefined || client.destroyed) process.exit(code);
+  client.end(() => process.exit(code));
+  setTimeout(() => process.exit(code), 100);
+};
+
+/** The guest's way to end. */
+const reset = (): void => {
+  writeSync(1, 'reboot: Restarting system\r\n');
+  event('SHUTDOWN', { guest: true, reason: 'guest-reset' });
+  exit(0);
+};
+
+const guest = new Guest({
+  event,
+  harness: env('HARNESS'),
+  boot_ms: Number(env('BOOT_MS') ?? 0),
+  egress_ms: env('EGRESS_MS') === undefined ? undefined : Number(env('EGRESS_MS')),
+  onHarnessEnd: code => die(1, `the harness ended with ${code}`),
+});
+
+const cont = (): object => {
+  const first = !running && !guest.booted;
+  running = true;
+  event('RESUME');
+  if (!first) return {};
+  writeSync(1, env('CONSOLE') ?? 'stand-in: up\r\n');
+  guest.start();
+  const ms = env('RESET_MS');
+  if (ms !== undefined) setTimeout(reset, Number(ms));
+  return {};
+};
+
+const stop = (): object => {
+  running = false;
+  event('STOP');
+  return {};
+};
+
+const commands: Record<string, (args: Args) => object | Promise<object>> = {
+  qmp_capabilities: () => ({}),
+  'chardev-add': args => guest.chardevAdd(args),
+  'chardev-remove': args => guest.chardevRemove(args),
+  device_add: args => guest.deviceAdd(args),
+  device_del: args => guest.deviceDel(args),
+  'query-chardev': () => guest.list(),
+  'query-status': () => ({ status: running ? 'running' : guest.booted ? 'paused' : 'prelaunch', running }),
+  stop,
+  cont,
+};
+
+const answer = async (line: string): Promise<void> => {
+  const message: { execute: string; id?: unknown; arguments?: Args } = JSON.parse(line);
+  if (message.execute === env('STALL')) return;
+  const run = commands[message.execute];
+  try {
+    if (message.execute === env('REFUSE')) throw new Refusal('told to refuse');
+    if (run === undefined) throw new Refusal(`The command ${message.execute} has not been found`, 'CommandNotFound');
+    say({ return: await run(message.arguments ?? {}), id: message.id });
+  } catch (error) {
+    const kind = error instanceof Refusal ? error.kind : 'GenericError';
+    say({ id: message.id, error: { class: kind, desc: error instanceof Error ? error.message : String(error) } });
+  }
+};
+
+/** One client at a time, as the real one: the next is greeted when the present one has gone. */
+const serve = (socket: Socket): void => {
+  client = socket;
+  let partial = '';
+  let turn = Promise.resolve();
+  socket.on('data', chunk => {
+    const lines = (partial + chunk.toString('utf8')).split('\n');
+    partial = lines.pop() ?? '';
+    for (const line of lines) turn = turn.then(() => answer(line));
+  });
+  socket.once('close', () => {
+    client = undefined;
+    const next = waiting.shift();
+    if (next !== undefined) serve(next);
+  });
+  say({ QMP: { version: { qemu: { major: 7, minor: 2, micro: 22 }, package: 'stand-in' }, capabilities: [] } });
+};
+
+const listen = (): void => {
+  const path = /^unix:([^,]+)/.exec(options('-qmp')[0] ?? '')?.[1] ?? die(1, 'no -qmp');
+  const server = createServer(socket => {
+    socket.on('error', () => {});
+    if (env('HANG') !== undefined) return;
+    if (client === undefined) serve(socket);
+    else waiting.push(socket);
+  });
+  server.on('error', error => die(1, `-qmp: ${error.message}`));
+  server.listen(path);
+};
+
+/** Everything it was given by descriptor must be there. */
+const checkArgs = (): void => {
+  for (const one of options('-add-fd')) fstatSync(Number(/fd=(\d+)/.exec(one)?.[1]));
+  for (const path of [...options('-kernel'), ...options('-initrd')]) closeSync(openSync(path, 'r'));
+  if (!fstatSync(1).isFIFO()) die(1, 'standard output is no FIFO');
+};
+
+if (argv.includes('--version')) {
+  console.log('QEMU emulator version 7.2.22 (stand-in)');
+  process.exit(0);
+}
+if (env('DIE') !== undefined) die(Number(env('DIE')), 'told to \u001b[31mdie');
+try {
+  checkArgs();
+} catch (error) {
+  die(1, String(error));
+}
+process.on('SIGTERM', () => {
+  if (env('STUBBORN') !== undefined) return;
+  event('SHUTDOWN', { guest: false, reason: 'host-signal' });
+  exit(0);
+});
+if (env('NO_SOCKET') === undefined) listen();
+setInterval(() => {}, 60_000);
