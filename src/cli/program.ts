@@ -97,7 +97,7 @@ const addDemo = (cli: Cli, program: Command): void => {
     .option('--data-dir <dir>', 'where everything lies (default: /var/lib/nexus-demo, ~/.local/share/nexus-demo)');
   acts(cli, command, async (_positionals, options) => {
     const { demo } = await import('./demo.ts');
-    cli.code = await demo({
+    await demo(cli, {
       keep: options.keep === true,
       data_dir: typeof options.dataDir === 'string' ? options.dataDir : undefined,
     });
