@@ -4,6 +4,7 @@ package main
 
 import (
 	"flag"
+	"fmt"
 	"net"
 	"os"
 	"time"
@@ -28,7 +29,7 @@ func main() {
 	dial := flag.String("egress", "", "socket of the host's egress server")
 	flag.Parse()
 	if flag.NArg() != 1 {
-		safe.Logf("usage: agent-harness [-egress <socket>] <socket>")
+		fmt.Fprintln(os.Stderr, "usage: agent-harness [-egress <socket>] <socket>")
 		os.Exit(2)
 	}
 	id := facts.NewID()
@@ -37,7 +38,7 @@ func main() {
 	server := &control.Server{Execs: execs.NewRegistry(proc.NewTable(false)), Facts: gather, System: bystander{client}}
 	l, err := net.Listen("unix", flag.Arg(0))
 	if err != nil {
-		safe.Logf("cannot listen: %v", err)
+		fmt.Fprintf(os.Stderr, "nexus: cannot listen: %v\n", err)
 		os.Exit(1)
 	}
 	if *dial != "" {
@@ -48,7 +49,7 @@ func main() {
 	for {
 		conn, err := l.Accept()
 		if err != nil {
-			safe.Logf("cannot accept: %v", err)
+			fmt.Fprintf(os.Stderr, "nexus: cannot accept: %v\n", err)
 			os.Exit(1)
 		}
 		safe.Go(func() { server.Serve(conn) })

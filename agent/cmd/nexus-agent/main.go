@@ -9,7 +9,6 @@ import (
 	"syscall"
 
 	"github.com/workfort/nexus/agent/internal/initramfs"
-	"github.com/workfort/nexus/agent/internal/safe"
 	"github.com/workfort/nexus/agent/internal/wire"
 )
 
@@ -29,7 +28,7 @@ func main() {
 	switch {
 	case ok:
 		if err := syscall.Kill(1, sig); err != nil {
-			safe.Logf("cannot %s: %v", verb, err)
+			fmt.Fprintf(os.Stderr, "nexus: cannot %s: %v\n", verb, err)
 			os.Exit(1)
 		}
 	case verb == "version":
@@ -37,7 +36,7 @@ func main() {
 	case verb == "service":
 		service()
 	default:
-		safe.Logf("usage: nexus-agent service | version | reboot | poweroff | halt")
+		fmt.Fprintln(os.Stderr, "usage: nexus-agent service | version | reboot | poweroff | halt")
 		os.Exit(2)
 	}
 }

@@ -176,15 +176,10 @@ func (s *Server) find(w http.ResponseWriter, r *http.Request) *execs.Exec {
 	return e
 }
 
-// SignalName is the name of a signal without SIG. The real-time signals count from the C libraries' SIGRTMIN, for two of the
-// kernel's belong to their threads.
+// SignalName is the name of a signal without SIG, or its number where it has none.
 func SignalName(n int) string {
-	const rtmin = 34
 	if name := unix.SignalName(unix.Signal(n)); len(name) > 3 {
 		return name[3:]
 	}
-	if n < rtmin {
-		return "SIG" + strconv.Itoa(n)
-	}
-	return "RTMIN+" + strconv.Itoa(n-rtmin)
+	return strconv.Itoa(n)
 }

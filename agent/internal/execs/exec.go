@@ -24,12 +24,8 @@ import (
 	"github.com/workfort/nexus/agent/internal/wire"
 )
 
-const (
-	// lingering is how long pipes that a grandchild holds are read after the command's own end.
-	lingering = 200 * time.Millisecond
-	// orphanDelay is how long a command with on_disconnect kill outlives its last reader.
-	orphanDelay = 10 * time.Second
-)
+// lingering is how long pipes that a grandchild holds are read after the command's own end.
+const lingering = 200 * time.Millisecond
 
 // Exit is how a command ended.
 type Exit struct {
@@ -46,7 +42,8 @@ type Exec struct {
 
 	table *proc.Table
 	child *proc.Child
-	kill  bool // on_disconnect
+	kill  bool          // on_disconnect
+	delay time.Duration // until then
 
 	mu       sync.Mutex
 	cond     *sync.Cond
@@ -58,13 +55,6 @@ type Exec struct {
 	timedOut bool
 	stdin    *os.File // nil once taken or closed
 	orphan   *time.Timer
-}
-
-func newExec(table *proc.Table, child *proc.Child, spec wire.Spec, stdin *os.File) *Exec {
-	e := &Exec{ID: spec.ID, Pid: child.Pid, table: table, child: child, kill: spec.OnDisconnect == "kill",
-		readers: map[*Reader]struct{}{}, stdin: stdin}
-	e.cond = sync.NewCond(&e.mu)
-	return e
 }
 
 // supervise follows the command to its end. It returns when finished is set.
@@ -133,7 +123,7 @@ func (e *Exec) pump(i int, f *os.File, done func()) {
 			_ = f.SetReadDeadline(time.Time{})
 			e.drain(i, f, buf)
 			end()
-			_, _ = io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{f}, buf[:512])
+			_, _ = io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{f}, buf)
 			return
 		}
 		if err != nil {
@@ -249,7 +239,7 @@ func (r *Reader) Detach() {
 		return
 	}
 	var t *time.Timer
-	t = time.AfterFunc(orphanDelay, func() {
+	t = time.AfterFunc(e.delay, func() {
 		defer safe.Recover()
 		e.mu.Lock()
 		defer e.mu.Unlock()

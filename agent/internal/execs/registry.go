@@ -32,6 +32,9 @@ func failure(code, detail string) *Failure { return &Failure{Status: 422, Code: 
 
 // Registry knows the commands that run and those that ended a short time ago.
 type Registry struct {
+	// OrphanDelay is how long a command with on_disconnect kill outlives its last reader.
+	OrphanDelay time.Duration
+
 	table *proc.Table
 
 	mu      sync.Mutex
@@ -57,7 +60,7 @@ type Item struct {
 
 // NewRegistry makes an empty registry that starts its commands through table.
 func NewRegistry(table *proc.Table) *Registry {
-	return &Registry{table: table, known: map[string]*entry{}}
+	return &Registry{table: table, known: map[string]*entry{}, OrphanDelay: 10 * time.Second}
 }
 
 // Close lets no further command start.
@@ -195,7 +198,9 @@ func (g *Registry) start(spec wire.Spec, en *entry) (*Reader, *Failure) {
 		p.closeOurs()
 		return nil, spawnFailure(err, at.program)
 	}
-	e := newExec(g.table, child, spec, p.stdin)
+	e := &Exec{ID: spec.ID, Pid: child.Pid, table: g.table, child: child, kill: spec.OnDisconnect == "kill",
+		delay: g.OrphanDelay, readers: map[*Reader]struct{}{}, stdin: p.stdin}
+	e.cond = sync.NewCond(&e.mu)
 	r, _ := e.Attach([2]uint64{})
 	timeout := time.Duration(spec.TimeoutMs) * time.Millisecond
 	safe.Go(func() {

@@ -27,6 +27,7 @@ func Run() {
 	defer machine.Reset()
 	defer safe.Recover()
 	safe.Logf("%v", boot())
+	safe.Within(2*time.Second, unix.Sync) // the root may be mounted already
 }
 
 func boot() error {

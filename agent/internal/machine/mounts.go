@@ -5,6 +5,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -19,7 +20,7 @@ type mount struct {
 
 const quiet = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
 
-// Early are the mounts that an initramfs needs and hands on to the root.
+// early are the mounts that an initramfs needs and hands on to the root.
 var early = []mount{
 	{"/proc", "proc", quiet, ""},
 	{"/sys", "sysfs", quiet, ""},
@@ -126,9 +127,12 @@ func takeConsole() error {
 	return err
 }
 
-// DrainConsole waits until what was written is out of the machine.
-func DrainConsole() {
-	_ = unix.IoctlSetInt(2, unix.TCSBRK, 1) // tcdrain(3)
+// drainConsole waits until what was written is out of the machine, but not for a console that nobody reads.
+func drainConsole() {
+	safe.Flush(500 * time.Millisecond)
+	safe.Within(500*time.Millisecond, func() {
+		_ = unix.IoctlSetInt(2, unix.TCSBRK, 1) // tcdrain(3)
+	})
 }
 
 // LoopbackUp brings lo up; the kernel adds its addresses.

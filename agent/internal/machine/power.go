@@ -119,7 +119,7 @@ func emergencyRemount() {
 
 // Reset ends the machine at once. It does not return.
 func Reset() {
-	DrainConsole()
+	drainConsole()
 	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
 	_ = os.WriteFile("/proc/sysrq-trigger", []byte("b"), 0)
 	select {}
