@@ -118,10 +118,7 @@ test('an overlay wins over the archive, and its old pax header goes too', async 
   ]);
   const path = await write(tar);
   const names = ['./', './etc', 'etc/hostname', 'etc/zzz', 'etc/hosts', 'opt/', 'opt/a/', 'opt/a/b'];
-  assert.deepEqual(
-    (await gnuNames(path))?.map(name => (name === './etc/' ? './etc' : name)),
-    names,
-  );
+  assert.deepEqual(await gnuNames(path), names);
   const text = async (name: string) => (await run(['tar', '-xOf', path, name])).stdout;
   assert.equal(await text('etc/hosts'), 'ours');
   assert.equal(await text('etc/hostname'), 'theirs');

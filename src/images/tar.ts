@@ -81,8 +81,14 @@ export const parseHeader = (block: Buffer, at: number): Header => {
   const name = text(block.subarray(0, 100));
   const prefix = posix ? text(block.subarray(345, 500)) : '';
   const full = prefix === '' ? name : `${prefix}/${name}`;
-  const field = (from: number, to: number) => number(block.subarray(from, to)) ?? 0;
+  const field = (from: number, to: number) => {
+    const value = number(block.subarray(from, to));
+    // A time before 1970 is base 256 with its sign set.
+    if (value === undefined && !(from === 136 && block[from] === 0xff)) throw bad(full, 'has a number that cannot be');
+    return value ?? 0;
+  };
   const type = block.toString('latin1', 156, 157);
+  if (type === '3' || type === '4') for (const at of [329, 337]) field(at, at + 8);
   return {
     name: full,
     type: type === '\0' ? '0' : type,

@@ -1,5 +1,5 @@
 /** Tar archives made by hand, good and bad ones, and what GNU tar and debugfs say of the results. */
-import { run } from '../../src/lib/proc.ts';
+import { run, runAny } from '../../src/lib/proc.ts';
 
 export interface Item {
   name: string;
@@ -69,13 +69,13 @@ export const archive = (...items: (Item | Buffer)[]): Buffer =>
 
 const ESCAPES: Record<string, string> = { n: '\n', t: '\t', a: '\x07', b: '\b', f: '\f', r: '\r', v: '\v' };
 
-/** The names in an archive as GNU tar reads them, byte strings; undefined if it complains. */
-export const gnuNames = async (path: string): Promise<string[] | undefined> => {
+/** The names in an archive as GNU tar reads them, byte strings; or its complaint. */
+export const gnuNames = async (path: string): Promise<string[] | string> => {
   const env = { PATH: process.env.PATH, LC_ALL: 'C' };
-  const result = await run(['tar', '--quoting-style=escape', '-tf', path], { env, max_output: 64 * 1024 * 1024 }).catch(
-    () => undefined,
-  );
-  if (result === undefined || /Skipping|Unexpected/.test(result.stderr)) return undefined;
+  const argv = ['tar', '--quoting-style=escape', '-tf', path];
+  const result = await runAny(argv, { env, max_output: 64 * 1024 * 1024 });
+  if (result.code !== 0 || /Skipping|Unexpected/.test(result.stderr))
+    return `tar says ${result.code}: ${result.stderr}`;
   const lines = result.stdout.split('\n').slice(0, -1);
   return lines.map(line =>
     line.replace(/\\(?:([0-7]{3})|(.))/g, (_, octal: string | undefined, char: string | undefined) =>
