@@ -40,7 +40,7 @@ const drawing = (p: JobProgress): string => {
   return `  [${'#'.repeat(full)}${'-'.repeat(WIDTH - full)}] ${String(Math.floor(part * 100)).padStart(3)}%`;
 };
 
-const liveBar = (): Bar => {
+const liveBar = (indent: string): Bar => {
   const rate = makeRate();
   let drawn = 0;
   let shown = false;
@@ -52,7 +52,7 @@ const liveBar = (): Bar => {
       if (p.stage === stage && now - drawn < REDRAW_MS) return;
       [drawn, stage, shown] = [now, p.stage, true];
       const counted = p.total !== null || p.done > 0 ? `  ${amount(p)}` : '';
-      const line = `${plain(p.stage)}${drawing(p)}${counted}${speed}`;
+      const line = `${indent}${plain(p.stage)}${drawing(p)}${counted}${speed}`;
       process.stderr.write(`\r\u001b[K${line.slice(0, Math.max(20, (process.stderr.columns ?? 80) - 1))}`);
     },
     clear: () => {
@@ -62,7 +62,7 @@ const liveBar = (): Bar => {
   };
 };
 
-const plainBar = (): Bar => {
+const plainBar = (indent: string): Bar => {
   const rate = makeRate();
   let stage = '';
   let said = 0;
@@ -73,10 +73,10 @@ const plainBar = (): Bar => {
       if (p.stage === stage && now - said < PLAIN_MS) return;
       const counted = p.stage === stage ? `: ${amount(p)}${speed}` : '';
       [stage, said] = [p.stage, now];
-      process.stderr.write(`${plain(p.stage)}${counted}\n`);
+      process.stderr.write(`${indent}${plain(p.stage)}${counted}\n`);
     },
     clear: () => {},
   };
 };
 
-export const makeBar = (): Bar => (process.stderr.isTTY === true ? liveBar() : plainBar());
+export const makeBar = (indent = ''): Bar => (process.stderr.isTTY === true ? liveBar(indent) : plainBar(indent));

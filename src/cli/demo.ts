@@ -96,7 +96,7 @@ const openDaemon = async (demo: Demo, dir: string): Promise<boolean> => {
 const finish = async (demo: Demo, begun: Promise<Job>): Promise<void> => {
   const job = await begun;
   try {
-    checkJob(await watchJob(demo.nexus, job.id, demo.signal));
+    checkJob(await watchJob(demo.nexus, job.id, demo.signal, '    '));
   } catch (error) {
     if (!demo.signal.aborted) throw error;
     out(`==> Canceling job ${job.id}\n`);

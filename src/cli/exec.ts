@@ -27,6 +27,8 @@ interface Running {
   abort: AbortController;
   /** What becomes the exit code if the stream is left. */
   left: number;
+  /** Set when nobody reads our output: the command is being told. */
+  parting?: Promise<void>;
 }
 
 const tell = async (run: Running, signal: Signal): Promise<void> => {
@@ -104,13 +106,14 @@ export const execCommand = async (cli: Cli, input: Record<string, unknown>, inte
   const run: Running = { cli, vm: String(vm), exec: undefined, abort: new AbortController(), left: EXIT_INT };
   cli.onBrokenPipe = () => {
     run.left = 141;
-    void tell(run, 'TERM').finally(() => run.abort.abort()); // as SIGPIPE would end it here
+    run.parting ??= tell(run, 'TERM').finally(() => run.abort.abort()); // as SIGPIPE would end it here
   };
   const quiet = forwardSignals(run);
   try {
     const args = { vm: run.vm, argv: words, ...rest, ...(interactive ? { stdin: 'open' as const } : {}) };
     cli.code = await show(run, cli.nexus.exec.run(args, { signal: run.abort.signal }), interactive);
   } catch (error) {
+    await run.parting;
     cli.code = failed(run, error);
   } finally {
     quiet();

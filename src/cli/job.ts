@@ -14,8 +14,13 @@ import { json } from './show.ts';
 const TAIL = 10;
 
 /** Follows a job with its progress on standard error, its last log lines if it fails. */
-export const watchJob = async (nexus: Nexus, id: string, signal: AbortSignal | undefined): Promise<Job> => {
-  const bar = makeBar();
+export const watchJob = async (
+  nexus: Nexus,
+  id: string,
+  signal: AbortSignal | undefined,
+  indent = '',
+): Promise<Job> => {
+  const bar = makeBar(indent);
   const tail: string[] = [];
   try {
     const job = await followJob(
@@ -29,7 +34,7 @@ export const watchJob = async (nexus: Nexus, id: string, signal: AbortSignal | u
       { signal },
     );
     bar.clear();
-    if (job.state === 'failed') for (const line of tail) note(`  ${plain(line)}\n`);
+    if (job.state === 'failed') for (const line of tail) note(`${indent}  ${plain(line)}\n`);
     return job;
   } finally {
     bar.clear();

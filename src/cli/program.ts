@@ -59,6 +59,7 @@ const execLeaf = (cli: Cli, parent: Command, name: string): Command => {
       'Run a command in a VM. Its output comes through byte for byte and its exit code is ours;\n125: Nexus failed, 126: the command cannot be run, 127: there is no such program, 128+n: signal n ended it.',
     )
     .usage('[options] VM [--] COMMAND [ARG...]')
+    .showHelpAfterError('hint: nexusctl exec --help')
     .option('-i, --interactive', 'pass standard input to the command');
   addInputs(command, row, ['stdin']);
   addGlobals(command);
