@@ -95,6 +95,19 @@ test('a channel that falls silent is replaced', async () => {
   await h.guest.ready(AbortSignal.timeout(5000));
 });
 
+test('a connection lost while the guest is paused is replaced afterwards', async () => {
+  await using h = await harness();
+  {
+    using _paused = h.guest.hold();
+    h.proxy.cut();
+    await new Promise(resolve => setTimeout(resolve, 200));
+    assert.equal(h.proxy.opened, 1);
+  }
+  assert.equal(await drain(await start(h.guest, ['true'])), 0);
+  assert.equal(h.proxy.opened, 2);
+  assert.deepEqual(h.states, ['ready']);
+});
+
 test('112 streams at most: the others wait in order, can be aborted, and pings still pass', async () => {
   await using h = await harness();
   const limit = AbortSignal.timeout(60_000);

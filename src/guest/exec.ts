@@ -64,8 +64,8 @@ const QUEUE = 128 * 1024;
 const QUEUE_MOST = 1024 * 1024;
 /** What a piece costs besides its bytes. */
 const PIECE_COST = 256;
-/** Sources in a row that may bring nothing. */
-const BARREN_MOST = 20;
+/** Sources in a row that the guest may break off, on a connection that lives, without having sent anything. */
+const BARREN_MOST = 10;
 
 export class ExecOutput implements ExecStream {
   readonly id: string;
@@ -197,7 +197,7 @@ export class ExecOutput implements ExecStream {
     if (whole && source.trailers !== undefined) this.#finish(source.trailers);
     else if (whole && source.ended && sound) {
       this.fail(new Fault('guest', `Command ${this.id} ended without a result: the guest sent none.`));
-    } else this.#recover().catch(error => this.fail(error));
+    } else this.#recover(source).catch(error => this.fail(error));
   }
 
   #finish(trailers: IncomingHttpHeaders): void {
@@ -212,8 +212,9 @@ export class ExecOutput implements ExecStream {
     }
   }
 
-  async #recover(): Promise<void> {
+  async #recover(lost: Source): Promise<void> {
     const { signal } = this.#over;
+    if (lost.link.alive) this.#barren++;
     if (this.#barren > BARREN_MOST) {
       throw new Fault(
         'guest',
@@ -221,7 +222,6 @@ export class ExecOutput implements ExecStream {
       );
     }
     if (this.#barren > 0) await pause(Math.min(1000, 10 * 2 ** (this.#barren - 1)), signal);
-    this.#barren++;
     const source = await this.#options.reattach({ ...this.offsets }, signal);
     if (signal.aborted) source.stream.close(http2.constants.NGHTTP2_CANCEL);
     else this.#use(source);

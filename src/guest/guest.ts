@@ -113,7 +113,7 @@ export class Guest implements AsyncDisposable {
     return this.#keeper.ready(this.#requests.bounded(signal));
   }
 
-  /** No pings until disposed: for the time in which the VM is paused. */
+  /** No pings and no new connections until disposed: for the time in which the VM is paused. */
   hold(): Disposable {
     return this.#keeper.hold();
   }

@@ -2,13 +2,14 @@
  * Keeps one good control connection to the guest.
  *
  * INVARIANTS: no connection is opened before the bell rang. At most one link is current, and it has answered a ping.
- * A lost link is replaced at once, then ever more slowly up to RETRY_MOST_MS; while there is none for UNREACHABLE_MS the
+ * A lost link is replaced at once (one that keeps flapping within FLAP_MOST_MS), then ever more slowly up to RETRY_MOST_MS; while there is none for UNREACHABLE_MS the
  * state says so. A silent link (two pings unanswered) is a lost one. A bell from another agent (a reboot) ends the link.
  */
 import type { Duplex } from 'node:stream';
 import { Fault } from '../api/fault.ts';
 import { DeadlineError, raced, sleep } from '../lib/deadline.ts';
 import type { Log } from '../lib/log.ts';
+import { atMost } from '../lib/rate.ts';
 import type { Facts } from './facts.ts';
 import { call, type Link, LostError, openLink } from './link.ts';
 
@@ -30,6 +31,10 @@ const PING_MS = 5000;
 const RETRY_LEAST_MS = 10;
 const RETRY_MOST_MS = 1000;
 const UNREACHABLE_MS = 2000;
+/** A link that lived shorter is a flap; after a few in a row even the first try waits. */
+const FLAP_MS = 1000;
+const FLAPS_FREE = 3;
+const FLAP_MOST_MS = 20;
 
 /** A signal that is aborted after `ms` or with `signal`. */
 export const within = (what: string, ms: number, signal: AbortSignal): Disposable & { signal: AbortSignal } => {
@@ -122,7 +127,7 @@ export class Keeper implements AsyncDisposable {
     if (this.#held === 0) this.#nudge();
   }
 
-  /** No pings until disposed: a paused guest answers none. */
+  /** No pings and no new connections until disposed: a paused guest answers none. */
   hold(): Disposable {
     this.#held++;
     let done = false;
@@ -167,22 +172,28 @@ export class Keeper implements AsyncDisposable {
   async #keep(): Promise<void> {
     const { signal } = this.#closing;
     await raced(this.#rang.promise, signal);
-    while (!signal.aborted) {
-      this.#link = await this.#connect();
+    const may = atMost(5, 10_000);
+    for (let flaps = 0; !signal.aborted; ) {
+      const first = flaps <= FLAPS_FREE ? 0 : Math.min(FLAP_MOST_MS, RETRY_LEAST_MS * 2 ** (flaps - FLAPS_FREE - 1));
+      this.#link = await this.#connect(first);
+      const born = performance.now();
       this.#change();
       this.#say('ready');
       await this.#watch(this.#link);
       const { message } = await this.#link.ended;
       this.#link = undefined;
-      if (!signal.aborted) this.#options.log.info(`guest: control connection ended: ${message}`);
+      flaps = performance.now() - born < FLAP_MS ? flaps + 1 : 0;
+      const { pass, swallowed } = may();
+      if (pass) this.#options.log.info({ swallowed }, `guest: control connection ended: ${message}`);
     }
   }
 
-  async #connect(): Promise<Link> {
+  async #connect(first: number): Promise<Link> {
     const { signal } = this.#closing;
+    while (this.#held > 0) await this.#pause(PING_EVERY_MS);
     const late = setTimeout(() => this.#say('unreachable'), UNREACHABLE_MS);
     try {
-      for (let delay = 0; ; delay = Math.min(RETRY_MOST_MS, Math.max(RETRY_LEAST_MS, delay * 2))) {
+      for (let delay = first; ; delay = Math.min(RETRY_MOST_MS, Math.max(RETRY_LEAST_MS, delay * 2))) {
         if (delay > 0 && (await this.#pause(delay))) delay = 0;
         try {
           return await this.#try();

@@ -3,7 +3,7 @@
  * control connections.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
-import { mkdtemp, rm } from 'node:fs/promises';
+import { mkdtemp, readdir, rm } from 'node:fs/promises';
 import { connect, createServer, type Server, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -11,6 +11,7 @@ import { type Guest, type GuestOptions, openGuest } from '../../src/guest/guest.
 import { poll } from '../../src/lib/deadline.ts';
 import { exists } from '../../src/lib/files.ts';
 import { silentLog } from '../../src/lib/log.ts';
+import { procStat } from '../../src/lib/proc.ts';
 import { agentBinaries } from './agent.ts';
 
 export const listening = (server: Server, path: string): Promise<void> =>
@@ -34,6 +35,19 @@ const gone = (child: ChildProcess): Promise<void> =>
     if (child.exitCode !== null || child.signalCode !== null) resolve();
     else child.once('exit', () => resolve());
   });
+
+/** Commands outlive the agent: each leads a session of its own. Ends those that this agent started. */
+const endCommands = async (agent: number): Promise<void> => {
+  for (const name of await readdir('/proc')) {
+    const stat = /^[1-9]\d*$/.test(name) ? await procStat(Number(name)) : undefined;
+    if (stat?.ppid !== agent || stat.pid <= 1) continue;
+    try {
+      process.kill(-stat.pid, 'SIGKILL');
+    } catch {
+      // it has ended
+    }
+  }
+};
 
 /** Joins each connection at `path` with one to `target`. */
 class CutProxy {
@@ -123,6 +137,7 @@ export const harness = async (options: Partial<GuestOptions> = {}): Promise<Harn
     await guest[Symbol.asyncDispose]();
     server.close();
     proxy.close();
+    if (child.pid !== undefined) await endCommands(child.pid);
     child.kill('SIGKILL');
     await gone(child);
     await rm(dir, { recursive: true, force: true });

@@ -162,6 +162,7 @@ export const cuts = async (
   const env = { STOP: `/tmp/nexus-stress-${process.pid}-${Date.now()}` };
   const trickle = await start(guest, ['sh', '-c', loop], { env }, undefined, limit);
   const trickleRead = checkSeq(trickle);
+  const quiet = await start(guest, ['sleep', '600'], {}, undefined, limit);
   torrentRead.catch(() => {});
   trickleRead.catch(() => {});
   const took: number[] = [];
@@ -179,6 +180,9 @@ export const cuts = async (
   await drain(await start(guest, ['touch', env.STOP]));
   const { gaps, lost } = await torrentRead;
   assert.equal((await torrent.result).signal, 'TERM');
+  await guest.signalExec(quiet.id, 'TERM', limit);
+  await drain(quiet);
+  assert.equal((await quiet.result).signal, 'TERM');
   const slow = await trickleRead;
   assert.equal(slow.gaps, 0, 'a command slower than the ring loses nothing');
   assert.equal((await trickle.result).exit_code, 0);
