@@ -22,7 +22,7 @@ export interface QemuOptions {
   probe: string;
   program?: string;
   log: Log;
-  /** Added to the little that the VMM gets of our environment (PATH, LANG): our own may hold secrets. */
+  /** Added to the little that the VMM gets of our environment (PATH, QEMU_*): the rest may hold secrets. */
   env?: Record<string, string>;
   /** How long a new QEMU may take to answer, ms. An emulating, busy host takes seconds. */
   answer_ms?: number;
@@ -34,10 +34,14 @@ export interface QemuOptions {
 
 export const openQemu = async (options: QemuOptions): Promise<Vmm> => {
   const { log, probe, program = QEMU_PROGRAM } = options;
-  const env = { PATH: process.env.PATH, LANG: 'C.UTF-8', ...options.env };
+  const env = { PATH: process.env.PATH, LANG: 'C.UTF-8', ...qemuVariables(), ...options.env };
   const facts = await gatherFacts({ probe, program, env, log });
   return new Qemu({ ...options, program }, env, facts);
 };
+
+/** QEMU's own variables, such as QEMU_MODULE_DIR of one that was built by hand. */
+const qemuVariables = (): NodeJS.ProcessEnv =>
+  Object.fromEntries(Object.entries(process.env).filter(([name]) => name.startsWith('QEMU_')));
 
 /** The VM's id in the arguments of a QEMU; also in those of the `setpriv` that is about to become one. */
 export const vmIdOf = (argv: string[]): string | undefined => {

@@ -44,7 +44,10 @@ const ask = async <T>(options: FactsOptions, what: string, schema: z.ZodType<T>)
   }
 };
 
-const KVM_HINT = 'a host with /dev/kvm that this user may open runs guests at full speed';
+const hintFor = (reason: string | undefined): string =>
+  reason === 'no-permission'
+    ? 'usermod -aG kvm <user>, then log in again: guests run at full speed with access to /dev/kvm'
+    : 'a host on which /dev/kvm runs guests is many times faster';
 
 export const gatherFacts = async (options: FactsOptions): Promise<VmmFacts> => {
   if (process.arch !== 'x64') {
@@ -62,6 +65,6 @@ export const gatherFacts = async (options: FactsOptions): Promise<VmmFacts> => {
     ...base,
     accel: 'tcg',
     why: `guests are emulated because KVM does not work here: ${reason}`,
-    hint: KVM_HINT,
+    hint: hintFor(kvm?.reason),
   };
 };

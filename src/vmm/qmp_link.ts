@@ -12,6 +12,8 @@ import { Qmp, type QmpEvent, Unsent } from './qmp.ts';
 const GREETING_MS = 10_000;
 const MIN_BACKOFF_MS = 3;
 const MAX_BACKOFF_MS = 250;
+/** Each look comes later by a twentieth of the time waited so far: a slow start is hardly made slower. */
+const BACKOFF = 1.05;
 
 export interface LinkOptions {
   connect: (signal: AbortSignal) => Promise<Socket>;
@@ -79,7 +81,7 @@ export class QmpLink {
         this.#options.log.debug({ err: error }, 'no control connection to QEMU');
       }
       await sleep(backoff, undefined, { signal }).catch(() => {});
-      backoff = Math.min(backoff * 1.5, MAX_BACKOFF_MS);
+      backoff = Math.min(backoff * BACKOFF, MAX_BACKOFF_MS);
     }
   }
 

@@ -59,7 +59,9 @@ export const world = async (options: WorldOptions = {}): Promise<World> => {
   const main = options.main ?? MAIN;
   const agent = await agentBinaries();
   const env = await nodeEnv({
-    ...(qemu === 'real' ? {} : { NEXUS_QEMU: qemu === 'standin' ? STANDIN : qemu, STANDIN_HARNESS: agent.harness }),
+    ...(qemu === 'real'
+      ? {}
+      : { NEXUS_QEMU: qemu === 'standin' ? STANDIN : qemu, QEMU_STANDIN_HARNESS: agent.harness }),
     ...options.env,
   });
   if (options.seed === 'booted') await copySeed(await seed(), data_dir);

@@ -3,24 +3,24 @@
  * A stand-in for `qemu-system-x86_64 -M microvm`: no machine, but the real control protocol, real sockets, a console, and a
  * guest that opens its ports. It takes the same arguments and checks those that name descriptors.
  *
- * The guest: without STANDIN_HARNESS every port echoes; with it (the path of `agent-harness`) control ports reach the real
- * agent's code, and its egress stream rings the bell at once.
+ * The guest: without QEMU_STANDIN_HARNESS every port echoes; with it (the path of `agent-harness`) control ports reach the real
+ * agent's code, its egress stream rings the bell at once, and a power-off that was asked for resets the machine.
  *
- * STANDIN_DIE=<code>         says a word on stderr and exits at once
- * STANDIN_HANG=1             takes control connections and never greets
- * STANDIN_NO_SOCKET=1        never listens
- * STANDIN_REFUSE=<command>   refuses that command; STANDIN_STALL=<command>: never answers it
- * STANDIN_RESET_MS=<n>       the guest resets n ms after `cont`
- * STANDIN_EGRESS_MS=<n>      the guest closes each egress port after n ms
- * STANDIN_STUBBORN=1         SIGTERM is ignored
- * STANDIN_CONSOLE=<text>     printed on the console at `cont`
- * STANDIN_BOOT_MS=<n>        the guest opens its first port n ms after `cont`
+ * QEMU_STANDIN_DIE=<code>         says a word on stderr and exits at once
+ * QEMU_STANDIN_HANG=1             takes control connections and never greets
+ * QEMU_STANDIN_NO_SOCKET=1        never listens
+ * QEMU_STANDIN_REFUSE=<command>   refuses that command; QEMU_STANDIN_STALL=<command>: never answers it
+ * QEMU_STANDIN_RESET_MS=<n>       the guest resets n ms after `cont`
+ * QEMU_STANDIN_EGRESS_MS=<n>      the guest closes each egress port after n ms
+ * QEMU_STANDIN_STUBBORN=1         SIGTERM is ignored
+ * QEMU_STANDIN_CONSOLE=<text>     printed on the console at `cont`
+ * QEMU_STANDIN_BOOT_MS=<n>        the guest opens its first port n ms after `cont`
  */
 import { closeSync, fstatSync, openSync, rmSync, writeSync } from 'node:fs';
 import { createServer, type Socket } from 'node:net';
 import { type Args, Guest, Refusal } from './qemu_guest.ts';
 
-const env = (name: string): string | undefined => process.env[`STANDIN_${name}`];
+const env = (name: string): string | undefined => process.env[`QEMU_STANDIN_${name}`];
 const argv = process.argv.slice(2);
 const options = (name: string): string[] => argv.filter((_, i) => argv[i - 1] === name);
 
@@ -63,6 +63,7 @@ const guest = new Guest({
   boot_ms: Number(env('BOOT_MS') ?? 0),
   egress_ms: env('EGRESS_MS') === undefined ? undefined : Number(env('EGRESS_MS')),
   onHarnessEnd: code => die(1, `the harness ended with ${code}`),
+  onEnding: () => setTimeout(reset, 20),
 });
 
 const cont = (): object => {

@@ -28,6 +28,8 @@ export interface GuestOptions {
   /** The guest closes each egress port after this time. */
   egress_ms: number | undefined;
   onHarnessEnd: (code: number | null) => void;
+  /** The agent has announced that the guest goes down: the harness stays, the machine resets. */
+  onEnding: () => void;
 }
 
 export type Args = Record<string, unknown>;
@@ -180,6 +182,10 @@ export class Guest {
     this.#setOpen(dev, true);
     host.pipe(guest, { end: false });
     guest.pipe(host, { end: false });
+    // the body of POST /v1/ending, as it goes over HTTP/2
+    guest.on('data', (chunk: Buffer) => {
+      if (dev.id.startsWith('nexus.egress.') && chunk.includes('"by":"host"')) this.#options.onEnding();
+    });
     guest.once('close', () => this.#setOpen(dev, false));
     host.once('close', () => guest.destroy());
   }

@@ -40,7 +40,7 @@ export const bench = async (
     probe: PROBE,
     program: STANDIN,
     log: silentLog(),
-    env: { PATH: STANDIN_PATH, ...Object.fromEntries(Object.entries(env).map(([k, v]) => [`STANDIN_${k}`, v])) },
+    env: { PATH: STANDIN_PATH, ...Object.fromEntries(Object.entries(env).map(([k, v]) => [`QEMU_STANDIN_${k}`, v])) },
     ...options,
   });
   const spec: MachineSpec = {
