@@ -11,13 +11,19 @@ import { build, type Metafile } from 'esbuild';
 const ROOT = join(import.meta.dirname, '..');
 const DIST = join(ROOT, 'dist');
 
+const NODE_MAJOR = 26; // package.json: engines
+
 // CommonJS packages in an ES module: their require() of Node's own modules must be a real one.
 const REQUIRE = `import { createRequire as nexusRequire } from 'node:module';const require = nexusRequire(import.meta.url);`;
 
 // The compile cache saves a third of the start; it lies under the user's cache, or where NODE_COMPILE_CACHE says.
 const LAUNCHER = `#!/usr/bin/env node
 import module from 'node:module';
-module.enableCompileCache?.();
+if (Number.parseInt(process.versions.node, 10) < ${NODE_MAJOR}) {
+  console.error('error: Nexus needs Node ${NODE_MAJOR} or newer; this is ' + process.version + '.');
+  process.exit(8);
+}
+module.enableCompileCache();
 await import('./main.mjs');
 `;
 
@@ -30,9 +36,10 @@ const bundle = async (out: string): Promise<Metafile> => {
     bundle: true,
     platform: 'node',
     format: 'esm',
-    target: 'node26',
+    target: `node${NODE_MAJOR}`,
     minifyWhitespace: true,
     minifySyntax: true,
+    lineLimit: 120, // Node prints the line of an uncaught error
     keepNames: true, // error names are part of what a reader sees
     legalComments: 'none', // dist/LICENSES has them
     banner: { js: REQUIRE },
