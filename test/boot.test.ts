@@ -3,6 +3,7 @@ import assert from 'node:assert/strict';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import { Fault } from '../src/api/fault.ts';
 import { execResult } from '../src/client/exec.ts';
 import { sleep } from '../src/lib/deadline.ts';
 import { run, runAny } from '../src/lib/proc.ts';
@@ -10,7 +11,7 @@ import { NO_TRACES, traces } from './kit/audit.ts';
 import { type World, world } from './kit/world.ts';
 
 const sh = async (w: World, vm: string, script: string) =>
-  collect(w.client.exec.run({ vm, argv: ['/bin/sh', '-c', script] }));
+  execResult(w.client.exec.run({ vm, argv: ['/bin/sh', '-c', script] }));
 
 test('a VM with nothing but a name boots, runs commands, stops clean and leaves nothing', {
   timeout: 300_000,
@@ -108,7 +109,7 @@ test('both kernels of Debian 12 boot: 6.12 and 6.1', { timeout: 600_000 }, async
     job: (await w.client.kernel.download({ version: '6.1' })).id,
     timeout_ms: 300_000,
   });
-  assert.equal(job.state, 'succeeded', job.error?.detail);
+  assert.equal(job.state, 'succeeded', job.error?.detail ?? '');
   const kernels = await w.client.kernel.list({});
   assert.deepEqual(kernels.map(k => k.version.split('.').slice(0, 2).join('.')).sort(), ['6.1', '6.12']);
   for (const kernel of kernels) {
@@ -128,14 +129,12 @@ test('a root file system that is garbage: the start says so, and the VM can be d
   await using w = await world({ qemu: 'real', seed: 'booted' });
   const ws = await w.client.ws.create({ name: 'empty', size_bytes: 64 * 1024 * 1024 });
   await w.client.vm.create({ name: 'bad', ws: ws.name, memory_mib: 256 });
-  await assert.rejects(
-    w.client.vm.start({ vm: 'bad', timeout_ms: 30_000 }),
-    (e: Error & { code?: string; hint?: string }) => {
-      assert.equal(e.code, 'vmm');
-      assert.match(e.hint ?? '', /vm logs bad/);
-      return true;
-    },
-  );
+  await assert.rejects(w.client.vm.start({ vm: 'bad', timeout_ms: 30_000 }), (e: unknown) => {
+    assert.ok(e instanceof Fault);
+    assert.equal(e.code, 'vmm');
+    assert.match(e.hint ?? '', /vm logs bad/);
+    return true;
+  });
   const vm = await w.client.vm.get({ vm: 'bad' });
   assert.equal(vm.state, 'crashed');
   assert.match(vm.last_exit?.console_tail.join('\n') ?? '', /nexus: /, 'the guest said on its console what is wrong');

@@ -1,5 +1,5 @@
 /** Everything a handler may touch, in one object that `daemon/boot.ts` makes. */
-import type { Disks } from '../disk/disk.ts';
+import type { Disks } from '../disk/disks.ts';
 import type { Locks } from '../lib/lock.ts';
 import type { Log } from '../lib/log.ts';
 import type { StateStore } from '../store/store.ts';

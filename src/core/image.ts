@@ -60,7 +60,7 @@ const build = (host: Host, job: JobContext, input: OpIn<'image.build'>, rootfs: 
     if (arch !== undefined && arch !== rootfs.arch) {
       throw new Fault('unsupported', `Cannot build image '${name}': its programs are for ${arch}, not ${rootfs.arch}.`);
     }
-    await host.disks.importImage(out, id, job.signal);
+    await host.disks.importImage(out, id, job.signal, { move: true });
     try {
       await host.store.insertImage({
         id,

@@ -88,13 +88,22 @@ const onGuest = async (
       );
     }
     if (live.gone.signal.aborted) return;
-    await host.store.patchVm(live.vm_id, { guest: state, ...(facts === undefined ? {} : { guest_facts: facts }) });
+    await host.store.patchVm(live.vm_id, {
+      guest: state,
+      ...(facts === undefined ? {} : { guest_facts: publicFacts(facts) }),
+    });
     host.events.emit('vm.guest', live.vm_id, { guest: state });
   } catch (error) {
     if (!(error instanceof Fault && error.code === 'not_found')) {
       host.log.error({ err: error, vm: live.vm_id }, "cannot store the guest's state");
     }
   }
+};
+
+/** The facts that the contract knows; the guest's protocol has more. */
+const publicFacts = (facts: GuestFacts): GuestFacts => {
+  const { agent_version, kernel, os, hostname, init, boot_id } = facts;
+  return { agent_version, kernel, os, hostname, init, boot_id };
 };
 
 const aborted = (signal: AbortSignal): Promise<void> =>

@@ -62,7 +62,10 @@ const endProcess = async (proc: ProcRef): Promise<void> => {
 const adopt = async (host: Host, vm: VmRecord, step: Extract<Step, { do: 'adopt' }>): Promise<void> => {
   const dir = runDir(host.paths, vm.id);
   const console = await openConsole({ fifo: join(dir, 'console'), log: join(vmDir(host.paths, vm.id), 'console.log') });
-  console.note('the daemon was started again; what was written meanwhile beyond 64 KiB is lost');
+  console.note('no daemon was there; what the guest wrote beyond 64 KiB is lost', {
+    kind: 'gap',
+    ...(console.written_ms === null ? {} : { since_ms: console.written_ms }),
+  });
   try {
     const machine = await host.vmm.adopt(
       { id: vm.id, dir, proc: step.proc, accel: vm.accel ?? 'tcg' },

@@ -154,7 +154,7 @@ const admitAssets = async (host: Host, vm: VmRecord): Promise<Assets> => {
   const order = [...all.filter(w => w.role === 'root'), ...all.filter(w => w.role === 'data').reverse()];
   const disks = [];
   for (const ws of order) {
-    const path = host.disks.path('workspace', ws.id);
+    const path = host.disks.path('workspaces', ws.id);
     if (!(await exists(path))) {
       throw new Fault(
         'host',

@@ -1,13 +1,10 @@
-import { createReadStream } from 'node:fs';
-import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import { createInterface } from 'node:readline';
 import { Fault } from '../api/fault.ts';
 import type { OpIn } from '../api/ops.ts';
 import type { Vm, VmLogMessage } from '../api/vm.ts';
 import type { Workspace } from '../api/ws.ts';
-import { plain } from '../lib/text.ts';
 import type { VmRecord } from '../store/store.ts';
+import { readConsole } from '../vmm/console.ts';
 import { needImage, needKernel, needVm, needWs, publicVm } from './find.ts';
 import type { HandlersOf } from './handler.ts';
 import type { Host } from './host.ts';
@@ -139,29 +136,14 @@ const vmLogs = async function* (
   signal: AbortSignal,
 ): AsyncGenerator<VmLogMessage> {
   const live = host.live.get(vm.id);
-  const following = input.follow && live !== undefined ? live.console.follow(signal) : undefined;
-  const past = live ? await live.console.tail(input.tail) : await tailOf(consoleLog(host, vm), input.tail);
-  for (const line of past) yield { type: 'line', line };
-  if (following !== undefined) {
-    for await (const message of following) yield message;
+  if (live === undefined) {
+    for (const line of await readConsole(consoleLog(host, vm), input.tail)) yield { type: 'line', line };
+  } else if (input.follow) {
+    yield* live.console.follow(AbortSignal.any([signal, live.gone.signal]), input.tail);
+  } else {
+    for (const line of await live.console.tail(input.tail)) yield { type: 'line', line };
   }
   yield { type: 'end' };
 };
 
 const consoleLog = (host: Host, vm: VmRecord) => join(vmDir(host.paths, vm.id), 'console.log');
-
-/** The last lines of a log that nobody writes to now. */
-const tailOf = async (path: string, lines: number): Promise<string[]> => {
-  const size = await stat(path).then(
-    s => s.size,
-    () => 0,
-  );
-  if (size === 0 || lines === 0) return [];
-  const start = Math.max(0, size - 4 * 1024 * 1024);
-  const kept: string[] = [];
-  for await (const line of createInterface({ input: createReadStream(path, { start }) })) {
-    kept.push(plain(line));
-    if (kept.length > lines) kept.shift();
-  }
-  return kept;
-};

@@ -56,7 +56,7 @@ export const main = async (argv: readonly string[]): Promise<number> => {
       process.stdout.write(flags.help ? HELP : `nexusd ${VERSION}\n`);
       return 0;
     }
-    process.umask(0o077);
+    process.umask(0o022); // the data directory is its owner's alone; what lies in it a VMM's own user may have to read
     const { data, socket } = places(flags['data-dir'], flags.socket);
     const log = makeLog({ level: flags['log-level'] });
     const stop = Promise.withResolvers<string>();
