@@ -1,6 +1,9 @@
 /**
  * Virtio-serial ports of a QEMU machine, one for each connection: plugged for it, unplugged after it, never used again.
  *
+ * The guest's close of its end is told by QEMU as VSERPORT_CHANGE, the host's socket gets no end of file. QEMU holds that event back
+ * for up to a second where another one of the same port came just before.
+ *
  * A fixed port is a pipe without connections (what the last session left in it breaks the next); a port of one's own
  * has a beginning and an end. Chardev, device and socket share the port's name, `nexus.<kind>.<n>`.
  *

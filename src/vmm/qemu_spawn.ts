@@ -32,6 +32,16 @@ const checkReadable = (spec: MachineSpec, path: string, fd: number): void => {
   throw new Fault('host', `Cannot start VM ${spec.id}: ${path} is not readable for its VMM's user.`, { hint });
 };
 
+/** The group through which a user may open /dev/kvm. Never root's own. */
+const kvmGroup = async (spec: MachineSpec): Promise<string> => {
+  const { gid, mode } = await stat('/dev/kvm');
+  if ((mode & 0o006) === 0o006) return '--clear-groups';
+  if (gid !== 0 && (mode & 0o060) === 0o060) return `--groups=${gid}`;
+  throw new Fault('host', `Cannot start VM ${spec.id}: /dev/kvm is for root alone, and a VMM does not run as root.`, {
+    hint: 'groupadd -f -r kvm && chgrp kvm /dev/kvm && chmod 660 /dev/kvm',
+  });
+};
+
 /** As another user: no groups but the one of /dev/kvm, and no way to get more rights. Node's own uid option keeps groups. */
 const asUser = async (spec: MachineSpec): Promise<string[]> => {
   const { uid } = spec;
@@ -39,7 +49,7 @@ const asUser = async (spec: MachineSpec): Promise<string[]> => {
   if (process.getuid?.() !== 0) {
     throw new Fault('host', `Cannot start VM ${spec.id} as uid ${uid}: only root can run a VMM as another user.`);
   }
-  const groups = spec.accel === 'kvm' ? `--groups=${(await stat('/dev/kvm')).gid}` : '--clear-groups';
+  const groups = spec.accel === 'kvm' ? await kvmGroup(spec) : '--clear-groups';
   return ['setpriv', `--reuid=${uid}`, `--regid=${uid}`, groups, '--no-new-privs', '--'];
 };
 
