@@ -86,7 +86,7 @@ export const aptWords = (output: string): string => {
 };
 
 const UNVERIFIED =
-  /hash sum mismatch|unauthenticated|cannot be authenticated|is not signed|no_pubkey|badsig|expkeysig|gpg error|file has unexpected size|invalid signature|OpenPGP signature verification failed/i;
+  /hash sum mismatch|unauthenticated|cannot be authenticated|is not signed|does not have a release file|no_pubkey|badsig|expkeysig|gpg error|file has unexpected size|invalid signature|OpenPGP signature verification failed/i;
 
 /** The fault that apt's words mean. */
 export const aptFault = (what: string, output: string): Fault => {
@@ -164,22 +164,19 @@ export const downloadPackage = async (
 
 export interface AptSource {
   uri: string;
-  suite: string;
-  /** A keyring or key of the source's own, where it names one. */
-  signed_by: string | undefined;
+  /** Code name of the suite, from its signed release file: bookworm, bookworm-security. */
+  codename: string;
+  origin: string;
 }
 
-/** The package sources of the machine that have a component `main`, as apt itself reads them. */
+/** The machine's package sources with a component `main` whose lists are there and whose signature apt accepted. */
 export const aptSources = async (apt: Apt): Promise<AptSource[]> => {
-  const format = '$(CREATED_BY)|$(COMPONENT)|$(RELEASE)|$(SIGNED_BY)|$(REPO_URI)';
-  const argv = ['apt-get', '--no-release-info', 'indextargets', '--format', format];
-  const { code, stdout, stderr } = await call(apt, argv);
+  const format = '$(CREATED_BY)|$(COMPONENT)|$(TRUSTED)|$(CODENAME)|$(ORIGIN)|$(REPO_URI)';
+  const { code, stdout, stderr } = await call(apt, ['apt-get', 'indextargets', '--format', format]);
   if (code !== 0) throw aptFault('read the package sources', stderr);
   const lines = [...new Set(stdout.split('\n'))].map(line => line.split('|'));
-  return lines.flatMap(([by, component, suite, signed, ...uri]) =>
-    by === 'Packages' && component === 'main' && suite !== undefined
-      ? [{ uri: uri.join('|'), suite, signed_by: signed?.startsWith('/') ? signed : undefined }]
-      : [],
+  return lines.flatMap(([by, component, trusted, codename = '', origin = '', ...uri]) =>
+    by === 'Packages' && component === 'main' && trusted === 'yes' ? [{ uri: uri.join('|'), codename, origin }] : [],
   );
 };
 

@@ -2,7 +2,7 @@
  * Reads the data archive of a .deb as a stream of tar entries. Nothing is extracted but what the caller takes; no script of the
  * package runs.
  */
-import type { FileHandle } from 'node:fs/promises';
+import { createReadStream } from 'node:fs';
 import { open } from 'node:fs/promises';
 import { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
@@ -10,7 +10,7 @@ import zlib from 'node:zlib';
 import { extract } from 'tar-stream';
 import { Fault } from '../api/fault.ts';
 import { RunError, through } from '../lib/proc.ts';
-import { debData } from './ar.ts';
+import { type ArMember, debData } from './ar.ts';
 
 export interface DebEntry {
   /** Without a leading `./`. */
@@ -63,15 +63,21 @@ const held = async (path: string, size: number, content: AsyncIterable<Uint8Arra
   return Buffer.concat(chunks, size);
 };
 
-const reader = async function* (file: FileHandle, options: DebOptions): AsyncGenerator<DebEntry> {
-  const { name, offset, size } = await debData(file);
+/** Where the data archive stands in the package. */
+const locate = async (path: string): Promise<ArMember> => {
+  const file = await open(path, 'r');
+  try {
+    return await debData(file);
+  } finally {
+    await file.close();
+  }
+};
+
+const reader = async function* (path: string, options: DebOptions): AsyncGenerator<DebEntry> {
+  const { name, offset, size } = await locate(path);
+  if (size === 0) throw bad('its data archive is empty');
   let done = 0;
-  const source = file.createReadStream({
-    start: offset,
-    end: offset + size - 1,
-    autoClose: false,
-    signal: options.signal,
-  });
+  const source = createReadStream(path, { start: offset, end: offset + size - 1, signal: options.signal });
   source.on('data', chunk => {
     done += chunk.length;
     options.onBytes(done, size);
@@ -83,16 +89,19 @@ const reader = async function* (file: FileHandle, options: DebOptions): AsyncGen
   pumped.catch(() => {}); // the error is on `tar` too
   let entries = 0;
   let total = 0;
-  for await (const entry of tar) {
-    const header = entry.header;
-    total += header.size ?? 0;
-    if (++entries > MAX_ENTRIES || total > MAX_UNPACKED) throw bad('it is too large');
-    const path = header.name.replace(/^\.?\/+/, '');
-    const size = header.size ?? 0;
-    if (header.type === 'file') yield { path, size, bytes: max => held(path, size, Readable.from(entry), max) };
-    entry.resume();
+  try {
+    for await (const entry of tar) {
+      const { name: full, size: length, type } = entry.header;
+      total += length;
+      if (++entries > MAX_ENTRIES || total > MAX_UNPACKED) throw bad('it is too large');
+      const path = full.replace(/^\.?\/+/, '');
+      if (type === 'file') yield { path, size: length, bytes: max => held(path, length, Readable.from(entry), max) };
+      entry.resume();
+    }
+    await pumped;
+  } finally {
+    await pumped.catch(() => {}); // the program has ended, whatever happened
   }
-  await pumped;
 };
 
 /** Calls `take` with each regular file of the package, in its order. */
@@ -101,9 +110,8 @@ export const readDeb = async (
   options: DebOptions,
   take: (entry: DebEntry) => Promise<void>,
 ): Promise<void> => {
-  const file = await open(path, 'r');
   try {
-    for await (const entry of reader(file, options)) await take(entry);
+    for await (const entry of reader(path, options)) await take(entry);
   } catch (error) {
     if (options.signal.aborted) throw options.signal.reason;
     if (error instanceof Fault) throw error;
@@ -111,7 +119,5 @@ export const readDeb = async (
       throw new Fault('host', 'Cannot unpack the package: xz is not installed.', { hint: 'apt-get install xz-utils' });
     if (error instanceof Error && 'code' in error && error.code === 'ENOSPC') throw error;
     throw bad(error instanceof Error ? error.message : String(error), error);
-  } finally {
-    await file.close();
   }
 };

@@ -10,7 +10,7 @@ import type { JobProgress } from '../api/job.ts';
 import { exists, sha256File } from '../lib/files.ts';
 import { RunError, type RunResult, runAny } from '../lib/proc.ts';
 import { plain } from '../lib/text.ts';
-import { type Apt, aptFault, aptSources, aptTransport, openApt } from './apt.ts';
+import { type Apt, aptFault, aptSources, aptTransport, openApt, refreshLists } from './apt.ts';
 import { verifyFile } from './verify.ts';
 
 export interface RootfsDownload {
@@ -65,25 +65,23 @@ const release = (version: string): (typeof RELEASES)[number] => {
   throw new Fault('not_found', `Cannot find Debian '${version}': the known releases are ${known}.`);
 };
 
+/** The machine's own sources of Debian, as [uri, kind]; kind is '' or what follows the code name: -updates, -security. */
+const debianSources = async (apt: Apt): Promise<[string, string][]> => {
+  const suite = new RegExp(`^(?:${RELEASES.map(r => r.codename).join('|')})(|-updates|-security)$`);
+  return (await aptSources(apt)).flatMap(({ uri, codename, origin }): [string, string][] => {
+    const kind = suite.exec(codename)?.[1];
+    return origin === 'Debian' && kind !== undefined && /^(https?|file|mirror):\S+$/.test(uri) ? [[uri, kind]] : [];
+  });
+};
+
 /**
- * The sources of that release as deb822 text: the machine's own Debian sources, with its code name in place of the machine's.
- * Sources with a keyring other than Debian's are not Debian's.
+ * The sources of that release as deb822 text: the machine's own sources of Debian, with its code name in place of the machine's.
+ * Who is Debian says the release file of the lists; where they are missing they are fetched, for us alone.
  */
 export const sourcesFor = async (apt: Apt, codename: string): Promise<string> => {
-  const known = RELEASES.map(r => r.codename).join('|');
-  const suites = new RegExp(`^(?:${known})(|-updates|-security)$`);
-  const stanzas = new Map<string, string>();
-  for (const { uri, suite, signed_by } of await aptSources(apt)) {
-    const kind = suites.exec(suite)?.[1];
-    if (kind === undefined || !(signed_by?.includes('debian-archive') ?? true) || !/^(https?|file|mirror):/.test(uri))
-      continue;
-    const wanted = `${codename}${kind}`;
-    stanzas.set(
-      `${uri} ${wanted}`,
-      `Types: deb\nURIs: ${uri}\nSuites: ${wanted}\nComponents: main\nSigned-By: ${KEYRING}\n`,
-    );
-  }
-  if (![...stanzas.keys()].some(key => key.endsWith(` ${codename}`)))
+  let found = await debianSources(apt);
+  if (!found.some(([, kind]) => kind === '')) found = await debianSources(await refreshLists(apt));
+  if (!found.some(([, kind]) => kind === ''))
     throw new Fault(
       'host',
       "Cannot make a Debian root file system: apt on this host has no source of Debian's archive.",
@@ -91,7 +89,10 @@ export const sourcesFor = async (apt: Apt, codename: string): Promise<string> =>
         hint: "Add one to /etc/apt/sources.list.d, signed by Debian's keyring.",
       },
     );
-  return [...stanzas.values()].join('\n');
+  const stanzas = found.map(
+    ([uri, kind]) => `Types: deb\nURIs: ${uri}\nSuites: ${codename}${kind}\nComponents: main\nSigned-By: ${KEYRING}\n`,
+  );
+  return [...new Set(stanzas)].join('\n');
 };
 
 /** True if the program runs and ends with 0. */
