@@ -27,8 +27,8 @@ const startShare = async (w: World): Promise<Figure> => {
     const abort = new AbortController();
     const marks = Promise.withResolvers<{ spawn_ms: number; bell_ms: number }>();
     const watch = (async () => {
-      for await (const event of w.client.event.watch({ since: 0 }, { signal: abort.signal })) {
-        if (event.type !== 'vm.ready' || !('data' in event) || event.data['start'] !== i + 1) continue;
+      for await (const event of w.client.event.watch({}, { signal: abort.signal })) {
+        if (event.type !== 'vm.guest' || !('data' in event) || event.data['bell_ms'] === undefined) continue;
         marks.resolve({ spawn_ms: Number(event.data['spawn_ms']), bell_ms: Number(event.data['bell_ms']) });
       }
     })().catch(() => {});

@@ -4,9 +4,9 @@ import type { OpIn } from '../api/ops.ts';
 import type { ExecStream } from '../guest/exec.ts';
 import { admit, needVm } from './find.ts';
 import type { HandlersOf } from './handler.ts';
-import type { Host } from './host.ts';
+import type { Host, Live } from './host.ts';
 import { newId } from './ids.ts';
-import { guestReady, type Live } from './live.ts';
+import { guestReady } from './live.ts';
 
 /** How long a command waits for a guest that is about to be ready. */
 const READY_MS = 10_000;

@@ -1,12 +1,13 @@
 /** Everything a handler may touch, in one object that `daemon/boot.ts` makes. */
-import type { Disks } from '../disk/disks.ts';
+import type { Disks } from '../disk/disk.ts';
+import type { Guest } from '../guest/guest.ts';
 import type { Locks } from '../lib/lock.ts';
 import type { Log } from '../lib/log.ts';
 import type { StateStore } from '../store/store.ts';
-import type { Vmm } from '../vmm/machine.ts';
+import type { Console } from '../vmm/console.ts';
+import type { Machine, Vmm } from '../vmm/machine.ts';
 import type { Events } from './events.ts';
 import type { JobRunner } from './jobs.ts';
-import type { Live } from './live.ts';
 import type { Paths } from './paths.ts';
 
 export interface Host {
@@ -35,4 +36,31 @@ export interface AgentFiles {
   readonly path: string;
   readonly version: string;
   readonly sha256: string;
+}
+
+/** A VM whose VMM this daemon holds; its rules are in `live.ts`. */
+export interface Live {
+  readonly vm_id: string;
+  readonly machine: Machine;
+  readonly guest: Guest;
+  readonly console: Console;
+  /** Who stores the end of this VMM; undefined: nobody has seen it yet. */
+  end_owner: 'stop' | 'watcher' | undefined;
+  /** Settled when the state `running` is on disk; only then may its end be stored. */
+  readonly stored: PromiseWithResolvers<void>;
+  /** Settled when the newest state of the guest is stored; a guest that came to be ready has its clock then. */
+  guest_stored: Promise<void>;
+  /** Of the start, `performance.now()`; null: adopted. */
+  times: StartTimes | null;
+  /** What the guest said before it went down. */
+  ending: { kind: 'poweroff' | 'reboot' | 'halt'; by: 'host' | 'guest' } | undefined;
+  /** Aborted when the VMM has ended or is let go. */
+  readonly gone: AbortController;
+}
+
+/** When a start reached what; all by `performance.now()`. */
+export interface StartTimes {
+  asked: number;
+  spawned: number;
+  bell: number | null;
 }

@@ -7,37 +7,23 @@
 import { randomBytes } from 'node:crypto';
 import { Fault } from '../api/fault.ts';
 import type { GuestFacts, LastExit } from '../api/vm.ts';
-import { Guest } from '../guest/guest.ts';
+import { openGuest } from '../guest/guest.ts';
 import { withDeadline } from '../lib/deadline.ts';
 import type { VmRecord } from '../store/store.ts';
 import type { Console } from '../vmm/console.ts';
 import type { Machine, MachineEnd } from '../vmm/machine.ts';
-import type { Host } from './host.ts';
-
-export interface Live {
-  readonly vm_id: string;
-  readonly machine: Machine;
-  readonly guest: Guest;
-  readonly console: Console;
-  /** Who stores the end of this VMM; undefined: nobody has seen it yet. */
-  end_owner: 'stop' | 'watcher' | undefined;
-  /** Settled when the state `running` is on disk; only then may its end be stored. */
-  readonly stored: PromiseWithResolvers<void>;
-  /** Settled when the newest state of the guest is stored; a guest that came to be ready has its clock then. */
-  guest_stored: Promise<void>;
-  /** What the guest said before it went down. */
-  ending: { kind: 'poweroff' | 'reboot' | 'halt'; by: 'host' | 'guest' } | undefined;
-  /** Aborted when the VMM has ended or is let go. */
-  readonly gone: AbortController;
-}
+import type { Host, Live, StartTimes } from './host.ts';
 
 const CONSOLE_TAIL = 20;
 const SETTLE_MS = 5000;
 
 /** Puts a running machine under the daemon's eyes: guest channel, console, and the watch for its end. */
-export const hold = (host: Host, vm: VmRecord, machine: Machine, console: Console): Live => {
-  const guest = new Guest({
+export const hold = (host: Host, vm: VmRecord, machine: Machine, console: Console, times: StartTimes | null): Live => {
+  const guest = openGuest({
     open: signal => machine.openControl(signal),
+    onBell: () => {
+      if (live.times !== null) live.times.bell ??= performance.now();
+    },
     onState: (state, facts) => {
       live.guest_stored = onGuest(host, live, state, facts);
     },
@@ -54,6 +40,7 @@ export const hold = (host: Host, vm: VmRecord, machine: Machine, console: Consol
     end_owner: undefined,
     stored: Promise.withResolvers<void>(),
     guest_stored: Promise.resolve(),
+    times,
     ending: undefined,
     gone: new AbortController(),
   };
@@ -92,12 +79,18 @@ const onGuest = async (
       guest: state,
       ...(facts === undefined ? {} : { guest_facts: publicFacts(facts) }),
     });
-    host.events.emit('vm.guest', live.vm_id, { guest: state });
+    host.events.emit('vm.guest', live.vm_id, { guest: state, ...timing(state, live.times) });
   } catch (error) {
     if (!(error instanceof Fault && error.code === 'not_found')) {
       host.log.error({ err: error, vm: live.vm_id }, "cannot store the guest's state");
     }
   }
+};
+
+/** How long the parts of a start took: request to spawn, request to bell. */
+const timing = (state: string, times: StartTimes | null): Record<string, number> => {
+  if (state !== 'ready' || times === null || times.bell === null) return {};
+  return { spawn_ms: times.spawned - times.asked, bell_ms: times.bell - times.asked };
 };
 
 /** The facts that the contract knows; the guest's protocol has more. */

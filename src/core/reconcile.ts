@@ -72,7 +72,7 @@ const adopt = async (host: Host, vm: VmRecord, step: Extract<Step, { do: 'adopt'
       AbortSignal.timeout(ADOPT_MS),
     );
     await host.store.patchVm(vm.id, { guest: 'connecting' });
-    const live = hold(host, vm, machine, console);
+    const live = hold(host, vm, machine, console, null);
     live.stored.resolve();
     if (step.stopping) {
       void stopVm(host, vm.id, { force: false, timeout_ms: 30_000, actor: 'daemon' }).catch(error =>

@@ -10,8 +10,8 @@ import type { VmRecord } from '../store/store.ts';
 import { openConsole } from '../vmm/console.ts';
 import type { MachineSpec } from '../vmm/machine.ts';
 import { admit, busy, needKernel, needVm, publicVm } from './find.ts';
-import type { Host } from './host.ts';
-import { guestReady, hold, type Live, letGo } from './live.ts';
+import type { Host, Live, StartTimes } from './host.ts';
+import { guestReady, hold, letGo } from './live.ts';
 import { kernelDir, runDir, vmDir } from './paths.ts';
 
 export interface StartOptions {
@@ -57,6 +57,7 @@ const awaitGuest = async (live: Live, name: string, timeout_ms: number): Promise
 };
 
 const launch = async (host: Host, id: string, actor: string, onStarting: () => void): Promise<Live> => {
+  const asked = performance.now();
   const held = host.locks.tryTake(id, 'vm.start');
   if (held === undefined) {
     const vm = await needVm(host, id);
@@ -76,7 +77,7 @@ const launch = async (host: Host, id: string, actor: string, onStarting: () => v
   onStarting();
   const undo = new Undo();
   try {
-    const live = await boot(host, vm, assets, held.signal, undo);
+    const live = await boot(host, vm, assets, held.signal, undo, asked);
     const { machine } = live;
     await host.store.transitionVm(id, {
       to: 'running',
@@ -171,7 +172,15 @@ const admitAssets = async (host: Host, vm: VmRecord): Promise<Assets> => {
   return { kernel, disks, init: image === undefined || image.init === 'agent' ? 'agent' : 'image' };
 };
 
-const boot = async (host: Host, vm: VmRecord, assets: Assets, signal: AbortSignal, undo: Undo): Promise<Live> => {
+const boot = async (
+  host: Host,
+  vm: VmRecord,
+  assets: Assets,
+  signal: AbortSignal,
+  undo: Undo,
+  asked: number,
+): Promise<Live> => {
+  const times: StartTimes = { asked, spawned: asked, bell: null };
   const facts = host.vmm.facts();
   const dir = await ensureDir(runDir(host.paths, vm.id), 0o700);
   const initrd = await initrdFor(host, assets.kernel, signal);
@@ -203,10 +212,11 @@ const boot = async (host: Host, vm: VmRecord, assets: Assets, signal: AbortSigna
     },
     signal,
     async proc => {
+      times.spawned = performance.now();
       await host.store.patchVm(vm.id, { run: { ...proc }, pid: proc.pid });
     },
   );
-  const live = hold(host, vm, machine, console);
+  const live = hold(host, vm, machine, console, times);
   undo.push('machine', async () => {
     live.end_owner = 'stop';
     await machine.signal('SIGKILL');

@@ -6,8 +6,8 @@ import { removeTree } from '../lib/files.ts';
 import type { Held } from '../lib/lock.ts';
 import type { MachineEnd } from '../vmm/machine.ts';
 import { admit, busy, needVm, publicVm } from './find.ts';
-import type { Host } from './host.ts';
-import { describeEnd, type Live, letGo } from './live.ts';
+import type { Host, Live } from './host.ts';
+import { describeEnd, letGo } from './live.ts';
 import { vmDir } from './paths.ts';
 
 /** How long the operation that holds the lock has to unwind. */

@@ -95,6 +95,7 @@ export class Guest implements AsyncDisposable {
     }
     const egress: Egress = serveEgress(stream, {
       onBell: facts => {
+        this.#options.onBell?.();
         this.#keeper.bell(facts);
         // The guest speaks on one; what rang before is a leftover.
         for (const other of this.#egress) if (other !== egress) other.close();
