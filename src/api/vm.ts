@@ -225,7 +225,7 @@ export const vmOps = {
     summary: 'Show the console of a VM',
     input: z.strictObject({
       vm: Ref,
-      follow: z.boolean().default(false).describe('go on until the VM is deleted'),
+      follow: z.boolean().default(false).describe('go on until the VM has stopped'),
       tail: z.int().min(0).max(100_000).default(200).describe('how many past lines'),
     }),
     output: VmLogMessage,

@@ -22,6 +22,8 @@ import { sendAll } from './send.ts';
 import { encodePreamble, ID } from './wire.ts';
 
 export interface GuestOptions extends KeeperOptions {
+  /** The guest rang; a control connection comes next. */
+  onBell?: () => void;
   onEnding: (kind: Ending['kind'], by: Ending['by']) => void;
 }
 
