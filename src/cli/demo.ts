@@ -237,6 +237,7 @@ export const demo = async (cli: Cli, options: DemoOptions): Promise<void> => {
     for (const name of SIGNALS) process.off(name, onSignal);
     if (failed) cli.code = 1;
   }
+  abort.signal.throwIfAborted();
   it.times.push(['all of it', performance.now() - begun]);
   out(`\n${aligned([['STEP', 'TOOK'], ...it.times.map(([what, ms]) => [what, formatMs(ms)])])}`);
 };
