@@ -17,6 +17,8 @@ import { LineCutter } from './lines.ts';
 const { O_NOFOLLOW, O_NONBLOCK, O_RDONLY } = constants;
 /** The capacity of a pipe. */
 const PIPE_BYTES = 64 * 1024;
+/** A guest that never stops writing must not keep a reader waiting. */
+const MAX_TURNS = 1000;
 
 export interface ConsoleOptions {
   fifo: string;
@@ -99,7 +101,7 @@ class FifoConsole implements Console {
 
   async tail(lines: number): Promise<string[]> {
     if (this.#closed !== undefined) return readConsole(this.#log.path, lines);
-    this.#take();
+    await this.#take();
     return lines > 0 ? (await printable(await this.#log.snapshot(lines, true))).map(item => textOf(item)) : [];
   }
 
@@ -121,7 +123,7 @@ class FifoConsole implements Console {
 
   close(): Promise<void> {
     this.#closed ??= (async () => {
-      this.#take();
+      await this.#take();
       this.#socket.destroy();
       for (const follower of [...this.#followers]) follower.end();
       await this.#log.close();
@@ -173,16 +175,27 @@ class FifoConsole implements Console {
     void this.#log.idle().then(() => socket.resume());
   }
 
-  /** Reads what lies in the FIFO at this moment, so that a VMM's last words are not behind its end. */
-  #take(): void {
-    const socket = this.#socket;
-    if (socket.destroyed || socket.readableEnded || socket.readableLength > 0) return;
+  /** Takes what lies in the FIFO and before the log, so that a VMM's last words are not behind its end. */
+  async #take(): Promise<void> {
+    for (let turn = 0; turn < MAX_TURNS; turn++) {
+      await this.#log.idle();
+      const socket = this.#socket;
+      if (socket.destroyed || socket.readableEnded) return;
+      const resting = socket.readableLength > 0 || socket.isPaused();
+      if (!resting && this.#readOnce() < PIPE_BYTES) return;
+      await new Promise(resolve => setImmediate(resolve));
+    }
+  }
+
+  /** The number of bytes that lay in the FIFO. */
+  #readOnce(): number {
     const bytes = Buffer.alloc(PIPE_BYTES);
     try {
       const size = readSync(this.#fd, bytes);
       this.#fromGuest(bytes.subarray(0, size));
+      return size;
     } catch {
-      // EAGAIN: nothing there
+      return 0; // EAGAIN: nothing there
     }
   }
 }

@@ -31,11 +31,6 @@ export const bench = async (
   options: Partial<QemuOptions> = {},
   dirName: string = ID,
 ): Promise<Bench> => {
-  const root = await mkdtemp(join(tmpdir(), 'nexus-vmm-'));
-  const file = async (name: string) => {
-    await writeFile(join(root, name), 'x'.repeat(4096), { mode: 0o644 });
-    return join(root, name);
-  };
   const vmm = await openQemu({
     probe: PROBE,
     program: STANDIN,
@@ -43,6 +38,11 @@ export const bench = async (
     env: { PATH: STANDIN_PATH, ...Object.fromEntries(Object.entries(env).map(([k, v]) => [`QEMU_STANDIN_${k}`, v])) },
     ...options,
   });
+  const root = await mkdtemp(join(tmpdir(), 'nexus-vmm-'));
+  const file = async (name: string) => {
+    await writeFile(join(root, name), 'x'.repeat(4096), { mode: 0o644 });
+    return join(root, name);
+  };
   const spec: MachineSpec = {
     id: ID,
     dir: join(root, 'run', dirName),
