@@ -2,6 +2,7 @@
 package control
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"io"
@@ -58,7 +59,7 @@ func (s *Server) Serve(conn net.Conn) {
 type logWriter struct{}
 
 func (logWriter) Write(p []byte) (int, error) {
-	safe.Logf("%s", p)
+	safe.Logf("%s", bytes.TrimSpace(p))
 	return len(p), nil
 }
 

@@ -60,12 +60,15 @@ func (c *Client) Use(conn net.Conn) error {
 
 // Ending tells the host that the guest goes down, and waits for the answer for a short time.
 func (c *Client) Ending(kind, by string) {
-	c.mu.Lock()
-	cc := c.now
-	c.mu.Unlock()
-	if cc != nil {
+	if cc := c.connection(); cc != nil {
 		_ = post(cc, endingTimeout, "/v1/ending", wire.Ending{Kind: kind, By: by})
 	}
+}
+
+func (c *Client) connection() *http2.ClientConn {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.now
 }
 
 func post(cc *http2.ClientConn, timeout time.Duration, path string, v any) error {

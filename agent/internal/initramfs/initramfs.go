@@ -17,9 +17,10 @@ import (
 )
 
 const (
-	newroot  = "/newroot"
-	loadList = "/lib/modules/nexus.load"
-	rootWait = 10 * time.Second
+	newroot    = "/newroot"
+	modulesDir = "/lib/modules/"
+	loadList   = modulesDir + "nexus.load"
+	rootWait   = 10 * time.Second
 )
 
 // Run does not return: it becomes PID 1 of the root, or says why it cannot and resets the machine.
@@ -81,7 +82,7 @@ func loadModules() error {
 	}
 	for _, path := range strings.Fields(string(list)) {
 		if !filepath.IsAbs(path) {
-			path = filepath.Join("/lib/modules", path)
+			path = filepath.Join(modulesDir, path)
 		}
 		if err := loadModule(path); err != nil {
 			return fmt.Errorf("cannot load module %s: %w", filepath.Base(path), err)
@@ -130,7 +131,11 @@ func switchRoot() error {
 	if err := os.Chdir(newroot); err != nil {
 		return err
 	}
-	empty("/", release)
+	keep := ""
+	if modules >= 0 {
+		keep = modulesDir + release
+	}
+	empty("/", keep)
 	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
 		return fmt.Errorf("cannot move the root: %w", err)
 	}
@@ -155,7 +160,7 @@ func openModules() (int, string) {
 		return -1, ""
 	}
 	release := unix.ByteSliceToString(u.Release[:])
-	fd, err := unix.Open("/lib/modules/"+release, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open(modulesDir+release, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, ""
 	}
@@ -164,7 +169,7 @@ func openModules() (int, string) {
 
 // bindModules runs inside the root, so that links in it lead nowhere else.
 func bindModules(fd int, release string) error {
-	dir := "/lib/modules/" + release
+	dir := modulesDir + release
 	if entries, err := os.ReadDir(dir); err == nil && len(entries) > 0 {
 		return nil
 	}
@@ -174,8 +179,8 @@ func bindModules(fd int, release string) error {
 	return unix.Mount(fmt.Sprintf("/proc/self/fd/%d", fd), dir, "", unix.MS_BIND, "")
 }
 
-// empty frees the initramfs: everything on its own file system but the module tree of that release.
-func empty(dir, release string) {
+// empty frees the initramfs: everything on its own file system but the tree at keep.
+func empty(dir, keep string) {
 	var here unix.Stat_t
 	if unix.Lstat(dir, &here) != nil {
 		return
@@ -184,11 +189,11 @@ func empty(dir, release string) {
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
 		var st unix.Stat_t
-		if unix.Lstat(path, &st) != nil || st.Dev != here.Dev || (release != "" && path == "/lib/modules/"+release) {
+		if unix.Lstat(path, &st) != nil || st.Dev != here.Dev || path == keep {
 			continue
 		}
 		if st.Mode&unix.S_IFMT == unix.S_IFDIR {
-			empty(path, release)
+			empty(path, keep)
 		}
 		_ = os.Remove(path)
 	}

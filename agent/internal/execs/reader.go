@@ -1,0 +1,132 @@
+package execs
+
+import (
+	"context"
+	"errors"
+	"io"
+	"syscall"
+	"time"
+
+	"github.com/workfort/nexus/agent/internal/safe"
+	"github.com/workfort/nexus/agent/internal/wire"
+)
+
+// Reader is one attached reader of both channels.
+type Reader struct {
+	Exec *Exec
+
+	pos  [2]uint64
+	gaps [2]uint64
+	turn int
+}
+
+// ErrBeyond says that a reader asked for an offset that is not written yet.
+var ErrBeyond = errors.New("the offset is beyond the end of the output")
+
+// Attach adds a reader that starts at the given offsets of stdout and stderr.
+func (e *Exec) Attach(from [2]uint64) (*Reader, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	r := &Reader{Exec: e, pos: from}
+	for i := range from {
+		if from[i] > e.rings[i].end {
+			return nil, ErrBeyond
+		}
+		if start := e.rings[i].start; from[i] < start {
+			r.gaps[i], r.pos[i] = start-from[i], start
+		}
+	}
+	e.readers[r] = struct{}{}
+	if e.orphan != nil {
+		e.orphan.Stop()
+		e.orphan = nil
+	}
+	return r, nil
+}
+
+// Detach removes the reader. The command goes on.
+func (r *Reader) Detach() {
+	e := r.Exec
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.readers, r)
+	e.cond.Broadcast()
+	if !e.kill || e.exit != nil || len(e.readers) > 0 {
+		return
+	}
+	var t *time.Timer
+	t = time.AfterFunc(e.delay, func() {
+		defer safe.Recover()
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		if e.orphan == t {
+			e.table.Signal(e.child, syscall.SIGKILL)
+		}
+	})
+	e.orphan = t
+}
+
+// Next waits for output and fills buf with whole frames; buf has room for one of any size. io.EOF after the last.
+func (r *Reader) Next(ctx context.Context, buf []byte) (int, error) {
+	e := r.Exec
+	stop := context.AfterFunc(ctx, func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.cond.Broadcast()
+	})
+	defer stop()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+		if n := r.fill(buf); n > 0 {
+			e.cond.Broadcast()
+			return n, nil
+		}
+		if e.finished {
+			return 0, io.EOF
+		}
+		e.cond.Wait()
+	}
+}
+
+// More says whether Next would return at once.
+func (r *Reader) More() bool {
+	r.Exec.mu.Lock()
+	defer r.Exec.mu.Unlock()
+	return r.Exec.finished || r.pos[0] < r.Exec.rings[0].end || r.pos[1] < r.Exec.rings[1].end
+}
+
+// fill makes frames of what there is, the channels by turns. The lock is held.
+func (r *Reader) fill(buf []byte) int {
+	frames := buf[:0]
+	for i, dropped := range r.gaps {
+		if dropped > 0 {
+			frames = wire.AppendGap(frames, byte(i)+wire.Stdout, dropped)
+			r.gaps[i] = 0
+		}
+	}
+	n := len(frames)
+	for range 2 {
+		i := r.turn
+		r.turn = 1 - r.turn
+		if room := len(buf) - n - wire.FrameHead; room > 0 {
+			m := r.Exec.rings[i].copyAt(buf[n+wire.FrameHead:][:min(room, wire.MaxFrame)], r.pos[i])
+			if m > 0 {
+				wire.PutHead(buf[n:], byte(i)+wire.Stdout, m)
+				r.pos[i] += uint64(m)
+				n += wire.FrameHead + m
+			}
+		}
+	}
+	return n
+}
+
+// Exit is how the command ended; valid after Next said io.EOF.
+func (r *Reader) Exit() Exit {
+	r.Exec.mu.Lock()
+	defer r.Exec.mu.Unlock()
+	return *r.Exec.exit
+}

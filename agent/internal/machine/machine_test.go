@@ -1,0 +1,55 @@
+package machine
+
+import (
+	"os"
+	"reflect"
+	"strings"
+	"testing"
+)
+
+func TestParams(t *testing.T) {
+	for line, want := range map[string]Params{
+		"console=ttyS0 quiet\n": {Root: "/dev/vda", Init: "agent"},
+		"nexus.root=/dev/vdb nexus.init=image nexus.hostname=web nexus.transport=vsock nexus.x=y": {"/dev/vdb", "image", "web", "vsock"},
+		"xnexus.init=image nexus.init":  {Root: "/dev/vda"},
+		"nexus.root=PARTUUID=1-2 -- -s": {Root: "PARTUUID=1-2", Init: "agent"},
+	} {
+		if got := parseParams(line); got != want {
+			t.Errorf("%q: %+v", line, got)
+		}
+	}
+}
+
+func TestMountPoints(t *testing.T) {
+	text := `21 28 0:20 / /sys rw,nosuid shared:7 - sysfs sysfs rw
+28 1 254:0 / / rw,relatime - ext4 /dev/vda rw
+99 28 0:40 / /mnt/a\040b\134c\011 rw - tmpfs tmpfs rw
+broken
+`
+	if got := parseMountPoints(text); !reflect.DeepEqual(got, []string{"/sys", "/", "/mnt/a b\\c\t"}) {
+		t.Errorf("%q", got)
+	}
+	if got := unescape(`\`); got != `\` {
+		t.Errorf("%q", got)
+	}
+	if got := unescape(`a\04`); got != `a\04` {
+		t.Errorf("%q", got)
+	}
+	if text, err := os.ReadFile("/proc/self/mountinfo"); err == nil && strings.Contains(string(text), " / / ") {
+		found := false
+		for _, p := range mountPoints() {
+			found = found || p == "/"
+		}
+		if !found {
+			t.Error("no root among this machine's own mounts")
+		}
+	}
+}
+
+func TestUnder(t *testing.T) {
+	for p, want := range map[string]bool{"/dev": true, "/dev/pts": true, "/device": false, "/": false, "/x/dev": false} {
+		if under(p, "/dev") != want {
+			t.Errorf("%s: %v", p, !want)
+		}
+	}
+}
