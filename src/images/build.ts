@@ -19,6 +19,8 @@ import { type Layout, MKE2FS_CONF, mke2fsArgs, planLayout } from './layout.ts';
 import { type Merge, mergedTar, type Overlay, planMerge } from './merge.ts';
 import { type Scan, scanArchive } from './scan.ts';
 import { baseEnv, findTools, findUnpacker, type ToolOptions, type Tools } from './tools.ts';
+import type { Node } from './tree.ts';
+import { restCommands } from './xattrs.ts';
 
 export interface BuildOptions {
   /** Path of a tar archive, not compressed. */
@@ -134,14 +136,34 @@ const fromTree = async (work: Work): Promise<void> => {
       'unsupported',
       'Cannot build the image: the archive has access control lists, which only root can set.',
     );
-  const keep = ['--same-owner', '--numeric-owner', '--same-permissions', '--xattrs', '--xattrs-include=*'];
+  const keep = ['--same-owner', '--numeric-owner', '--same-permissions'];
   if (work.scan.acls) keep.push('--acls');
   await feed(work, 'unpack', input =>
     step(work, [...under('-s'), tar, '-x', ...keep, '--delay-directory-restore', '-C', tree, '-f', '-'], { input }),
   );
+  // A file that its owner may not read is closed to mke2fs too, for fakeroot cannot open it: it gets its mode in the end.
+  const closed = [...work.scan.tree.nodes].filter(([, node]) => node.kind === 'file' && (node.mode & 0o400) === 0);
+  const opened = fakeroot === undefined ? [] : closed;
+  for (const [path] of opened)
+    await chmod(Buffer.concat([Buffer.from(`${tree}/`), Buffer.from(path, 'latin1')]), 0o600);
   work.options.onProgress?.({ stage: 'write', done: 0, total: null, unit: 'bytes' });
   const identity = identityOf(work.scan, work.merge, work.layout);
   await step(work, [...under('-i'), work.tools.mke2fs, ...mke2fsArgs(work.layout, identity, tree, work.raw)], {});
+  await setRest(work, opened);
+};
+
+/** Sets in the finished file system what the directory could not carry. */
+const setRest = async (work: Work, closed: readonly (readonly [string, Node])[]): Promise<void> => {
+  const { tree, xattrs } = work.scan;
+  const list = xattrs.list.filter(({ path }) => tree.nodes.get(path)?.range !== undefined); // an overlay has none
+  const commands = await restCommands(work.dir, tree.nodes.get(''), list, closed);
+  const said: string[] = [];
+  const onLine = (line: string, channel: string) => channel === 'stderr' && said.push(plain(line));
+  await step(work, [work.tools.debugfs, '-w', '-f', commands, work.raw], { onLine });
+  // debugfs ends with 0 whatever its commands did; it greets on the same channel.
+  const wrong = said.find(line => line.trim() !== '' && !/^debugfs \d/.test(line));
+  if (wrong !== undefined)
+    throw new Fault('host', `Cannot build the image: extended attributes could not be set: ${wrong}.`);
 };
 
 /** A file system that cannot be trusted is not handed out: e2fsck reads all of it; owners are looked at where they can get lost. */
@@ -221,6 +243,7 @@ export const buildExt4 = async (options: BuildOptions): Promise<Built> => {
     await publish(work.raw, out);
     return { sha256, size_bytes: work.layout.size_bytes, facts: factsOf(work.scan), method };
   } catch (cause) {
+    signal.throwIfAborted(); // with the caller's reason, whatever the step made of it
     if (cause instanceof Error && 'code' in cause && cause.code === 'ENOSPC')
       throw new Fault('no_room', `Cannot build the image: ${parent} is full.`, { cause });
     throw cause;

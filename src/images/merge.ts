@@ -64,6 +64,7 @@ export const planMerge = (scan: Scan, overlays: readonly Overlay[]): Merge => {
       mode: entry.mode,
       uid: entry.uid,
       gid: entry.gid,
+      mtime: entry.mtime,
       range: undefined,
       linked: false,
     });

@@ -25,6 +25,7 @@ import {
   writeEntry,
 } from './tar.ts';
 import { normalise, Tree } from './tree.ts';
+import { collect, type Xattr } from './xattrs.ts';
 
 const CHUNK = 1024 * 1024;
 /** Files whose text tells about the system. */
@@ -49,6 +50,7 @@ export interface Scan {
   needs_tree: string | undefined;
   /** It has POSIX ACLs. */
   acls: boolean;
+  xattrs: { list: Xattr[]; bytes: number };
   arch: Arch | undefined;
   /** Text of the wanted files, by name. */
   texts: Map<string, Buffer>;
@@ -236,25 +238,29 @@ const readEntry = async (blocks: Blocks, scan: Scan): Promise<boolean> => {
   const { header, path, kind, target, pax } = entry;
   const stored = kind === 'file' ? await readData(blocks, entry, scan) : 0;
   const { mode, uid, gid } = header;
+  const mtime = Number(pax?.values.get('mtime') ?? header.mtime);
   const missing = scan.tree.add(path, {
     kind: kind ?? 'node',
     target,
     mode,
     uid: Number(pax?.values.get('uid') ?? uid),
     gid: Number(pax?.values.get('gid') ?? gid),
+    mtime: Number.isFinite(mtime) ? mtime : 0,
     range: { from, to: blocks.at },
     linked: false,
   });
-  const mtime = Number(pax?.values.get('mtime') ?? header.mtime);
   if (Number.isFinite(mtime)) scan.newest_s = Math.max(scan.newest_s, Math.ceil(mtime));
   for (const dir of missing) {
     const bytes = writeEntry({ path: dir, type: 'dir', mode: 0o755, uid: 0, gid: 0, mtime: Math.max(0, mtime || 0) });
     scan.inserts.push({ at: from, bytes });
   }
-  const xattrs = [...(pax?.values.keys() ?? [])].some(key => /xattr|acl|selinux/.test(key));
-  scan.blocks += Math.ceil(stored / 4096) + (xattrs ? 1 : 0) + (target.length > 59 && kind === 'symlink' ? 1 : 0);
+  collect(path, pax, scan.xattrs);
+  const keys = [...(pax?.values.keys() ?? [])];
+  const acls = keys.some(key => key.startsWith('SCHILY.acl.'));
+  const extra = acls || keys.some(key => /xattr|selinux/.test(key)) || (kind === 'symlink' && target.length > 59);
+  scan.blocks += Math.ceil(stored / 4096) + (extra ? 1 : 0);
+  scan.acls ||= acls;
   scan.needs_tree ??= whyTree(pax, target);
-  scan.acls ||= xattrs && [...(pax?.values.keys() ?? [])].some(key => key.startsWith('SCHILY.acl.'));
   return true;
 };
 
@@ -278,6 +284,7 @@ export const scanArchive = async (
     newest_s: 0,
     needs_tree: undefined,
     acls: false,
+    xattrs: { list: [], bytes: 0 },
     arch: undefined,
     texts: new Map(),
   };

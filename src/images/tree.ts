@@ -19,6 +19,8 @@ export interface Node {
   mode: number;
   uid: number;
   gid: number;
+  /** Seconds. */
+  mtime: number;
   /** Bytes of the archive that hold it, headers and padding included; absent for a parent that the archive leaves out. */
   range: { from: number; to: number } | undefined;
   /** A hard link leads here. */
@@ -42,7 +44,7 @@ export const parentOf = (path: string): string => path.slice(0, Math.max(0, path
 
 export class Tree {
   readonly nodes = new Map<string, Node>([
-    ['', { kind: 'dir', target: '', mode: 0o755, uid: 0, gid: 0, range: undefined, linked: false }],
+    ['', { kind: 'dir', target: '', mode: 0o755, uid: 0, gid: 0, mtime: 0, range: undefined, linked: false }],
   ]);
   #bytes = 0;
 
@@ -73,7 +75,16 @@ export class Tree {
       missing.unshift(at);
     }
     for (const dir of missing)
-      this.#set(dir, { kind: 'dir', target: '', mode: 0o755, uid: 0, gid: 0, range: undefined, linked: false });
+      this.#set(dir, {
+        kind: 'dir',
+        target: '',
+        mode: 0o755,
+        uid: 0,
+        gid: 0,
+        mtime: 0,
+        range: undefined,
+        linked: false,
+      });
     return missing;
   }
 
