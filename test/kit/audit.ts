@@ -16,6 +16,9 @@ const BELONGS =
   /^(nexusd\.(log|sock)|daemon\.lock(-.*)?|state\.db(-.*)?|(kernels|rootfs|images|initrd|jobs)(\/.*)?|vms|workspaces|tmp)$/;
 
 /** What is there that no record accounts for: processes, sockets, mounts and files under the data directory. */
+/** The daemon's own door, under the name it was bound by before it was renamed, and connections to it. */
+const DOOR = /\/(\.s[^/]+\/s|nexusd\.sock)$/;
+
 export const traces = async (w: World): Promise<Traces> => {
   const unix = await readFile('/proc/net/unix', 'utf8');
   const mounts = await readFile('/proc/self/mounts', 'utf8');
@@ -24,7 +27,7 @@ export const traces = async (w: World): Promise<Traces> => {
   for (const path of alive) if (!BELONGS.test(path)) files.push(path);
   return {
     processes: await processesIn(w.data_dir, w.daemon().pid),
-    sockets: unix.split('\n').filter(line => line.includes(w.data_dir) && !line.endsWith(w.socket)),
+    sockets: unix.split('\n').filter(line => line.includes(`${w.data_dir}/`) && !DOOR.test(line)),
     mounts: mounts.split('\n').filter(line => line.includes(w.data_dir)),
     files: files.sort(),
   };
