@@ -20,7 +20,6 @@ import (
 
 	"github.com/workfort/nexus/agent/internal/proc"
 	"github.com/workfort/nexus/agent/internal/safe"
-	"github.com/workfort/nexus/agent/internal/wire"
 )
 
 // lingering is how long pipes that a grandchild holds are read after the command's own end.
