@@ -349,7 +349,9 @@ test('an ordinary user builds the same, both ways', async t => {
     `import { buildExt4 } from './src/images/build.ts';
     const [, , out, method, mke2fs] = process.argv;
     const more = { ...(method === 'tree' ? { method } : {}), ...(mke2fs ? { tools: { mke2fs } } : {}) };
-    const built = await buildExt4({ archive: '${place}/in.tar', out, overlays: [], signal: AbortSignal.timeout(60000), ...more });
+    const stop = new AbortController();
+    const onProgress = ({ stage }) => stage === process.env.STOP_AT && stop.abort(new Error('stopped'));
+    const built = await buildExt4({ archive: '${place}/in.tar', out, overlays: [], signal: stop.signal, onProgress, ...more });
     console.log(JSON.stringify([process.getuid(), built.method, built.sha256]));`,
   );
   const as = (argv: string[]) =>

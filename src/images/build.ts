@@ -18,7 +18,7 @@ import { type Facts, factsOf } from './facts.ts';
 import { type Layout, MKE2FS_CONF, mke2fsArgs, planLayout } from './layout.ts';
 import { type Merge, mergedTar, type Overlay, planMerge } from './merge.ts';
 import { type Scan, scanArchive } from './scan.ts';
-import { baseEnv, findTools, findUnpacker, type ToolOptions, type Tools } from './tools.ts';
+import { baseEnv, endFaked, findTools, findUnpacker, type ToolOptions, type Tools } from './tools.ts';
 import type { Node } from './tree.ts';
 import { restCommands } from './xattrs.ts';
 
@@ -61,6 +61,8 @@ interface Work {
 }
 
 const HOUR_MS = 3_600_000;
+/** Where fakeroot keeps owners and devices between two steps. */
+const OWNERS = 'owners';
 
 const identityOf = (scan: Scan, merge: Merge, layout: Layout): string =>
   createHash('sha256')
@@ -129,8 +131,9 @@ const fromTar = (work: Work): Promise<string> =>
 const fromTree = async (work: Work): Promise<void> => {
   const { tar, fakeroot } = await findUnpacker();
   const tree = await ensureDir(join(work.dir, 'tree'), 0o700);
-  const state = join(work.dir, 'owners');
-  const under = (flag: string) => (fakeroot === undefined ? [] : [fakeroot, flag, state, '--']);
+  const state = join(work.dir, OWNERS);
+  // The file is named in each step: it tells our fakeroot's daemon from others.
+  const under = (...flags: string[]) => (fakeroot === undefined ? [] : [fakeroot, ...flags, '-s', state, '--']);
   if (work.scan.acls && fakeroot !== undefined)
     throw new Fault(
       'unsupported',
@@ -139,7 +142,7 @@ const fromTree = async (work: Work): Promise<void> => {
   const keep = ['--same-owner', '--numeric-owner', '--same-permissions'];
   if (work.scan.acls) keep.push('--acls');
   await feed(work, 'unpack', input =>
-    step(work, [...under('-s'), tar, '-x', ...keep, '--delay-directory-restore', '-C', tree, '-f', '-'], { input }),
+    step(work, [...under(), tar, '-x', ...keep, '--delay-directory-restore', '-C', tree, '-f', '-'], { input }),
   );
   // A file that its owner may not read is closed to mke2fs too, for fakeroot cannot open it: it gets its mode in the end.
   const closed = [...work.scan.tree.nodes].filter(([, node]) => node.kind === 'file' && (node.mode & 0o400) === 0);
@@ -148,7 +151,11 @@ const fromTree = async (work: Work): Promise<void> => {
     await chmod(Buffer.concat([Buffer.from(`${tree}/`), Buffer.from(path, 'latin1')]), 0o600);
   work.options.onProgress?.({ stage: 'write', done: 0, total: null, unit: 'bytes' });
   const identity = identityOf(work.scan, work.merge, work.layout);
-  await step(work, [...under('-i'), work.tools.mke2fs, ...mke2fsArgs(work.layout, identity, tree, work.raw)], {});
+  await step(
+    work,
+    [...under('-i', state), work.tools.mke2fs, ...mke2fsArgs(work.layout, identity, tree, work.raw)],
+    {},
+  );
   await setRest(work, opened);
 };
 
@@ -248,6 +255,7 @@ export const buildExt4 = async (options: BuildOptions): Promise<Built> => {
       throw new Fault('no_room', `Cannot build the image: ${parent} is full.`, { cause });
     throw cause;
   } finally {
+    await endFaked(join(dir, OWNERS));
     await remove(parent, dir);
   }
 };

@@ -1,9 +1,10 @@
 /** The programs that make a file system, and what they can do. */
-import { access, constants } from 'node:fs/promises';
+import { access, constants, readdir, readFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { Readable } from 'node:stream';
 import { Fault } from '../api/fault.ts';
-import { RunError, run, runAny } from '../lib/proc.ts';
+import { poll } from '../lib/deadline.ts';
+import { isAlive, procRef, RunError, run, runAny, signalProc } from '../lib/proc.ts';
 import { endOfArchive, writeEntry } from './tar.ts';
 
 export interface ToolOptions {
@@ -95,4 +96,20 @@ export const findUnpacker = async (): Promise<{ tar: string; fakeroot: string | 
   throw new Fault('host', `Cannot build an image: ${missing} is not installed, and mke2fs is older than 1.47.2.`, {
     hint: `apt-get install ${missing}`,
   });
+};
+
+/**
+ * Ends the daemon that a cut-off fakeroot leaves behind: it is in a session of its own, and only the script, which a signal ends
+ * without a word, would have stopped it.
+ */
+export const endFaked = async (state: string): Promise<void> => {
+  for (const name of await readdir('/proc')) {
+    if (!/^\d+$/.test(name)) continue;
+    const args = (await readFile(`/proc/${name}/cmdline`, 'utf8').catch(() => '')).split('\0');
+    if (!/faked/.test(args[0] ?? '') || !args.includes(state)) continue;
+    const ref = await procRef(Number(name));
+    if (ref === undefined) continue;
+    await signalProc(ref, 'SIGKILL');
+    await poll('the end of faked', 5000, async () => ((await isAlive(ref)) ? undefined : true));
+  }
 };
