@@ -1,5 +1,5 @@
 /**
- * Bundles the programs: dist/main.mjs (nexusd and nexusctl, with every dependency), their launchers, the client with its
+ * Bundles the programs: dist/main.mjs and its chunks (nexusd and nexusctl, with every dependency), their launchers, the client with its
  * types, the guest agent and the licences of what is inside. Made beside the old dist/, which it then replaces.
  */
 import { spawnSync } from 'node:child_process';
@@ -7,6 +7,7 @@ import { chmod, cp, mkdir, mkdtemp, readdir, readFile, rename, rm, writeFile } f
 import { join, relative } from 'node:path';
 import process from 'node:process';
 import { build, type Metafile } from 'esbuild';
+import { tablePlugin } from './table.ts';
 
 const ROOT = join(import.meta.dirname, '..');
 const DIST = join(ROOT, 'dist');
@@ -34,6 +35,8 @@ const bundle = async (out: string): Promise<Metafile> => {
     outdir: out,
     outExtension: { '.js': '.mjs' },
     bundle: true,
+    splitting: true, // nexusctl loads a tenth of what nexusd does
+    plugins: [tablePlugin],
     platform: 'node',
     format: 'esm',
     target: `node${NODE_MAJOR}`,

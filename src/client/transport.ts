@@ -1,11 +1,15 @@
 /** How requests travel: HTTP over a Unix socket. Another way (TCP with a token) is another `Transport`. */
-import { Agent, type ClientRequest, type IncomingMessage, request } from 'node:http';
+import type { ClientRequest, IncomingMessage, Agent as NodeAgent } from 'node:http';
 import { homedir } from 'node:os';
 import { join } from 'node:path';
 import process from 'node:process';
 import type { Readable } from 'node:stream';
 import { pipeline } from 'node:stream';
 import { FAULT_CODES, Fault, type FaultCode } from '../api/fault.ts';
+
+// Not by `import`: that touches every export of node:http, and the lazy ones load a WebSocket client and node:crypto.
+// Measured: 50 ms of CPU, against 5 ms.
+const { Agent, request } = process.getBuiltinModule('node:http');
 
 /** No daemon answered, or the connection to it was lost. */
 export class Unreachable extends Error {
@@ -124,7 +128,7 @@ const headersOf = (outgoing: Outgoing): Record<string, string | number> => ({
   ...(outgoing.upload === undefined ? {} : { 'content-type': 'application/octet-stream' }),
 });
 
-const attempt = (socketPath: string, agent: Agent, outgoing: Outgoing): Promise<IncomingMessage> =>
+const attempt = (socketPath: string, agent: NodeAgent, outgoing: Outgoing): Promise<IncomingMessage> =>
   new Promise((resolve, reject) => {
     const { method, path, signal } = outgoing;
     signal?.throwIfAborted();
