@@ -103,7 +103,8 @@ const launch = async (host: Host, id: string, actor: string, onStarting: () => v
 };
 
 /** Writes why the start failed and gives the fault to throw. An abort (stop, delete) is no failure. */
-const failed = async (host: Host, vm: VmRecord, error: unknown, aborted: boolean): Promise<Fault> => {
+const failed = async (host: Host, vm: VmRecord, cause: unknown, aborted: boolean): Promise<Fault> => {
+  const error = named(vm, cause);
   const fault =
     error instanceof Fault
       ? error
@@ -131,6 +132,12 @@ const failed = async (host: Host, vm: VmRecord, error: unknown, aborted: boolean
   if (code === 'internal') host.log.error({ err: error, vm: vm.id }, 'a start failed in a way that was not foreseen');
   return fault;
 };
+
+/** The VMM knows the ID alone; people know the name. */
+const named = (vm: VmRecord, error: unknown): unknown =>
+  error instanceof Fault && error.message.includes(vm.id)
+    ? new Fault(error.code, error.message.replaceAll(vm.id, `'${vm.name}'`), { hint: error.hint, cause: error })
+    : error;
 
 interface Assets {
   kernel: Kernel;

@@ -5,8 +5,8 @@ import process from 'node:process';
 import { parseArgs } from 'node:util';
 import { Fault } from '../api/fault.ts';
 import { makeLog } from '../lib/log.ts';
-import { bootDaemon } from './boot.ts';
 import { VERSION } from '../lib/version.ts';
+import { bootDaemon } from './boot.ts';
 
 const HELP = `usage: nexusd [--data-dir DIR] [--socket PATH] [--log-level LEVEL]
 
@@ -39,6 +39,7 @@ const parse = (argv: readonly string[]) => {
 };
 
 const places = (data_dir: string | undefined, socket: string | undefined) => {
+  if (data_dir === '' || socket === '') throw new Fault('invalid', '--data-dir and --socket need a path.');
   const root = process.getuid?.() === 0;
   const data = resolve(data_dir ?? (root ? '/var/lib/nexus' : join(homedir(), '.local/share/nexus')));
   if (socket !== undefined) return { data, socket: resolve(socket) };

@@ -160,7 +160,9 @@ class Qemu implements Vmm {
 
   async #orEnd(spec: MachineSpec, machine: QemuMachine, up: Promise<void>, signal: AbortSignal): Promise<void> {
     const dead = machine.ended.then(end => {
-      throw new Fault('vmm', `Cannot start VM ${spec.id}: QEMU ended at once ${endText(end)}.`);
+      // 126 and 127 are setpriv's own: it could not run the program
+      const missing = spec.uid !== null && (end.exit_code === 126 || end.exit_code === 127);
+      throw new Fault(missing ? 'host' : 'vmm', `Cannot start VM ${spec.id}: QEMU ended at once ${endText(end)}.`);
     });
     dead.catch(() => {});
     try {

@@ -42,7 +42,7 @@ export interface World extends AsyncDisposable {
   stop(): Promise<void>;
   /** A new daemon on the same directory. */
   start(env?: Record<string, string>): Promise<void>;
-  /** Processes whose working directory lies in the data directory, other than the daemon. */
+  /** VMMs of this data directory. */
   vmms(): Promise<number[]>;
   log(): Promise<string>;
 }
@@ -96,7 +96,14 @@ export const world = async (options: WorldOptions = {}): Promise<World> => {
     await gone;
   };
   const client = new Nexus({ socket });
-  const vmms = () => processesIn(data_dir, ref?.pid);
+  const vmms = async () => {
+    const found: number[] = [];
+    for (const pid of await processesIn(data_dir, ref?.pid)) {
+      const args = await readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => '');
+      if (args.includes('\0-name\0vm_')) found.push(pid);
+    }
+    return found;
+  };
   await start();
   return {
     data_dir,
