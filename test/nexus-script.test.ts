@@ -246,6 +246,69 @@ test('nexus: apt-get that fails is tried again with new lists, then told with it
   assert.match(await at.calls(), /install .*cpio\n.*update\n/);
 });
 
+/** The parts of `./nexus test`, as programs that say with which words they were run; `fail` names one that fails. */
+const withParts = async (at: Place, fail = ''): Promise<void> => {
+  const says = (name: string) =>
+    `console.log('${name}', ...process.argv.slice(2)); process.exitCode = ${name === fail ? 1 : 0};`;
+  // as if npm had brought them; without the mark npm would be run
+  await at.nexus(['ctl']);
+  for (const [name, path] of [
+    ['tsc', 'node_modules/typescript/bin/tsc'],
+    ['biome', 'node_modules/@biomejs/biome/bin/biome'],
+    ['build', 'packaging/build.ts'],
+  ] as const) {
+    await mkdir(dirname(join(at.project, path)), { recursive: true });
+    await writeFile(join(at.project, path), says(name));
+  }
+  await mkdir(join(at.project, 'test'), { recursive: true });
+  const body = (ok: boolean) =>
+    `import { test } from 'node:test'; test('t', () => { if (${!ok}) throw new Error('no'); });`;
+  await writeFile(join(at.project, 'test/a.test.ts'), body(fail !== 'tests'));
+  await writeFile(join(at.project, 'test/b.test.ts'), body(true));
+  await at.program('go', '[ "$1" = env ] && echo go1.26.0');
+  // a static BusyBox is told by a file that this machine may not have
+  await at.program('sudo', '[ "$1" = -n ] && shift; exec "$@"');
+};
+
+test('nexus test: runs every part and ends with the summary', async t => {
+  const at = await place(t);
+  await withParts(at);
+  const said = await at.nexus(['test', '--yes']);
+  assert.equal(said.code, 0, said.stderr + said.stdout);
+  assert.match(said.stdout, /^tsc --noEmit\nbiome check --error-on-warnings \.\n[\s\S]*ℹ tests 2\n[\s\S]*ℹ fail 0\n/);
+  assert.match(said.stdout, /ℹ duration_ms [\d.]+\n$/, 'the summary is the end');
+});
+
+test('nexus test: with files it runs only these', async t => {
+  const at = await place(t);
+  await withParts(at);
+  const said = await at.nexus(['test', '--yes', 'test/b.test.ts']);
+  assert.equal(said.code, 0, said.stderr + said.stdout);
+  assert.match(said.stdout, /ℹ tests 1\n/);
+  assert.doesNotMatch(said.stdout, /tsc|biome/);
+});
+
+for (const part of ['tsc', 'biome', 'tests']) {
+  test(`nexus test: fails if ${part} fails, and runs the rest all the same`, async t => {
+    const at = await place(t);
+    await withParts(at, part);
+    const said = await at.nexus(['test', '--yes']);
+    assert.equal(said.code, 1);
+    assert.match(said.stdout, /tsc[\s\S]*biome[\s\S]*ℹ tests 2\n/);
+  });
+}
+
+test('nexus: daemon, build and setup', async t => {
+  const at = await place(t);
+  await withParts(at);
+  const daemon = await at.nexus(['daemon', '--data-dir', '/x y']);
+  assert.deepEqual(JSON.parse(daemon.stdout).argv, ['nexusd', '--data-dir', '/x y']);
+  assert.equal((await at.nexus(['build'])).stdout, 'build\n');
+  const setup = await at.nexus(['setup', '--yes']);
+  assert.equal(setup.code, 0, setup.stderr);
+  assert.match(setup.stderr, /^nexus: all is there: v\d+\..*\n$/m);
+});
+
 for (const [manager, says] of [
   ['dnf', /sudo dnf install qemu-system-x86-core .*mmdebstrap/],
   ['pacman', /sudo pacman -S --needed qemu-system-x86 /],
