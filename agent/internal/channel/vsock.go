@@ -22,6 +22,12 @@ func Vsock(s Server, client *egress.Client) error {
 		return err
 	}
 	safe.Go(func() { egress.Redial(client, dialVsock) })
+	accept(fd, s.Control)
+	return nil
+}
+
+// accept hands each control stream to serve. It never returns.
+func accept(fd int, serve func(net.Conn)) {
 	for {
 		conn, _, err := unix.Accept4(fd, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
 		if err == unix.EINTR || err == unix.ECONNABORTED {
@@ -33,7 +39,7 @@ func Vsock(s Server, client *egress.Client) error {
 			time.Sleep(100 * time.Millisecond)
 			continue
 		}
-		safe.Go(func() { s.Control(&fileConn{File: os.NewFile(uintptr(conn), "vsock")}) })
+		safe.Go(func() { serve(&fileConn{File: os.NewFile(uintptr(conn), "vsock")}) })
 	}
 }
 
