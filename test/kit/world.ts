@@ -156,7 +156,7 @@ const copySeed = async (from: string, to: string): Promise<void> => {
 };
 
 /** A data directory with a kernel and an image, made through the API once a day and kept in .cache. */
-const seed = async (): Promise<string> => {
+export const seed = async (): Promise<string> => {
   const agent = await agentBinaries();
   const day = new Date().toISOString().slice(0, 10);
   const hash = createHash('sha256')
