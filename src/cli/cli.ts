@@ -62,7 +62,8 @@ const startHint = (error: Unreachable): string => {
 
 const say = (cli: Cli, message: string, hint: string | undefined, problem: unknown): void => {
   if (cli.json) note(json(problem, 0));
-  else note(`error: ${plain(message)}\n${hint === undefined ? '' : `hint: ${plain(hint)}\n`}`);
+  else
+    note(`error: ${message.split('\n').map(plain).join('\n')}\n${hint === undefined ? '' : `hint: ${plain(hint)}\n`}`);
 };
 
 /** Says what went wrong and gives the exit code for it. */

@@ -5,7 +5,6 @@
  * however the story ends, last first; only a success with --keep leaves it. A signal aborts what is waited for, never
  * the unwinding. A daemon that answered before us is not ours: it is used and left.
  */
-import { mkdir } from 'node:fs/promises';
 import { homedir } from 'node:os';
 import { join, resolve } from 'node:path';
 import process from 'node:process';
@@ -15,6 +14,7 @@ import type { Job } from '../api/job.ts';
 import { execResult } from '../client/exec.ts';
 import { checkJob } from '../client/job.ts';
 import { Nexus } from '../client/nexus.ts';
+import { ensureDir } from '../lib/files.ts';
 import { formatMs } from '../lib/size.ts';
 import { plain } from '../lib/text.ts';
 import { Undo } from '../lib/undo.ts';
@@ -79,7 +79,11 @@ const openDaemon = async (demo: Demo, dir: string): Promise<boolean> => {
     describe(found);
     return false;
   }
-  await mkdir(dir, { recursive: true, mode: 0o700 });
+  await ensureDir(dir, 0o700).catch((error: unknown) => {
+    throw new Fault('host', `Cannot make the directory ${dir}: ${error instanceof Error ? error.message : error}.`, {
+      hint: 'Choose another with --data-dir.',
+    });
+  });
   await step(demo, 'daemon', `Starting a private daemon in ${dir} (its log: nexusd.log)`, async () => {
     const daemon = await launchDaemon(dir);
     demo.undo.push('stop the daemon', async () => {
