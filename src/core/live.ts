@@ -67,24 +67,22 @@ const onGuest = async (
 ): Promise<void> => {
   try {
     if (live.gone.signal.aborted) return;
-    if (state === 'ready') {
-      // the clock of a machine without a real-time clock, and randomness for the first keys
-      const settle = { clock_ms: Date.now(), entropy: randomBytes(64).toString('base64') };
-      await withDeadline('settling the guest', SETTLE_MS, live.guest.settle(settle, live.gone.signal)).catch(error =>
-        host.log.warn({ err: error, vm: live.vm_id }, 'the guest did not take clock and entropy'),
-      );
-    }
-    if (live.gone.signal.aborted) return;
-    await host.store.patchVm(live.vm_id, {
-      guest: state,
-      ...(facts === undefined ? {} : { guest_facts: publicFacts(facts) }),
-    });
+    const patch = { guest: state, ...(facts === undefined ? {} : { guest_facts: publicFacts(facts) }) };
+    await Promise.all([state === 'ready' ? settle(host, live) : undefined, host.store.patchVm(live.vm_id, patch)]);
     host.events.emit('vm.guest', live.vm_id, { guest: state, ...timing(state, live.times) });
   } catch (error) {
     if (!(error instanceof Fault && error.code === 'not_found')) {
       host.log.error({ err: error, vm: live.vm_id }, "cannot store the guest's state");
     }
   }
+};
+
+/** The clock, for a machine may have no real-time clock, and randomness for the first keys. */
+const settle = async (host: Host, live: Live): Promise<void> => {
+  const values = { clock_ms: Date.now(), entropy: randomBytes(64).toString('base64') };
+  await withDeadline('settling the guest', SETTLE_MS, live.guest.settle(values, live.gone.signal)).catch(error =>
+    host.log.warn({ err: error, vm: live.vm_id }, 'the guest did not take clock and entropy'),
+  );
 };
 
 /** How long the parts of a start took: request to spawn, request to bell. */
