@@ -38,7 +38,7 @@ const BASE = (
   'date sha256sum xargs flock setpriv dpkg-query true ln touch'
 ).split(' ');
 /** The programs whose packages the demo needs, except those that are always in /usr/sbin. */
-const PROGRAMS = 'mmdebstrap fakeroot fakechroot newuidmap xz lz4 zstd cpio'.split(' ');
+const PROGRAMS = 'mmdebstrap fakeroot fakechroot newuidmap xz zstd'.split(' ');
 const QEMU = arch() === 'arm64' ? 'qemu-system-aarch64' : 'qemu-system-x86_64';
 
 interface Place {
@@ -196,12 +196,12 @@ test('nexus: an old Node is replaced by the pinned one, from the cache', async t
 test('nexus: a user without a terminal gets the exact command and nothing is installed', async t => {
   const at = await place(t);
   await at.program('sudo', 'echo "sudo $*" >>"$CALLS"');
-  await rm(join(at.bin, 'lz4'));
+  await rm(join(at.bin, 'xz'));
   await rm(join(at.bin, QEMU));
   const said = await at.nexus(['demo']);
   assert.equal(said.code, 8, said.stderr);
-  assert.match(said.stderr, /2 missing: qemu-system-(x86|arm) lz4/);
-  assert.match(said.stderr, /sudo sh -c ".*apt-get install -y --no-install-recommends qemu-system-(x86|arm) lz4"/);
+  assert.match(said.stderr, /2 missing: qemu-system-(x86|arm) xz-utils/);
+  assert.match(said.stderr, /sudo sh -c ".*apt-get install -y --no-install-recommends qemu-system-(x86|arm) xz-utils"/);
   assert.equal(await at.calls(), '');
 });
 
@@ -209,14 +209,14 @@ test('nexus: --yes installs what is missing through sudo, in one call, and only 
   const at = await place(t);
   // sudo gives no descriptor above 2 on, which is where a status descriptor would be lost
   await at.program('sudo', 'echo "sudo $*" >>"$CALLS"; [ "$1" = -n ] && shift; exec "$@" 3>&- 4>&-');
-  await rm(join(at.bin, 'lz4'));
+  await rm(join(at.bin, 'xz'));
   await rm(join(at.bin, 'zstd'));
   const said = await at.nexus(['demo', '--yes', '--keep']);
   assert.equal(said.code, 0, said.stderr);
   assert.deepEqual(JSON.parse(said.stdout).argv, ['nexusctl', 'demo', '--keep']);
   const installs = (await at.calls()).match(/^apt-get .* install .*$/gm) ?? [];
   assert.equal(installs.length, 1);
-  assert.match(installs[0] ?? '', / install -y --no-install-recommends lz4 zstd$/);
+  assert.match(installs[0] ?? '', / install -y --no-install-recommends xz-utils zstd$/);
   const again = await at.nexus(['demo', '--yes']);
   assert.equal(again.stderr, '', 'the second run has nothing to say');
   assert.equal((await at.calls()).match(/^apt-get .* install /gm)?.length, 1);
@@ -224,14 +224,14 @@ test('nexus: --yes installs what is missing through sudo, in one call, and only 
 
 test('nexus: without sudo, or where sudo refuses, the administrator gets the command', async t => {
   const at = await place(t);
-  await rm(join(at.bin, 'cpio'));
+  await rm(join(at.bin, 'fakeroot'));
   const without = await at.nexus(['demo', '--yes']);
   assert.equal(without.code, 8);
-  assert.match(without.stderr, /there is no sudo here[\s\S]*\n {4}.*apt-get install -y --no-install-recommends cpio\n/);
+  assert.match(without.stderr, /there is no sudo here[\s\S]*\n {4}.*apt-get install -y --no-install-recommends fakeroot\n/);
   await at.program('sudo', 'exit 1');
   const refused = await at.nexus(['demo', '--yes']);
   assert.equal(refused.code, 8);
-  assert.match(refused.stderr, /sudo does not let you[\s\S]*\n {4}.*apt-get install -y --no-install-recommends cpio\n/);
+  assert.match(refused.stderr, /sudo does not let you[\s\S]*\n {4}.*apt-get install -y --no-install-recommends fakeroot\n/);
   assert.equal(await at.calls(), '');
 });
 
@@ -239,11 +239,11 @@ test('nexus: apt-get that fails is tried again with new lists, then told with it
   const at = await place(t);
   await at.program('sudo', '[ "$1" = -n ] && shift; exec "$@"');
   await at.program('apt-get', 'echo "apt-get $*" >>"$CALLS"; echo "E: the archive is on fire"; exit 100');
-  await rm(join(at.bin, 'cpio'));
+  await rm(join(at.bin, 'fakeroot'));
   const said = await at.nexus(['demo', '--yes']);
   assert.equal(said.code, 1);
   assert.match(said.stderr, /\| E: the archive is on fire\n[\s\S]*Cannot install the packages/);
-  assert.match(await at.calls(), /install .*cpio\n.*update\n/);
+  assert.match(await at.calls(), /install .*fakeroot\n.*update\n/);
 });
 
 /** The parts of `./nexus test`, as programs that say with which words they were run; `fail` names one that fails. */
@@ -318,7 +318,7 @@ for (const [manager, says] of [
   test(`nexus: on a system of ${manager} it prints the list and installs nothing`, async t => {
     const at = await place(t);
     await rm(join(at.bin, 'apt-get'));
-    await rm(join(at.bin, 'cpio'));
+    await rm(join(at.bin, 'fakeroot'));
     await at.program(manager, `echo "${manager} $*" >>"$CALLS"`);
     const said = await at.nexus(['demo', '--yes']);
     assert.equal(said.code, 8);
