@@ -8,14 +8,12 @@ import { randomBytes } from 'node:crypto';
 import { Fault } from '../api/fault.ts';
 import type { GuestFacts, LastExit } from '../api/vm.ts';
 import { openGuest } from '../guest/guest.ts';
-import { withDeadline } from '../lib/deadline.ts';
 import type { VmRecord } from '../store/store.ts';
 import type { Console } from '../vmm/console.ts';
 import type { Machine, MachineEnd } from '../vmm/machine.ts';
 import type { Host, Live, StartTimes } from './host.ts';
 
 const CONSOLE_TAIL = 20;
-const SETTLE_MS = 5000;
 
 /** Puts a running machine under the daemon's eyes: guest channel, console, and the watch for its end. */
 export const hold = (host: Host, vm: VmRecord, machine: Machine, console: Console, times: StartTimes | null): Live => {
@@ -27,6 +25,8 @@ export const hold = (host: Host, vm: VmRecord, machine: Machine, console: Consol
     onState: (state, facts) => {
       live.guest_stored = onGuest(host, live, state, facts);
     },
+    // the clock, for a machine may have no real-time clock, and randomness for the first keys
+    settle: () => ({ clock_ms: Date.now(), entropy: randomBytes(64).toString('base64') }),
     onEnding: (kind, by) => {
       live.ending = { kind, by };
     },
@@ -53,7 +53,7 @@ export const hold = (host: Host, vm: VmRecord, machine: Machine, console: Consol
   return live;
 };
 
-/** Waits for a guest that answers and has its clock. */
+/** Waits for a guest that answers, and for the record that says so. */
 export const guestReady = async (live: Live, signal: AbortSignal): Promise<void> => {
   await live.guest.ready(AbortSignal.any([signal, live.gone.signal]));
   await live.guest_stored;
@@ -68,21 +68,13 @@ const onGuest = async (
   try {
     if (live.gone.signal.aborted) return;
     const patch = { guest: state, ...(facts === undefined ? {} : { guest_facts: publicFacts(facts) }) };
-    await Promise.all([state === 'ready' ? settle(host, live) : undefined, host.store.patchVm(live.vm_id, patch)]);
+    await host.store.patchVm(live.vm_id, patch);
     host.events.emit('vm.guest', live.vm_id, { guest: state, ...timing(state, live.times) });
   } catch (error) {
     if (!(error instanceof Fault && error.code === 'not_found')) {
       host.log.error({ err: error, vm: live.vm_id }, "cannot store the guest's state");
     }
   }
-};
-
-/** The clock, for a machine may have no real-time clock, and randomness for the first keys. */
-const settle = async (host: Host, live: Live): Promise<void> => {
-  const values = { clock_ms: Date.now(), entropy: randomBytes(64).toString('base64') };
-  await withDeadline('settling the guest', SETTLE_MS, live.guest.settle(values, live.gone.signal)).catch(error =>
-    host.log.warn({ err: error, vm: live.vm_id }, 'the guest did not take clock and entropy'),
-  );
 };
 
 /** How long the parts of a start took: request to spawn, request to bell. */

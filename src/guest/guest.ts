@@ -14,7 +14,7 @@ import { Slots } from '../lib/slots.ts';
 import { type Egress, serveEgress } from './egress.ts';
 import { ExecOutput, type ExecStream, type Offsets } from './exec.ts';
 import { type Ending, type Facts, parseBody, parseFacts } from './facts.ts';
-import { type GuestState, Keeper, type KeeperOptions } from './keeper.ts';
+import { type GuestState, Keeper, type KeeperOptions, type Settle } from './keeper.ts';
 import { bound, LostError, readBody, statusOf } from './link.ts';
 import { refusal, spawnRefusal } from './refusal.ts';
 import { type OutputRequest, Requests } from './requests.ts';
@@ -32,13 +32,6 @@ export interface ExecOptions {
   stdin?: Readable | undefined;
   /** Before the guest has said that the command runs: ends the wait, and the command if it came about. Later: detaches. */
   signal: AbortSignal;
-}
-
-export interface Settle {
-  clock_ms?: number;
-  /** base64 */
-  entropy?: string;
-  hostname?: string;
 }
 
 const ExecList = z.object({

@@ -15,10 +15,19 @@ import { call, type Link, LostError, openLink } from './link.ts';
 
 export type GuestState = 'connecting' | 'ready' | 'unreachable';
 
+export interface Settle {
+  clock_ms?: number;
+  /** base64 */
+  entropy?: string;
+  hostname?: string;
+}
+
 export interface KeeperOptions {
   /** A fresh control connection; the signal is aborted when it takes too long. */
   open: (signal: AbortSignal) => Promise<Duplex>;
   onState: (state: GuestState, facts?: Facts) => void;
+  /** Clock and randomness for a guest that has just rung: the first request, before any other may be made. */
+  settle?: () => Settle;
   log: Log;
   /** Between two pings. Default 15 000 ms. */
   ping_every_ms?: number;
@@ -62,6 +71,8 @@ export class Keeper implements AsyncDisposable {
   #facts: Facts | null = null;
   #misfit: Fault | undefined;
   #held = 0;
+  /** The guest that rang last has had its clock set. */
+  #settled = false;
 
   constructor(options: KeeperOptions) {
     this.#options = options;
@@ -85,6 +96,7 @@ export class Keeper implements AsyncDisposable {
   bell(facts: Facts): void {
     const before = this.#facts;
     this.#facts = facts;
+    this.#settled = false;
     this.#misfit = undefined;
     if (before !== null && before.agent_id !== facts.agent_id) {
       this.#say('connecting');
@@ -232,12 +244,23 @@ export class Keeper implements AsyncDisposable {
     });
     const link = openLink(stream);
     try {
-      await ping(link, limit.signal);
+      if (this.#settled || !(await this.#settle(link, limit.signal))) await ping(link, limit.signal);
       return link;
     } catch (error) {
       link.close('it did not answer');
       throw error;
     }
+  }
+
+  /** True if the guest took it: that is as good as a ping. One that refuses is told of and used all the same. */
+  async #settle(link: Link, signal: AbortSignal): Promise<boolean> {
+    if (this.#options.settle === undefined) return false;
+    const body = this.#options.settle();
+    const { status } = await call(link, { method: 'POST', path: '/v1/settle', body }, signal);
+    this.#settled = true;
+    if (status === 204) return true;
+    this.#options.log.warn({ status }, 'guest: it did not take clock and entropy');
+    return false;
   }
 
   async #watch(link: Link): Promise<void> {
