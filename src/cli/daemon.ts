@@ -7,8 +7,7 @@ import { Fault } from '../api/fault.ts';
 import type { Nexus } from '../client/nexus.ts';
 import { Unreachable } from '../client/transport.ts';
 import { poll, raced, withDeadline } from '../lib/deadline.ts';
-import { type Launched, launch } from '../lib/launch.ts';
-import { signalProc } from '../lib/proc.ts';
+import { type Launched, launch, signalProc } from '../lib/proc.ts';
 
 /** From its start to its first answer: it looks at the accelerator and at the disks. */
 const START_MS = 60_000;

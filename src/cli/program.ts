@@ -114,7 +114,7 @@ const addByHand = (cli: Cli, program: Command): void => {
   acts(cli, version, async () => (await import('./version.ts')).showVersion(cli));
   const completion = program.command('completion').summary('Print a completion script for a shell');
   completion.argument('<SHELL>', 'bash, zsh or fish');
-  acts(cli, completion, async ([shell]) => (await import('./completion.ts')).printScript(String(shell)));
+  acts(cli, completion, async ([shell]) => (await import('./shells.ts')).printScript(String(shell)));
   addDemo(cli, program);
 };
 

@@ -1,7 +1,7 @@
 /** Child processes and /proc. The only place that spawns; always an argument array, never a shell. */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { readFileSync } from 'node:fs';
-import { readFile } from 'node:fs/promises';
+import { open, readFile } from 'node:fs/promises';
 import type { Readable } from 'node:stream';
 
 export interface RunOptions {
@@ -249,5 +249,32 @@ export const signalProc = async (ref: ProcRef, signal: NodeJS.Signals): Promise<
     return process.kill(ref.pid, signal);
   } catch {
     return false;
+  }
+};
+
+/** A program that may outlive the one that started it. */
+export interface Launched {
+  readonly ref: ProcRef;
+  /** How it ended; pending while it runs. */
+  readonly ended: Promise<string>;
+  /** Lets the event loop end while it runs. */
+  unref(): void;
+}
+
+/** Starts a program in a session of its own, with no input and its output in a new file. */
+export const launch = async (argv: readonly string[], log_file: string): Promise<Launched> => {
+  const [program = '', ...args] = argv;
+  const log = await open(log_file, 'w', 0o600);
+  try {
+    const child = spawn(program, args, { detached: true, stdio: ['ignore', log.fd, log.fd] });
+    const ended = new Promise<string>(resolve => {
+      child.once('error', error => resolve(`it cannot be started: ${error.message}`));
+      child.once('exit', (code, signal) => resolve(signal === null ? `exit code ${code}` : `signal ${signal}`));
+    });
+    const ref = child.pid === undefined ? undefined : await procRef(child.pid);
+    if (ref === undefined) throw new Error(`${program}: ${await ended}`);
+    return { ref, ended, unref: () => child.unref() };
+  } finally {
+    await log.close();
   }
 };
