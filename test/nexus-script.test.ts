@@ -227,11 +227,17 @@ test('nexus: without sudo, or where sudo refuses, the administrator gets the com
   await rm(join(at.bin, 'fakeroot'));
   const without = await at.nexus(['demo', '--yes']);
   assert.equal(without.code, 8);
-  assert.match(without.stderr, /there is no sudo here[\s\S]*\n {4}.*apt-get install -y --no-install-recommends fakeroot\n/);
+  assert.match(
+    without.stderr,
+    /there is no sudo here[\s\S]*\n {4}.*apt-get install -y --no-install-recommends fakeroot\n/,
+  );
   await at.program('sudo', 'exit 1');
   const refused = await at.nexus(['demo', '--yes']);
   assert.equal(refused.code, 8);
-  assert.match(refused.stderr, /sudo does not let you[\s\S]*\n {4}.*apt-get install -y --no-install-recommends fakeroot\n/);
+  assert.match(
+    refused.stderr,
+    /sudo does not let you[\s\S]*\n {4}.*apt-get install -y --no-install-recommends fakeroot\n/,
+  );
   assert.equal(await at.calls(), '');
 });
 
