@@ -28,8 +28,8 @@ const startShare = async (w: World): Promise<Figure> => {
     const marks = Promise.withResolvers<{ spawn_ms: number; bell_ms: number }>();
     const watch = (async () => {
       for await (const event of w.client.event.watch({}, { signal: abort.signal })) {
-        if (event.type !== 'vm.guest' || !('data' in event) || event.data['bell_ms'] === undefined) continue;
-        marks.resolve({ spawn_ms: Number(event.data['spawn_ms']), bell_ms: Number(event.data['bell_ms']) });
+        if (event.type !== 'vm.guest' || !('data' in event) || event.data.bell_ms === undefined) continue;
+        marks.resolve({ spawn_ms: Number(event.data.spawn_ms), bell_ms: Number(event.data.bell_ms) });
       }
     })().catch(() => {});
     const total = await timed(() => w.client.vm.start({ vm: 'bench' }));

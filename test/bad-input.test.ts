@@ -1,6 +1,6 @@
 /** Bad input: the right code, one clear sentence, and nothing half done. */
 import assert from 'node:assert/strict';
-import { chmod, mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { chmod, mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import process from 'node:process';
@@ -139,6 +139,23 @@ test('a job that cannot succeed fails with the reason and leaves nothing', async
   assert.match(failed.error?.detail ?? '', /MiB/, 'it says how much is needed');
   assert.equal((await w.client.image.list()).length, 1);
   assert.deepEqual(await traces(w), NO_TRACES);
+});
+
+test('a root file system that was changed on disk is not built from', async () => {
+  await using u = await world({ seed: 'booted' });
+  const rootfs = (await u.client.rootfs.list())[0];
+  const path = join(u.data_dir, 'rootfs', rootfs?.id ?? '', 'rootfs.tar');
+  const bytes = await readFile(path);
+  const at = bytes.length - 2_000_000;
+  bytes[at] = (bytes[at] ?? 0) ^ 1;
+  await rm(path); // it is a link to another world's
+  await writeFile(path, bytes);
+  await rejects(u.client.rootfs.verify({ rootfs: 'debian:12' }), 'unverified', /rootfs\.tar/);
+  const job = await u.client.image.build({ name: 'flipped', rootfs: 'debian:12' });
+  const end = await u.client.job.wait({ job: job.id });
+  assert.deepEqual([end.state, end.error?.code], ['failed', 'unverified']);
+  assert.equal((await u.client.image.list()).length, 1);
+  assert.deepEqual(await traces(u), NO_TRACES);
 });
 
 test('one daemon a data directory; a path that is too long is refused', async () => {

@@ -25,6 +25,8 @@ import { restCommands } from './xattrs.ts';
 export interface BuildOptions {
   /** Path of a tar archive, not compressed. */
   archive: string;
+  /** SHA-256 that the archive must have; another one is `unverified`. */
+  archive_sha256?: string;
   /** Called when the archive has been read: what to lay over it. */
   overlays: readonly Overlay[] | ((scan: Scan, facts: Facts) => readonly Overlay[]);
   /** Path of the result; must not exist. */
@@ -210,6 +212,14 @@ const prepare = async (options: BuildOptions, handle: Work['handle'], dir: strin
     signal,
     onProgress: (done, total) => onProgress?.({ stage: 'read', done, total, unit: 'bytes' }),
   });
+  if (options.archive_sha256 !== undefined && options.archive_sha256 !== scan.sha256)
+    throw new Fault(
+      'unverified',
+      `Cannot build the image: ${options.archive} is not what was downloaded: its SHA-256 is another.`,
+      {
+        hint: 'remove it and download it again: nexusctl rootfs remove, nexusctl rootfs download',
+      },
+    );
   const facts = factsOf(scan);
   onLog?.(`the archive has ${facts.os}, init ${facts.init}, ${scan.tree.nodes.size} entries`);
   const overlays = typeof options.overlays === 'function' ? options.overlays(scan, facts) : options.overlays;
