@@ -156,6 +156,7 @@ echo "$status" >/.status
   LC_ALL=C comm -13 <(echo "$before") <(state)
 } >/.left
 cat /.left
+sed -n "s/^file: //p" /.left | while read -r path; do find "$path" | head -n 20; done
 exit "$status"
 '
 
