@@ -6,6 +6,7 @@ import { test } from 'node:test';
 import { Fault } from '../src/api/fault.ts';
 import { poll, sleep } from '../src/lib/deadline.ts';
 import { isAlive, type ProcRef } from '../src/lib/proc.ts';
+import { openStandin } from './kit/standin.ts';
 import { bench, closed, echoed, egressOf, ID, nothingIn, soon } from './standin/vmm.ts';
 
 const sockets = async (dir: string) => (await readdir(dir)).filter(name => name.endsWith('.sock'));
@@ -222,7 +223,8 @@ test('pause and resume', async () => {
 });
 
 test('its own user has nothing but what it was given', { skip: process.getuid?.() !== 0 && 'needs root' }, async () => {
-  await using b = await bench();
+  await using standin = await openStandin();
+  await using b = await bench({}, { program: standin.program });
   const machine = await b.start({ uid: 64_123 });
   const status = await readFile(`/proc/${machine.proc.pid}/status`, 'utf8');
   assert.match(status, /^Uid:\t64123\t64123\t64123\t64123$/m);

@@ -205,21 +205,23 @@ const create = async (work: Work): Promise<Built['method']> => {
 /** The clock of the build: the newest time in the archive, but none from the future, which e2fsck would complain about. */
 const clock = (scan: Scan): string => String(Math.max(1, Math.min(scan.newest_s, Math.floor(Date.now() / 1000))));
 
+const checkArchive = async ({ archive, archive_sha256, signal }: BuildOptions): Promise<void> => {
+  if (archive_sha256 === undefined || archive_sha256 === (await sha256File(archive, signal))) return;
+  throw new Fault(
+    'unverified',
+    `Cannot build the image: ${archive} is not what was downloaded: its SHA-256 is another.`,
+    { hint: 'nexusctl rootfs remove, then nexusctl rootfs download' },
+  );
+};
+
 const prepare = async (options: BuildOptions, handle: Work['handle'], dir: string): Promise<Work> => {
   const { signal, onProgress, onLog } = options;
   const tools = await findTools(options.tools ?? {}, dir, signal);
+  await checkArchive(options);
   const scan = await scanArchive(handle, {
     signal,
     onProgress: (done, total) => onProgress?.({ stage: 'read', done, total, unit: 'bytes' }),
   });
-  if (options.archive_sha256 !== undefined && options.archive_sha256 !== scan.sha256)
-    throw new Fault(
-      'unverified',
-      `Cannot build the image: ${options.archive} is not what was downloaded: its SHA-256 is another.`,
-      {
-        hint: 'remove it and download it again: nexusctl rootfs remove, nexusctl rootfs download',
-      },
-    );
   const facts = factsOf(scan);
   onLog?.(`the archive has ${facts.os}, init ${facts.init}, ${scan.tree.nodes.size} entries`);
   const overlays = typeof options.overlays === 'function' ? options.overlays(scan, facts) : options.overlays;

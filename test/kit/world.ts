@@ -11,10 +11,10 @@ import { poll } from '../../src/lib/deadline.ts';
 import { exists } from '../../src/lib/files.ts';
 import { bootId, isAlive, type ProcRef, procRef, type RunResult, runAny } from '../../src/lib/proc.ts';
 import { agentBinaries } from './agent.ts';
+import { openStandin } from './standin.ts';
 
 export const REPO = join(import.meta.dirname, '../..');
 const MAIN = join(REPO, 'src/main.ts');
-const STANDIN = join(REPO, 'test/standin/qemu.ts');
 
 export interface WorldOptions {
   /** `standin`: a program that speaks QMP and rings at once; `real`: QEMU; a path: that program. Default: standin. */
@@ -58,10 +58,10 @@ export const world = async (options: WorldOptions = {}): Promise<World> => {
   const qemu = options.qemu ?? 'standin';
   const main = options.main ?? MAIN;
   const agent = await agentBinaries();
+  const standin = qemu === 'standin' ? await openStandin() : undefined;
   const env = await nodeEnv({
-    ...(qemu === 'real'
-      ? {}
-      : { NEXUS_QEMU: qemu === 'standin' ? STANDIN : qemu, QEMU_STANDIN_HARNESS: agent.harness }),
+    ...(qemu === 'real' ? {} : { NEXUS_QEMU: standin?.program ?? qemu }),
+    ...(standin && { QEMU_STANDIN_HARNESS: await standin.share(agent.harness, 'agent-harness') }),
     ...options.env,
   });
   if (options.seed === 'booted') await copySeed(await seed(), data_dir);
@@ -122,6 +122,7 @@ export const world = async (options: WorldOptions = {}): Promise<World> => {
       for (const pid of await vmms()) process.kill(pid, 'SIGKILL');
       await poll('the end of the VMMs', 10_000, async () => ((await vmms()).length === 0 ? true : undefined));
       await rm(data_dir, { recursive: true, force: true });
+      await standin?.[Symbol.asyncDispose]();
     },
   };
 };
@@ -140,7 +141,7 @@ export const processesIn = async (dir: string, except?: number): Promise<number[
 };
 
 /** Immutable files are linked, the rest is copied. */
-const copySeed = async (from: string, to: string): Promise<void> => {
+export const copySeed = async (from: string, to: string): Promise<void> => {
   for (const dir of ['kernels', 'rootfs', 'images']) {
     for (const path of await readdir(join(from, dir), { recursive: true, withFileTypes: true })) {
       if (!path.isFile()) continue;
