@@ -18,4 +18,7 @@ const run = async (): Promise<number> => {
   return (await import('./cli/main.ts')).main(argv);
 };
 
-process.exitCode = await run();
+const code = await run();
+// a daemon that has let go of its directory may not linger beside the next one
+if (name === 'nexusd') process.exit(code);
+process.exitCode = code;

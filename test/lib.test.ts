@@ -7,11 +7,13 @@ import { test } from 'node:test';
 import fc from 'fast-check';
 import { DeadlineError, poll, raced, withDeadline } from '../src/lib/deadline.ts';
 import { exists, removeTree, writeAtomic } from '../src/lib/files.ts';
+import { Joined } from '../src/lib/joined.ts';
 import { Locks } from '../src/lib/lock.ts';
 import { bootId, isAlive, procRef, RunError, run, runAny, signalProc } from '../src/lib/proc.ts';
 import { formatBytes, formatMs, parseBytes, parseMs } from '../src/lib/size.ts';
 import { plain } from '../src/lib/text.ts';
 import { Undo } from '../src/lib/undo.ts';
+import { Uses } from '../src/lib/uses.ts';
 
 test('sizes and durations are read as people write them', () => {
   assert.equal(parseBytes('8G'), 8 * 1024 ** 3);
@@ -58,18 +60,20 @@ test('a deadline ends a wait, a signal ends it earlier', async () => {
 
 test('a lock has one holder; a preempter aborts it and waits for its release', async () => {
   const locks = new Locks();
+  const signal = AbortSignal.timeout(5000);
   const held = locks.tryTake('a', 'start');
   assert.ok(held);
   assert.equal(locks.tryTake('a', 'other'), undefined);
-  assert.equal(locks.holder('a'), 'start');
+  assert.deepEqual([locks.holder('a'), locks.size], ['start', 1]);
   const order: string[] = [];
-  const first = locks.preempt('a', 'stop', new Error('stop it')).then(async h => {
+  const first = locks.take('a', 'stop', { signal, preempt: () => new Error('stop it') }).then(async h => {
     order.push('stop');
     assert.equal(locks.holder('a'), 'stop');
     await h[Symbol.asyncDispose]();
   });
-  const second = locks.preempt('a', 'delete', new Error('delete it')).then(async h => {
+  const second = locks.take('a', 'delete', { signal }).then(async h => {
     order.push('delete');
+    assert.ok(!h.signal.aborted);
     await h[Symbol.asyncDispose]();
   });
   await new Promise(resolve => setTimeout(resolve, 5));
@@ -77,10 +81,72 @@ test('a lock has one holder; a preempter aborts it and waits for its release', a
   assert.match(String(held.signal.reason), /stop it/);
   assert.equal(locks.tryTake('a', 'other'), undefined, 'nobody overtakes who waits');
   await held[Symbol.asyncDispose]();
+  await held[Symbol.asyncDispose]();
   await Promise.all([first, second]);
   assert.deepEqual(order, ['stop', 'delete']);
-  assert.equal(locks.holder('a'), undefined);
+  assert.deepEqual([locks.holder('a'), locks.size], [undefined, 0]);
   assert.ok(locks.tryTake('a', 'again'));
+});
+
+test('a lock: who waits patiently is preempted by who waits behind; a wait can be given up', async () => {
+  const locks = new Locks();
+  const held = locks.tryTake('a', 'stop');
+  assert.ok(held);
+  const signal = AbortSignal.timeout(5000);
+  const patient = locks.take('a', 'stop', { signal, preempt: h => (h === 'stop' ? undefined : new Error('no')) });
+  assert.ok(!held.signal.aborted, 'a patient one aborts nobody of that name');
+  const giveUp = new AbortController();
+  const given = locks.take('a', 'attach', { signal: giveUp.signal });
+  const hard = locks.take('a', 'delete', { signal, preempt: () => new Error('delete') });
+  assert.ok(held.signal.aborted);
+  giveUp.abort(new Error('given up'));
+  await assert.rejects(given, /given up/);
+  await held[Symbol.asyncDispose]();
+  const second = await patient;
+  assert.ok(second.signal.aborted, 'it has the lock, and is asked for it at once');
+  await second[Symbol.asyncDispose]();
+  const third = await hard;
+  assert.equal(locks.holder('a'), 'delete');
+  locks.abortAll(new Error('all'));
+  assert.match(String(third.signal.reason), /all/);
+  await third[Symbol.asyncDispose]();
+  assert.equal(locks.size, 0);
+  await assert.rejects(locks.take('a', 'late', { signal: giveUp.signal }), /given up/);
+  assert.equal(locks.size, 0);
+});
+
+test('what is used cannot be taken, what is taken cannot be used', () => {
+  const uses = new Uses();
+  const one = uses.use('k');
+  const two = uses.use('k');
+  assert.ok(one && two);
+  assert.equal(uses.take('k'), undefined);
+  one[Symbol.dispose]();
+  one[Symbol.dispose]();
+  assert.equal(uses.take('k'), undefined, 'a second dispose gives nothing back');
+  two[Symbol.dispose]();
+  const taken = uses.take('k');
+  assert.ok(taken);
+  assert.deepEqual([uses.use('k'), uses.take('k')], [undefined, undefined]);
+  taken[Symbol.dispose]();
+  assert.ok(uses.use('k'));
+});
+
+test('work that is wanted twice at once is done once, also when it fails', async () => {
+  const joined = new Joined<number>();
+  let n = 0;
+  const work = async () => {
+    await new Promise(resolve => setTimeout(resolve, 5));
+    if (++n === 2) throw new Error('twice');
+    return n;
+  };
+  assert.deepEqual(await Promise.all([joined.run('a', work), joined.run('a', work)]), [1, 1]);
+  const failed = await Promise.allSettled([joined.run('a', work), joined.run('a', work)]);
+  assert.deepEqual(
+    failed.map(r => r.status),
+    ['rejected', 'rejected'],
+  );
+  assert.equal(await joined.run('a', work), 3);
 });
 
 test('an undo stack unwinds in reverse, past steps that throw, and not after commit', async () => {

@@ -26,7 +26,10 @@ export class Events {
     if (this.#kept.length > KEPT) this.#kept.shift();
     for (const subscriber of this.#subscribers) {
       if (subscriber.queue.length >= QUEUE) subscriber.missed++;
-      else subscriber.queue.push(event);
+      else {
+        tellMissed(subscriber);
+        subscriber.queue.push(event);
+      }
       subscriber.wake?.();
     }
   }
@@ -41,11 +44,12 @@ export class Events {
       subscriber.queue.push(...this.#kept.filter(e => e.seq > since));
     }
     this.#subscribers.add(subscriber);
-    signal.addEventListener('abort', () => subscriber.wake?.(), { once: true });
     return this.#drain(subscriber, signal);
   }
 
   async *#drain(subscriber: Subscriber, signal: AbortSignal): AsyncGenerator<EventMessage> {
+    const onAbort = () => subscriber.wake?.();
+    signal.addEventListener('abort', onAbort, { once: true });
     try {
       while (!signal.aborted) {
         const next = subscriber.queue.shift();
@@ -53,19 +57,24 @@ export class Events {
           yield next;
           continue;
         }
-        if (subscriber.missed > 0) {
-          const missed = subscriber.missed;
-          subscriber.missed = 0;
-          yield { type: 'gap', missed };
-          continue;
-        }
+        if (tellMissed(subscriber)) continue;
         await new Promise<void>(resolve => {
           subscriber.wake = resolve;
         });
         subscriber.wake = undefined;
       }
     } finally {
+      signal.removeEventListener('abort', onAbort);
       this.#subscribers.delete(subscriber);
     }
   }
 }
+
+/** The gap stands where the events are missing. */
+const tellMissed = (subscriber: Subscriber): boolean => {
+  const { missed } = subscriber;
+  if (missed === 0) return false;
+  subscriber.missed = 0;
+  subscriber.queue.push({ type: 'gap', missed });
+  return true;
+};

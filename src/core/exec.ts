@@ -6,7 +6,7 @@ import { admit, needVm } from './find.ts';
 import type { HandlersOf } from './handler.ts';
 import type { Host, Live } from './host.ts';
 import { newId } from './ids.ts';
-import { guestReady } from './live.ts';
+import { guestReady, liveOf } from './live.ts';
 
 /** How long a command waits for a guest that is about to be ready. */
 const READY_MS = 10_000;
@@ -36,7 +36,7 @@ export const execHandlers = (host: Host): HandlersOf<'exec'> => ({
 const needLive = async (host: Host, ref: string): Promise<Live> => {
   const vm = await needVm(host, ref);
   admit(vm, 'exec');
-  const live = host.live.get(vm.id);
+  const live = liveOf(host, vm.id);
   if (live === undefined) throw new Fault('bad_state', `Cannot run a command in VM '${vm.name}': it has just ended.`);
   return live;
 };

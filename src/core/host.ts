@@ -1,8 +1,10 @@
 /** Everything a handler may touch, in one object that `daemon/boot.ts` makes. */
 import type { Disks } from '../disk/disk.ts';
 import type { Guest } from '../guest/guest.ts';
+import type { Joined } from '../lib/joined.ts';
 import type { Locks } from '../lib/lock.ts';
 import type { Log } from '../lib/log.ts';
+import type { Uses } from '../lib/uses.ts';
 import type { StateStore } from '../store/store.ts';
 import type { Console } from '../vmm/console.ts';
 import type { Machine, Vmm } from '../vmm/machine.ts';
@@ -20,9 +22,13 @@ export interface Host {
   readonly vmm: Vmm;
   /** One lock a VM, by its ID. */
   readonly locks: Locks;
+  /** Kernels, archives and images that are being read, by ID. */
+  readonly uses: Uses;
+  /** Initramfs files that are being made, by path. */
+  readonly initrds: Joined<void>;
   readonly events: Events;
   readonly jobs: JobRunner;
-  /** The VMs whose VMM this daemon holds, by ID. */
+  /** The VMs whose VMM this daemon holds, by ID; also those whose end is being stored. */
   readonly live: Map<string, Live>;
   readonly agent: AgentFiles;
   /** First host uid of VMMs where the daemon is root; null: VMMs run as the daemon's own user. */
@@ -46,6 +52,8 @@ export interface Live {
   readonly console: Console;
   /** Who stores the end of this VMM; undefined: nobody has seen it yet. */
   end_owner: 'stop' | 'watcher' | undefined;
+  /** Settled when nothing is left to be done: the end is stored, or the VM was deleted. */
+  readonly end_stored: PromiseWithResolvers<void>;
   /** Settled when the state `running` is on disk; only then may its end be stored. */
   readonly stored: PromiseWithResolvers<void>;
   /** Settled when the newest state of the guest is stored; a guest that came to be ready has its clock then. */
@@ -53,7 +61,7 @@ export interface Live {
   /** Of the start, `performance.now()`; null: adopted. */
   times: StartTimes | null;
   /** What the guest said before it went down. */
-  ending: { kind: 'poweroff' | 'reboot' | 'halt'; by: 'host' | 'guest' } | undefined;
+  ending: { kind: 'poweroff' | 'reboot' | 'halt' | 'down'; by: 'host' | 'guest' } | undefined;
   /** Aborted when the VMM has ended or is let go. */
   readonly gone: AbortController;
 }

@@ -13,17 +13,19 @@ import { newId } from './ids.ts';
 import type { JobContext } from './jobs.ts';
 import { inTemp } from './land.ts';
 import { rootfsDir } from './paths.ts';
+import { takeAsset, useAsset } from './using.ts';
 
 export const imageHandlers = (host: Host): HandlersOf<'image'> => ({
   'image.build': async (_ctx, input) => {
     const rootfs = await needRootfs(host, input.rootfs);
     await nameIsFree(host, input.name);
-    return host.jobs.start('image.build', input.name, job => build(host, job, input, rootfs));
+    return host.jobs.start({ kind: 'image.build', subject: input.name, input }, job => build(host, job, input, rootfs));
   },
   'image.list': () => host.store.listImages(),
   'image.get': (_ctx, { image }) => needImage(host, image),
   'image.remove': async (_ctx, { image }) => {
-    const { id } = await needImage(host, image);
+    const { id, name } = await needImage(host, image);
+    using _taken = takeAsset(host, { id }, `image '${name}'`);
     await host.store.removeImage(id);
     await host.disks.removeImage(id);
     return {};
@@ -37,6 +39,7 @@ const nameIsFree = async (host: Host, name: string): Promise<void> => {
 
 const build = (host: Host, job: JobContext, input: OpIn<'image.build'>, rootfs: Rootfs): Promise<string> =>
   inTemp(host, job.job_id, async temp => {
+    using _used = await useAsset(host, rootfs, needRootfs);
     const id = newId('img');
     const { name } = input;
     const created_at_ms = Date.now();
@@ -45,6 +48,7 @@ const build = (host: Host, job: JobContext, input: OpIn<'image.build'>, rootfs: 
     const out = join(temp, 'disk.raw');
     const made = await buildExt4({
       archive: join(rootfsDir(host.paths, rootfs.id), 'rootfs.tar'),
+      archive_sha256: rootfs.sha256,
       overlays: (scan, facts) => {
         init = input.init === 'auto' ? facts.init : input.init;
         const label = { id, name, rootfs_id: rootfs.id, agent_version: host.agent.version, created_at_ms };

@@ -4,7 +4,7 @@ import type { HandlersOf } from './handler.ts';
 import type { Host } from './host.ts';
 
 export const jobHandlers = (host: Host): HandlersOf<'job'> => ({
-  'job.list': (_ctx, { state, limit }) => host.store.listJobs({ limit, ...(state === undefined ? {} : { state }) }),
+  'job.list': (_ctx, { state, limit }) => host.jobs.list({ limit, ...(state === undefined ? {} : { state }) }),
   'job.get': (_ctx, { job }) => host.jobs.get(job),
   'job.wait': async (_ctx, { job, timeout_ms }) => {
     await host.jobs.get(job);

@@ -2,27 +2,39 @@
  * Long operations: a record in the store, progress, a log, a cancel, an end. A job belongs to the daemon, never to the client
  * that asked for it.
  *
- * INVARIANTS: every job that was queued ends in exactly one of JOB_ENDED. Two requests with the same key share one job. The log of a
- * running job keeps its newest LINES lines in memory and everything up to LOG_BYTES on disk.
+ * INVARIANTS: every job that was queued ends in exactly one of JOB_ENDED. At most one job of a kind and subject runs; two equal requests
+ * share it. The log of a running job keeps its newest LINES lines in memory and everything up to LOG_BYTES on disk. An end that cannot be
+ * stored is told from memory until it is.
  */
-import { createReadStream, createWriteStream, type WriteStream } from 'node:fs';
+import { createWriteStream, type WriteStream } from 'node:fs';
 import { rm } from 'node:fs/promises';
-import { join } from 'node:path';
-import { createInterface } from 'node:readline';
 import { finished } from 'node:stream/promises';
 import { Fault } from '../api/fault.ts';
-import type { Job, JobMessage, JobProgress } from '../api/job.ts';
+import type { Job, JobMessage, JobProgress, JobState } from '../api/job.ts';
+import { withDeadline } from '../lib/deadline.ts';
 import type { Log } from '../lib/log.ts';
 import { plain } from '../lib/text.ts';
 import type { JobStore } from '../store/store.ts';
 import type { Events } from './events.ts';
 import { newId } from './ids.ts';
+import { insist } from './insist.ts';
+import { jobLogPath, readJobLog, sweepJobLogs } from './job_log.ts';
 
 const LINES = 2000;
 const LOG_BYTES = 4 * 1024 * 1024;
 const KEEP_JOBS = 200;
 /** Progress is published at most this often. */
 const PROGRESS_MS = 100;
+/** How long jobs have to end when the daemon stops. */
+const CLOSE_MS = 10_000;
+
+export interface JobRequest {
+  /** The operation that asks. */
+  kind: string;
+  subject: string;
+  /** All of what was asked for. */
+  input: unknown;
+}
 
 export interface JobContext {
   readonly job_id: string;
@@ -32,7 +44,8 @@ export interface JobContext {
 }
 
 interface Running {
-  readonly key: string;
+  /** What was asked for, as text. */
+  readonly request: string;
   readonly abort: AbortController;
   readonly done: Promise<Job>;
   job: Job;
@@ -47,18 +60,36 @@ export class JobRunner {
   readonly #dir: string;
   readonly #events: Events;
   readonly #log: Log;
+  readonly #closing: AbortSignal;
+  /** Jobs whose end is not on disk yet. */
+  readonly #unstored = new Map<string, Job>();
 
-  constructor(options: { store: JobStore; dir: string; events: Events; log: Log }) {
+  constructor(options: { store: JobStore; dir: string; events: Events; log: Log; closing: AbortSignal }) {
     this.#store = options.store;
     this.#dir = options.dir;
     this.#events = options.events;
     this.#log = options.log;
+    this.#closing = options.closing;
   }
 
-  /** Starts `work`, or joins the running job of the same kind and subject. `work` gives the ID of what it made. */
-  async start(kind: string, subject: string, work: (ctx: JobContext) => Promise<string>): Promise<Job> {
-    const key = `${kind} ${subject}`;
-    for (const running of this.#running.values()) if (running.key === key) return running.job;
+  /**
+   * Starts `work`, or joins the running job of the same kind and subject; `busy` if that was asked for otherwise. `work` gives the ID of
+   * what it made.
+   */
+  async start(what: JobRequest, work: (ctx: JobContext) => Promise<string>): Promise<Job> {
+    const { kind, subject } = what;
+    const request = JSON.stringify(what.input);
+    for (const { job, request: other } of this.#running.values()) {
+      if (job.kind !== kind || job.subject !== subject) continue;
+      if (request === other) return job;
+      throw new Fault(
+        'busy',
+        `Cannot do ${kind} of '${subject}': job ${job.id} does it already, with other settings.`,
+        {
+          hint: `nexusctl job log ${job.id}`,
+        },
+      );
+    }
     const job: Job = {
       id: newId('job'),
       kind,
@@ -73,7 +104,7 @@ export class JobRunner {
     };
     const done = Promise.withResolvers<Job>();
     const running: Running = {
-      key,
+      request,
       abort: new AbortController(),
       done: done.promise,
       job,
@@ -89,16 +120,23 @@ export class JobRunner {
       throw error;
     }
     this.#events.emit('job.state', job.id, { state: job.state, kind, subject });
-    void this.#run(running, work).then(done.resolve, done.reject);
-    done.promise.catch(error => this.#log.error({ err: error, job: job.id }, 'the end of a job could not be stored'));
+    void this.#run(running, work).then(done.resolve);
     return job;
   }
 
   /** The job as it is now, its progress included. */
   async get(id: string): Promise<Job> {
-    const job = this.#running.get(id)?.job ?? (await this.#store.findJob(id));
+    const job = this.#running.get(id)?.job ?? this.#unstored.get(id) ?? (await this.#store.findJob(id));
     if (job === undefined) throw new Fault('not_found', `There is no job '${id}'.`, { hint: 'nexusctl job list' });
     return job;
+  }
+
+  /** As the store's, with what is known better. */
+  async list(filter: { state?: JobState; limit: number }): Promise<Job[]> {
+    const { state, limit } = filter;
+    const all = await this.#store.listJobs(this.#unstored.size === 0 ? filter : { limit: limit + this.#unstored.size });
+    const now = all.map(job => this.#running.get(job.id)?.job ?? this.#unstored.get(job.id) ?? job);
+    return now.filter(job => state === undefined || job.state === state).slice(0, limit);
   }
 
   /** Its end, if it runs; at once where it has ended. */
@@ -120,13 +158,26 @@ export class JobRunner {
   async close(): Promise<void> {
     const all = [...this.#running.values()];
     for (const r of all) r.abort.abort(new Fault('canceled', 'The daemon stopped.'));
-    await Promise.allSettled(all.map(r => r.done));
+    await withDeadline('the end of all jobs', CLOSE_MS, Promise.allSettled(all.map(r => r.done))).catch(error =>
+      this.#log.error({ err: error, jobs: [...this.#running.keys()] }, 'jobs do not end; they are left'),
+    );
+  }
+
+  /** Removes logs of jobs that nobody knows; gives their paths. */
+  async sweep(): Promise<string[]> {
+    const known = await this.#store.listJobs({ limit: Number.MAX_SAFE_INTEGER });
+    return sweepJobLogs(
+      this.#dir,
+      known.map(job => job.id),
+    );
   }
 
   async *log(id: string, signal: AbortSignal): AsyncGenerator<JobMessage> {
     const running = this.#running.get(id);
     if (running === undefined) {
-      yield* this.#readLog(await this.get(id));
+      const job = await this.get(id);
+      yield* readJobLog(this.#dir, id);
+      yield { type: 'end', job };
       return;
     }
     const queue: JobMessage[] = [...running.lines];
@@ -158,24 +209,9 @@ export class JobRunner {
     }
   }
 
-  async *#readLog(job: Job): AsyncGenerator<JobMessage> {
-    const file = createReadStream(join(this.#dir, `${job.id}.log`));
-    file.on('error', () => {}); // an old log may have been pruned
-    const lines = createInterface({ input: file, crlfDelay: Number.POSITIVE_INFINITY });
-    try {
-      for await (const line of lines) {
-        const at = Number(line.slice(0, line.indexOf(' ')));
-        if (Number.isSafeInteger(at)) yield { type: 'log', at_ms: at, line: line.slice(line.indexOf(' ') + 1) };
-      }
-    } catch {
-      // no log
-    }
-    yield { type: 'end', job };
-  }
-
   async #run(running: Running, work: (ctx: JobContext) => Promise<string>): Promise<Job> {
     const { id } = running.job;
-    const file = createWriteStream(join(this.#dir, `${id}.log`), { mode: 0o600 });
+    const file = createWriteStream(jobLogPath(this.#dir, id), { mode: 0o600 });
     file.on('error', error => this.#log.warn({ err: error, job: id }, 'cannot write the log of a job'));
     let patch: Partial<Job>;
     try {
@@ -187,16 +223,23 @@ export class JobRunner {
     file.end();
     await finished(file).catch(() => {});
     const end: Partial<Job> = { ...patch, progress: running.job.progress, ended_at_ms: Date.now() };
-    try {
-      const job = await this.#store.updateJob(id, end);
-      this.#publish(running, job);
-      return job;
-    } catch (error) {
-      this.#publish(running, { ...running.job, ...end });
-      throw error;
-    } finally {
-      void this.#prune();
-    }
+    const job: Job = { ...running.job, ...end };
+    this.#unstored.set(id, job);
+    await this.#store.updateJob(id, end).then(
+      () => this.#unstored.delete(id),
+      error => this.#storeLater(id, end, error),
+    );
+    this.#publish(running, job);
+    void this.#prune();
+    return job;
+  }
+
+  #storeLater(id: string, end: Partial<Job>, first: unknown): void {
+    this.#log.error({ err: first, job: id }, 'the end of a job cannot be stored');
+    insist({ log: this.#log, closing: this.#closing }, 'the end of a job', () => this.#store.updateJob(id, end)).then(
+      () => this.#unstored.delete(id),
+      error => this.#log.error({ err: error, job: id }, 'the end of a job is not stored'),
+    );
   }
 
   #publish(running: Running, job: Job): void {
@@ -249,7 +292,7 @@ export class JobRunner {
 
   async #prune(): Promise<void> {
     try {
-      for (const id of await this.#store.pruneJobs(KEEP_JOBS)) await rm(join(this.#dir, `${id}.log`), { force: true });
+      for (const id of await this.#store.pruneJobs(KEEP_JOBS)) await rm(jobLogPath(this.#dir, id), { force: true });
     } catch (error) {
       this.#log.warn({ err: error }, 'cannot prune old jobs');
     }

@@ -6,23 +6,30 @@ import { needKernel } from './find.ts';
 import type { HandlersOf } from './handler.ts';
 import type { Host } from './host.ts';
 import { newId } from './ids.ts';
+import { removeInitrds } from './initrd.ts';
 import type { JobContext } from './jobs.ts';
 import { inTemp, landDir } from './land.ts';
 import { kernelDir } from './paths.ts';
+import { takeAsset, useAsset } from './using.ts';
 
 export const kernelHandlers = (host: Host): HandlersOf<'kernel'> => ({
-  'kernel.download': (_ctx, { version, provider }) =>
-    host.jobs.start('kernel.download', `${provider}:${version ?? 'newest'}`, job => download(host, job, version)),
+  'kernel.download': (_ctx, input) => {
+    const subject = `${input.provider}:${input.version ?? 'newest'}`;
+    return host.jobs.start({ kind: 'kernel.download', subject, input }, job => download(host, job, input.version));
+  },
   'kernel.list': () => host.store.listKernels(),
   'kernel.get': (_ctx, { kernel }) => needKernel(host, kernel),
   'kernel.verify': async (_ctx, { kernel }) => {
     const record = await needKernel(host, kernel);
+    using _used = await useAsset(host, record, needKernel);
     await verifyKernel(kernelDir(host.paths, record.id), record);
     return record;
   },
   'kernel.remove': async (_ctx, { kernel }) => {
-    const { id } = await needKernel(host, kernel);
+    const { id, version } = await needKernel(host, kernel);
+    using _taken = takeAsset(host, { id }, `kernel '${version}'`);
     await host.store.removeKernel(id);
+    await removeInitrds(host, id);
     await removeTree(host.paths.data, kernelDir(host.paths, id));
     return {};
   },

@@ -1,17 +1,19 @@
 /**
  * A VM whose VMM this daemon holds.
  *
- * INVARIANTS: there is one Live a VM ID, made after the VMM answered and removed when its end was stored. `end_owner` is set before
- * anybody acts on the end of the VMM, so exactly one of stop, delete and the watcher writes the state.
+ * INVARIANTS: there is one Live a VM ID, made after the VMM answered and removed when its end was stored, so no start finds the VM
+ * free before. `end_owner` is set before anybody acts on the end of the VMM, so exactly one of stop, delete and the watcher
+ * writes the state; a stop that fails hands it back.
  */
 import { randomBytes } from 'node:crypto';
 import { Fault } from '../api/fault.ts';
-import type { GuestFacts, LastExit } from '../api/vm.ts';
+import { type GuestFacts, type LastExit, VM_LIVE } from '../api/vm.ts';
 import { openGuest } from '../guest/guest.ts';
 import type { VmRecord } from '../store/store.ts';
 import type { Console } from '../vmm/console.ts';
 import type { Machine, MachineEnd } from '../vmm/machine.ts';
 import type { Host, Live, StartTimes } from './host.ts';
+import { insist } from './insist.ts';
 
 const CONSOLE_TAIL = 20;
 
@@ -38,6 +40,7 @@ export const hold = (host: Host, vm: VmRecord, machine: Machine, console: Consol
     guest,
     console,
     end_owner: undefined,
+    end_stored: Promise.withResolvers<void>(),
     stored: Promise.withResolvers<void>(),
     guest_stored: Promise.resolve(),
     times,
@@ -46,11 +49,27 @@ export const hold = (host: Host, vm: VmRecord, machine: Machine, console: Consol
   };
   machine.onEgress(stream => guest.serveEgress(stream));
   host.live.set(vm.id, live);
-  machine.ended.then(
-    end => void watchEnd(host, live, end),
-    error => host.log.error({ err: error, vm: vm.id }, 'the end of a VMM cannot be seen'),
-  );
+  watch(host, live);
   return live;
+};
+
+/** The VM if it is held and has not ended. */
+export const liveOf = (host: Host, id: string): Live | undefined => {
+  const live = host.live.get(id);
+  return live?.gone.signal.aborted === true ? undefined : live;
+};
+
+const watch = (host: Host, live: Live): void => {
+  live.machine.ended.then(
+    end => watchEnd(host, live, end),
+    error => host.log.error({ err: error, vm: live.vm_id }, 'the end of a VMM cannot be seen'),
+  );
+};
+
+/** After a stop that failed: if the VMM ends after all, the watcher writes that down. */
+export const handBack = (host: Host, live: Live): void => {
+  live.end_owner = undefined;
+  watch(host, live);
 };
 
 /** Waits for a guest that answers, and for the record that says so. */
@@ -99,20 +118,29 @@ const watchEnd = async (host: Host, live: Live, end: MachineEnd): Promise<void> 
   await Promise.race([live.stored.promise, aborted(live.gone.signal)]);
   if (live.end_owner !== undefined || host.closing.aborted) return;
   live.end_owner = 'watcher';
-  const asked = live.ending !== undefined;
-  const exit = await describeEnd(live, end);
   try {
+    const exit = await describeEnd(live, end);
     await letGo(host, live);
-    await host.store.transitionVm(live.vm_id, {
-      to: asked ? 'stopped' : 'crashed',
-      why: exit.reason,
-      actor: asked ? 'guest' : 'daemon',
-      patch: { pid: null, run: null, guest: null, stopped_at_ms: exit.at_ms, last_exit: exit },
-    });
-    host.events.emit('vm.state', live.vm_id, { state: asked ? 'stopped' : 'crashed', why: exit.reason });
+    await insist(host, 'the end of a VM', () => storeEnd(host, live, exit));
   } catch (error) {
-    host.log.error({ err: error, vm: live.vm_id }, 'cannot store the end of a VM');
+    if (!host.closing.aborted) host.log.error({ err: error, vm: live.vm_id }, 'cannot store the end of a VM');
+  } finally {
+    forget(host, live);
   }
+};
+
+const storeEnd = async (host: Host, live: Live, exit: LastExit): Promise<void> => {
+  const vm = await host.store.findVm(live.vm_id);
+  if (vm === undefined || !VM_LIVE.includes(vm.state)) return; // it was deleted meanwhile
+  const asked = live.ending !== undefined || vm.state === 'stopping';
+  const to = asked ? 'stopped' : 'crashed';
+  await host.store.transitionVm(live.vm_id, {
+    to,
+    why: exit.reason,
+    actor: asked ? 'guest' : 'daemon',
+    patch: { pid: null, run: null, guest: null, stopped_at_ms: exit.at_ms, last_exit: exit },
+  });
+  host.events.emit('vm.state', live.vm_id, { state: to, why: exit.reason });
 };
 
 /** The end of a VMM as evidence: how it went, and the last words of console and VMM. */
@@ -130,7 +158,7 @@ export const describeEnd = async (live: Live, end: MachineEnd): Promise<LastExit
 const endReason = (live: Live, end: MachineEnd, tail: readonly string[]): string => {
   const { ending } = live;
   if (ending !== undefined) {
-    const what = { poweroff: 'powered off', reboot: 'rebooted', halt: 'halted' }[ending.kind];
+    const what = { poweroff: 'powered off', reboot: 'rebooted', halt: 'halted', down: 'went down by' }[ending.kind];
     return ending.by === 'host' ? 'The guest was shut down.' : `The guest ${what} itself.`;
   }
   const panic = tail.findLast(line => line.includes('Kernel panic'));
@@ -145,7 +173,6 @@ const endReason = (live: Live, end: MachineEnd, tail: readonly string[]): string
 /** Lets go of channel, console and machine; the guest itself is not touched. */
 export const letGo = async (host: Host, live: Live): Promise<void> => {
   live.gone.abort(new Fault('bad_state', 'The VM has ended.'));
-  if (host.live.get(live.vm_id) === live) host.live.delete(live.vm_id);
   for (const close of [
     () => live.guest[Symbol.asyncDispose](),
     () => live.machine.release(),
@@ -157,4 +184,10 @@ export const letGo = async (host: Host, live: Live): Promise<void> => {
       host.log.warn({ err: error, vm: live.vm_id }, 'cannot close a part of a VM');
     }
   }
+};
+
+/** After the end is stored: another start may come. */
+export const forget = (host: Host, live: Live): void => {
+  if (host.live.get(live.vm_id) === live) host.live.delete(live.vm_id);
+  live.end_stored.resolve();
 };

@@ -1,19 +1,21 @@
 /** At its start the daemon makes what it finds and what is written agree, before any door opens. */
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
-import { poll } from '../lib/deadline.ts';
 import { removeTree } from '../lib/files.ts';
-import { bootId, isAlive, type ProcRef, signalProc } from '../lib/proc.ts';
+import { bootId, isAlive } from '../lib/proc.ts';
 import type { VmRecord } from '../store/store.ts';
-import { openConsole } from '../vmm/console.ts';
+import { type Console, openConsole, readConsole } from '../vmm/console.ts';
+import type { Machine } from '../vmm/machine.ts';
 import type { Host } from './host.ts';
+import { sweepInitrds } from './initrd.ts';
 import { hold } from './live.ts';
 import { runDir, vmDir } from './paths.ts';
 import { plan, type Step } from './plan.ts';
 import { stopVm } from './stop.ts';
+import { endProcess } from './stray.ts';
 
-const ADOPT_MS = 5000;
-const END_MS = 10_000;
+/** The last lines of the console of a VM that ended while no daemon was there. */
+const CONSOLE_TAIL = 20;
 
 export const reconcile = async (host: Host): Promise<void> => {
   for (const job of await host.store.interruptJobs(Date.now())) {
@@ -21,45 +23,89 @@ export const reconcile = async (host: Host): Promise<void> => {
   }
   const vms = await host.store.listVms();
   const found = await host.vmm.find(host.paths.vms);
+  const undone = new Set<string>();
+  const adoptions: (() => Promise<void>)[] = [];
   for (const step of plan(found, vms, bootId())) {
     const vm = vms.find(v => v.id === step.vm_id);
     host.log.info({ vm: step.vm_id, step: step.do }, 'reconcile');
-    await apply(host, step, vm);
+    if (step.do === 'end') await end(host, step).catch(() => undone.add(step.vm_id));
+    else if (undone.has(step.vm_id))
+      continue; // its state stays, so that nobody starts it beside that process
+    else if (step.do === 'write') await write(host, step);
+    else if (vm !== undefined) adoptions.push(() => adopt(host, vm, step));
+  }
+  // side by side: a silent VMM takes its time
+  for (const result of await Promise.allSettled(adoptions.map(a => a()))) {
+    if (result.status === 'rejected') throw result.reason;
   }
   await sweep(host);
 };
 
-const apply = async (host: Host, step: Step, vm: VmRecord | undefined): Promise<void> => {
-  if (step.do === 'end') {
-    host.log.warn({ vm: step.vm_id, pid: step.proc.pid, why: step.why }, 'ending a VMM');
-    await endProcess(step.proc);
-  } else if (step.do === 'write') {
-    await host.store.transitionVm(step.vm_id, {
-      to: step.to,
-      why: step.why,
-      actor: 'daemon',
-      patch: {
-        pid: null,
-        run: null,
-        guest: null,
-        ...(step.to === 'failed'
-          ? { error: { at_ms: Date.now(), code: 'vmm', detail: step.why } }
-          : {
-              stopped_at_ms: Date.now(),
-              last_exit: { at_ms: Date.now(), reason: step.why, exit_code: null, signal: null, console_tail: [] },
-            }),
-      },
-    });
-  } else if (vm !== undefined) await adopt(host, vm, step);
+const end = async (host: Host, step: Extract<Step, { do: 'end' }>): Promise<void> => {
+  const { vm_id, proc, why } = step;
+  host.log.warn({ vm: vm_id, pid: proc.pid, why }, 'ending a VMM');
+  try {
+    await endProcess(proc);
+  } catch (error) {
+    host.log.error({ err: error, vm: vm_id, pid: proc.pid }, 'a VMM that nobody may own does not end');
+    throw error;
+  }
 };
 
-const endProcess = async (proc: ProcRef): Promise<void> => {
-  await signalProc(proc, 'SIGKILL');
-  await poll(`the end of process ${proc.pid}`, END_MS, async () => ((await isAlive(proc)) ? undefined : true));
+const write = async (host: Host, step: Pick<Extract<Step, { do: 'write' }>, 'vm_id' | 'to' | 'why'>): Promise<void> => {
+  const { vm_id, to, why } = step;
+  const at_ms = Date.now();
+  const told =
+    to === 'failed'
+      ? { error: { at_ms, code: 'vmm' as const, detail: why } }
+      : {
+          stopped_at_ms: at_ms,
+          last_exit: { at_ms, reason: why, exit_code: null, signal: null, console_tail: await lastLines(host, vm_id) },
+        };
+  await host.store.transitionVm(vm_id, {
+    to,
+    why,
+    actor: 'daemon',
+    patch: { pid: null, run: null, guest: null, ...told },
+  });
+  await removeSockets(host, vm_id);
 };
 
-/** A live VMM is never called crashed, even if it does not answer: then its guest is `unreachable`. */
+const lastLines = (host: Host, id: string): Promise<string[]> =>
+  readConsole(join(vmDir(host.paths, id), 'console.log'), CONSOLE_TAIL).catch(() => []);
+
+/** A VMM that ended without a daemon leaves its sockets. */
+const removeSockets = async (host: Host, id: string): Promise<void> => {
+  const dir = runDir(host.paths, id);
+  for (const name of await readdir(dir).catch(() => [])) {
+    if (name.endsWith('.sock')) await removeTree(host.paths.data, join(dir, name));
+  }
+};
+
+/**
+ * A live VMM is never called crashed, even if it does not answer: then its guest is `unreachable`. What cannot be adopted goes on
+ * unheld; stop and delete find its process.
+ */
 const adopt = async (host: Host, vm: VmRecord, step: Extract<Step, { do: 'adopt' }>): Promise<void> => {
+  try {
+    const [machine, console] = await takeUp(host, vm, step);
+    hold(host, vm, machine, console, null).stored.resolve();
+    if (!step.stopping) return;
+    stopVm(host, vm.id, { force: false, timeout_ms: 30_000, actor: 'daemon' }).catch(error =>
+      host.log.error({ err: error, vm: vm.id }, 'cannot finish a stop that an earlier daemon began'),
+    );
+  } catch (error) {
+    if (await isAlive(step.proc)) {
+      host.log.error({ err: error, vm: vm.id }, 'a VMM cannot be adopted');
+      await host.store.patchVm(vm.id, { guest: 'unreachable' });
+    } else {
+      const why = 'The VMM ended as the daemon came back.';
+      await write(host, { vm_id: vm.id, to: step.stopping ? 'stopped' : 'crashed', why });
+    }
+  }
+};
+
+const takeUp = async (host: Host, vm: VmRecord, step: Extract<Step, { do: 'adopt' }>): Promise<[Machine, Console]> => {
   const dir = runDir(host.paths, vm.id);
   const console = await openConsole({ fifo: join(dir, 'console'), log: join(vmDir(host.paths, vm.id), 'console.log') });
   console.note('no daemon was there; what the guest wrote beyond 64 KiB is lost', {
@@ -67,26 +113,18 @@ const adopt = async (host: Host, vm: VmRecord, step: Extract<Step, { do: 'adopt'
     ...(console.written_ms === null ? {} : { since_ms: console.written_ms }),
   });
   try {
-    const machine = await host.vmm.adopt(
-      { id: vm.id, dir, proc: step.proc, accel: vm.accel ?? 'tcg' },
-      AbortSignal.timeout(ADOPT_MS),
-    );
+    // the driver has its own deadline for a VMM that does not answer
+    const options = { id: vm.id, dir, proc: step.proc, accel: vm.accel ?? 'tcg' } as const;
+    const machine = await host.vmm.adopt(options, host.closing);
     await host.store.patchVm(vm.id, { guest: 'connecting' });
-    const live = hold(host, vm, machine, console, null);
-    live.stored.resolve();
-    if (step.stopping) {
-      void stopVm(host, vm.id, { force: false, timeout_ms: 30_000, actor: 'daemon' }).catch(error =>
-        host.log.error({ err: error, vm: vm.id }, 'cannot finish a stop that an earlier daemon began'),
-      );
-    }
+    return [machine, console];
   } catch (error) {
     await console.close();
-    if (await isAlive(step.proc)) throw error;
-    await apply(host, { do: 'write', vm_id: vm.id, to: 'crashed', why: 'The VMM ended as the daemon came back.' }, vm);
+    throw error;
   }
 };
 
-/** Removes what belongs to no record: a killed daemon may have left it. */
+/** Removes what belongs to no record: a killed daemon may have left it. What cannot be removed does not keep the daemon from starting. */
 const sweep = async (host: Host): Promise<void> => {
   const { store, paths } = host;
   const [vms, ws, images, kernels, rootfs] = await Promise.all([
@@ -97,12 +135,22 @@ const sweep = async (host: Host): Promise<void> => {
     store.listRootfs(),
   ]);
   const ids = (records: readonly { id: string }[]) => new Set(records.map(r => r.id));
-  const gone = await host.disks.sweep({ images: ids(images), workspaces: ids(ws) });
-  gone.push(...(await sweepDir(host, paths.vms, ids(vms))));
-  gone.push(...(await sweepDir(host, paths.kernels, ids(kernels))));
-  gone.push(...(await sweepDir(host, paths.rootfs, ids(rootfs))));
-  gone.push(...(await sweepDir(host, paths.tmp, new Set())));
-  if (gone.length > 0) host.log.info({ gone }, 'removed leftovers');
+  for (const work of [
+    () => host.disks.sweep({ images: ids(images), workspaces: ids(ws) }),
+    () => sweepDir(host, paths.vms, ids(vms)),
+    () => sweepDir(host, paths.kernels, ids(kernels)),
+    () => sweepDir(host, paths.rootfs, ids(rootfs)),
+    () => sweepDir(host, paths.tmp, new Set()),
+    () => sweepInitrds(host, ids(kernels)),
+    () => host.jobs.sweep(),
+  ]) {
+    try {
+      const gone = await work();
+      if (gone.length > 0) host.log.info({ gone }, 'removed leftovers');
+    } catch (error) {
+      host.log.error({ err: error }, 'cannot remove leftovers');
+    }
+  }
 };
 
 const sweepDir = async (host: Host, dir: string, known: Set<string>): Promise<string[]> => {

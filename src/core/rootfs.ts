@@ -10,21 +10,24 @@ import { newId } from './ids.ts';
 import type { JobContext } from './jobs.ts';
 import { inTemp, landDir } from './land.ts';
 import { rootfsDir } from './paths.ts';
+import { takeAsset, useAsset } from './using.ts';
 
 export const rootfsHandlers = (host: Host): HandlersOf<'rootfs'> => ({
-  'rootfs.download': (_ctx, input) =>
-    host.jobs.start('rootfs.download', [`${input.distro}:${input.version}`, ...input.packages].join(' '), job =>
-      download(host, job, input),
-    ),
+  'rootfs.download': (_ctx, input) => {
+    const subject = [`${input.distro}:${input.version}`, ...input.packages].join(' ');
+    return host.jobs.start({ kind: 'rootfs.download', subject, input }, job => download(host, job, input));
+  },
   'rootfs.list': () => host.store.listRootfs(),
   'rootfs.get': (_ctx, { rootfs }) => needRootfs(host, rootfs),
   'rootfs.verify': async (_ctx, { rootfs }) => {
     const record = await needRootfs(host, rootfs);
+    using _used = await useAsset(host, record, needRootfs);
     await verifyRootfs(rootfsDir(host.paths, record.id), record);
     return record;
   },
   'rootfs.remove': async (_ctx, { rootfs }) => {
-    const { id } = await needRootfs(host, rootfs);
+    const { id, distro, version } = await needRootfs(host, rootfs);
+    using _taken = takeAsset(host, { id }, `archive '${distro}:${version}'`);
     await host.store.removeRootfs(id);
     await removeTree(host.paths.data, rootfsDir(host.paths, id));
     return {};

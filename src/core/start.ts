@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { Fault } from '../api/fault.ts';
 import type { Kernel } from '../api/kernel.ts';
 import type { Vm } from '../api/vm.ts';
-import { writeInitrd } from '../assets/initrd.ts';
+import { withDeadline } from '../lib/deadline.ts';
 import { ensureDir, exists } from '../lib/files.ts';
 import { Undo } from '../lib/undo.ts';
 import type { VmRecord } from '../store/store.ts';
@@ -11,8 +11,15 @@ import { openConsole } from '../vmm/console.ts';
 import type { MachineSpec } from '../vmm/machine.ts';
 import { admit, busy, needKernel, needVm, publicVm } from './find.ts';
 import type { Host, Live, StartTimes } from './host.ts';
-import { guestReady, hold, letGo } from './live.ts';
+import { initrdFor } from './initrd.ts';
+import { insist } from './insist.ts';
+import { diskFull } from './land.ts';
+import { forget, guestReady, hold, letGo } from './live.ts';
 import { kernelDir, runDir, vmDir } from './paths.ts';
+import { useAsset } from './using.ts';
+
+/** From SIGKILL to the end of a VMM whose start is undone. */
+const KILL_MS = 10_000;
 
 export interface StartOptions {
   wait: 'ready' | 'running' | 'none';
@@ -32,15 +39,16 @@ export const startVm = async (host: Host, ref: string, options: StartOptions): P
     return publicVm(await needVm(host, id));
   }
   const live = await launched;
-  if (options.wait === 'ready') await awaitGuest(live, name, options.timeout_ms);
+  if (options.wait === 'ready') await awaitGuest(host, live, name, options.timeout_ms);
   return publicVm(await needVm(host, id));
 };
 
-const awaitGuest = async (live: Live, name: string, timeout_ms: number): Promise<void> => {
+const awaitGuest = async (host: Host, live: Live, name: string, timeout_ms: number): Promise<void> => {
   const deadline = AbortSignal.timeout(timeout_ms);
   try {
-    await guestReady(live, deadline);
+    await guestReady(live, AbortSignal.any([deadline, host.closing]));
   } catch (error) {
+    if (host.closing.aborted) throw new Fault('canceled', `The daemon stops; VM '${name}' goes on running.`);
     if (live.gone.signal.aborted) {
       throw new Fault('vmm', `VM '${name}' ended before its guest was ready.`, { hint: `nexusctl vm logs ${name}` });
     }
@@ -66,7 +74,8 @@ const launch = async (host: Host, id: string, actor: string, onStarting: () => v
   await using _ = held;
   const vm = await needVm(host, id);
   admit(vm, 'start');
-  const assets = await admitAssets(host, vm);
+  using assets = await admitAssets(host, vm);
+  held.signal.throwIfAborted();
   await host.store.transitionVm(id, {
     to: 'starting',
     why: 'start was asked for',
@@ -104,7 +113,7 @@ const launch = async (host: Host, id: string, actor: string, onStarting: () => v
 
 /** Writes why the start failed and gives the fault to throw. An abort (stop, delete) is no failure. */
 const failed = async (host: Host, vm: VmRecord, cause: unknown, aborted: boolean): Promise<Fault> => {
-  const error = named(vm, cause);
+  const error = named(vm, diskFull(cause, host.paths.data));
   const fault =
     error instanceof Fault
       ? error
@@ -117,20 +126,31 @@ const failed = async (host: Host, vm: VmRecord, cause: unknown, aborted: boolean
         );
   const { code, message, hint } = fault;
   const to = aborted ? 'stopped' : 'failed';
-  await host.store.transitionVm(vm.id, {
-    to,
-    why: message,
-    actor: 'daemon',
-    patch: {
-      pid: null,
-      run: null,
-      guest: null,
-      error: aborted ? null : { at_ms: Date.now(), code, detail: message, ...(hint === undefined ? {} : { hint }) },
-    },
-  });
-  host.events.emit('vm.state', vm.id, { state: to, why: message });
+  const patch = {
+    pid: null,
+    run: null,
+    guest: null,
+    error: aborted ? null : { at_ms: Date.now(), code, detail: message, ...(hint === undefined ? {} : { hint }) },
+  };
+  const store = async () => {
+    await host.store.transitionVm(vm.id, { to, why: message, actor: 'daemon', patch });
+    host.events.emit('vm.state', vm.id, { state: to, why: message });
+  };
+  await store().catch(e => storeLater(host, vm, store, e));
   if (code === 'internal') host.log.error({ err: error, vm: vm.id }, 'a start failed in a way that was not foreseen');
   return fault;
+};
+
+/** The end of a start that could not be written is written when it can be, unless the VM has moved on. Does not wait for that. */
+const storeLater = (host: Host, { id }: VmRecord, store: () => Promise<void>, first: unknown): void => {
+  host.log.error({ err: first, vm: id }, 'cannot store the end of a start');
+  const again = async () => {
+    await using _held = await host.locks.take(id, 'the daemon', { signal: host.closing });
+    if ((await host.store.findVm(id))?.state === 'starting') await store();
+  };
+  insist(host, 'the end of a start', again).catch(error => {
+    if (!host.closing.aborted) host.log.error({ err: error, vm: id }, 'the end of a start is not stored');
+  });
 };
 
 /** The VMM knows the ID alone; people know the name. */
@@ -139,7 +159,7 @@ const named = (vm: VmRecord, error: unknown): unknown =>
     ? new Fault(error.code, error.message.replaceAll(vm.id, `'${vm.name}'`), { hint: error.hint, cause: error })
     : error;
 
-interface Assets {
+interface Assets extends Disposable {
   kernel: Kernel;
   disks: MachineSpec['disks'];
   init: 'agent' | 'image';
@@ -158,6 +178,12 @@ const admitAssets = async (host: Host, vm: VmRecord): Promise<Assets> => {
       hint: 'nexusctl kernel download --provider debian',
     });
   }
+  const { disks, init } = await admitDisks(host, vm);
+  const used = await useAsset(host, kernel, needKernel);
+  return { kernel, disks, init, [Symbol.dispose]: () => used[Symbol.dispose]() };
+};
+
+const admitDisks = async (host: Host, vm: VmRecord): Promise<Pick<Assets, 'disks' | 'init'>> => {
   const all = await host.store.listWs({ vm_id: vm.id });
   const order = [...all.filter(w => w.role === 'root'), ...all.filter(w => w.role === 'data').reverse()];
   const disks = [];
@@ -176,7 +202,7 @@ const admitAssets = async (host: Host, vm: VmRecord): Promise<Assets> => {
   }
   const root = order[0];
   const image = root?.image_id ? await host.store.findImage(root.image_id) : undefined;
-  return { kernel, disks, init: image === undefined || image.init === 'agent' ? 'agent' : 'image' };
+  return { disks, init: image === undefined || image.init === 'agent' ? 'agent' : 'image' };
 };
 
 const boot = async (
@@ -227,22 +253,10 @@ const boot = async (
   undo.push('machine', async () => {
     live.end_owner = 'stop';
     await machine.signal('SIGKILL');
-    await machine.ended;
+    await withDeadline('the end of the VMM', KILL_MS, machine.ended);
     await letGo(host, live);
+    forget(host, live);
   });
   signal.throwIfAborted();
   return live;
-};
-
-/** The initramfs of a kernel and this daemon's agent, made once. */
-const initrdFor = async (host: Host, kernel: Kernel, signal: AbortSignal): Promise<string> => {
-  const out = join(host.paths.initrd, `${kernel.id}-${host.agent.sha256.slice(0, 16)}.cpio`);
-  if (await exists(out)) return out;
-  await writeInitrd({
-    modules: join(kernelDir(host.paths, kernel.id), 'modules.cpio'),
-    agent: host.agent.path,
-    out,
-    signal,
-  });
-  return out;
 };

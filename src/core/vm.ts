@@ -1,4 +1,5 @@
 import { join } from 'node:path';
+import { Name } from '../api/common.ts';
 import { Fault } from '../api/fault.ts';
 import type { OpIn } from '../api/ops.ts';
 import type { Vm, VmLogMessage } from '../api/vm.ts';
@@ -9,9 +10,14 @@ import { needImage, needKernel, needVm, needWs, publicVm } from './find.ts';
 import type { HandlersOf } from './handler.ts';
 import type { Host } from './host.ts';
 import { newId } from './ids.ts';
+import { liveOf } from './live.ts';
 import { vmDir } from './paths.ts';
 import { startVm } from './start.ts';
 import { deleteVm, stopVm } from './stop.ts';
+import { useAsset } from './using.ts';
+
+/** A full copy of a large image on a slow disk. */
+const CLONE_MS = 600_000;
 
 export const vmHandlers = (host: Host): HandlersOf<'vm'> => ({
   'vm.create': (ctx, input) => createVm(host, input, ctx.actor),
@@ -66,6 +72,13 @@ const blank = (input: OpIn<'vm.create'>, id: string, kernel_id: string | null): 
 
 const uidOption = (host: Host) => (host.first_host_uid === null ? {} : { first_host_uid: host.first_host_uid });
 
+/** <vm>-root, or a name made of the ID where that is taken or too long. */
+const rootName = async (host: Host, vm: string, ws_id: string): Promise<string> => {
+  const name = `${vm}-root`;
+  const good = Name.safeParse(name).success && (await host.store.findWs(name)) === undefined;
+  return good ? name : ws_id.replace('_', '-');
+};
+
 const createWithImage = async (
   host: Host,
   input: OpIn<'vm.create'>,
@@ -78,11 +91,11 @@ const createWithImage = async (
       hint: 'nexusctl rootfs download debian 12, then nexusctl image build base --rootfs debian:12',
     });
   }
+  using _used = await useAsset(host, image, needImage);
   const ws_id = newId('ws');
-  const taken = (await host.store.findWs(`${input.name}-root`)) !== undefined;
   const ws: Workspace = {
     id: ws_id,
-    name: taken ? ws_id.replace('_', '-') : `${input.name}-root`.slice(-63),
+    name: await rootName(host, input.name, ws_id),
     image_id: image.id,
     size_bytes: input.root_size_bytes,
     vm_id: id,
@@ -90,7 +103,12 @@ const createWithImage = async (
     owned: true,
     created_at_ms: Date.now(),
   };
-  await host.disks.clone(image.id, ws_id, input.root_size_bytes, AbortSignal.timeout(600_000));
+  await host.disks.clone(
+    image.id,
+    ws_id,
+    input.root_size_bytes,
+    AbortSignal.any([AbortSignal.timeout(CLONE_MS), host.closing]),
+  );
   try {
     const vm = { ...blank(input, id, kernel_id), image_id: image.id, root_ws_id: ws_id };
     return created(host, await host.store.insertVm(vm, { ws, ...uidOption(host) }));
@@ -113,15 +131,8 @@ const createWithWs = async (
       hint: `nexusctl ws detach ${ws.name}`,
     });
   }
-  const vm = { ...blank(input, id, kernel_id), image_id: ws.image_id };
-  await host.store.insertVm(vm, uidOption(host));
-  try {
-    await host.store.attachWs(ws.id, id, 'root');
-  } catch (error) {
-    await host.store.removeVm(id, { keep_disk: true });
-    throw error;
-  }
-  return created(host, await needVm(host, id));
+  const vm = { ...blank(input, id, kernel_id), image_id: ws.image_id, root_ws_id: ws.id };
+  return created(host, await host.store.insertVm(vm, uidOption(host)));
 };
 
 const created = (host: Host, vm: VmRecord): Vm => {
@@ -135,7 +146,7 @@ const vmLogs = async function* (
   input: { follow: boolean; tail: number },
   signal: AbortSignal,
 ): AsyncGenerator<VmLogMessage> {
-  const live = host.live.get(vm.id);
+  const live = liveOf(host, vm.id);
   if (live === undefined) {
     for (const line of await readConsole(consoleLog(host, vm), input.tail)) yield { type: 'line', line };
   } else if (input.follow) {

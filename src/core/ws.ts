@@ -6,6 +6,10 @@ import { admit, busy, needImage, needVm, needWs } from './find.ts';
 import type { HandlersOf } from './handler.ts';
 import type { Host } from './host.ts';
 import { newId } from './ids.ts';
+import { useAsset } from './using.ts';
+
+/** A full copy of a large image on a slow disk. */
+const CLONE_MS = 600_000;
 
 export const wsHandlers = (host: Host): HandlersOf<'ws'> => ({
   'ws.create': (_ctx, input) => createWs(host, input),
@@ -18,7 +22,12 @@ export const wsHandlers = (host: Host): HandlersOf<'ws'> => ({
   'ws.detach': async (_ctx, { ws }) => {
     const workspace = await needWs(host, ws);
     if (workspace.vm_id === null) throw new Fault('bad_state', `Workspace '${workspace.name}' is not attached.`);
-    return withVm(host, await needVm(host, workspace.vm_id), 'ws.detach', () => host.store.detachWs(workspace.id));
+    const vm = await needVm(host, workspace.vm_id);
+    return withVm(host, vm, 'ws.detach', async () => {
+      // it may have gone to another VM meanwhile, whose lock this is not
+      if ((await needWs(host, workspace.id)).vm_id === vm.id) return host.store.detachWs(workspace.id);
+      throw new Fault('bad_state', `Workspace '${workspace.name}' is not attached to VM '${vm.name}' any more.`);
+    });
   },
   'ws.remove': async (_ctx, { ws }) => {
     const { id } = await needWs(host, ws);
@@ -49,7 +58,8 @@ const createWs = async (host: Host, input: OpIn<'ws.create'>): Promise<Workspace
       hint: 'give --size, e.g. --size 8G',
     });
   }
-  const deadline = AbortSignal.timeout(600_000);
+  using _used = image === null ? undefined : await useAsset(host, image, needImage);
+  const deadline = AbortSignal.any([AbortSignal.timeout(CLONE_MS), host.closing]);
   await (image === null
     ? host.disks.empty(id, size_bytes, deadline)
     : host.disks.clone(image.id, id, size_bytes, deadline));

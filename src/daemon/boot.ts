@@ -12,15 +12,21 @@ import { letGo } from '../core/live.ts';
 import { makePaths } from '../core/paths.ts';
 import { reconcile } from '../core/reconcile.ts';
 import { pickDisks } from '../disk/pick.ts';
+import { poll } from '../lib/deadline.ts';
 import { sha256File } from '../lib/files.ts';
+import { Joined } from '../lib/joined.ts';
 import { Locks } from '../lib/lock.ts';
 import type { Log } from '../lib/log.ts';
 import { run } from '../lib/proc.ts';
+import { Uses } from '../lib/uses.ts';
+import { VERSION } from '../lib/version.ts';
 import { lockDataDir } from '../store/lock.ts';
 import { openStore } from '../store/open.ts';
 import { openQemu } from '../vmm/qemu.ts';
 import { openHttp } from './http.ts';
-import { VERSION } from '../lib/version.ts';
+
+/** How long a start has to be undone when the daemon stops. */
+const UNWIND_MS = 12_000;
 
 export interface DaemonOptions {
   data_dir: string;
@@ -56,7 +62,7 @@ export const bootDaemon = async (options: DaemonOptions): Promise<Daemon> => {
     ]);
     const closing = new AbortController();
     const events = new Events();
-    const jobs = new JobRunner({ store, dir: paths.jobs, events, log });
+    const jobs = new JobRunner({ store, dir: paths.jobs, events, log, closing: closing.signal });
     const host: Host = {
       version: VERSION,
       started_at_ms: Date.now(),
@@ -66,6 +72,8 @@ export const bootDaemon = async (options: DaemonOptions): Promise<Daemon> => {
       disks,
       vmm,
       locks: new Locks(),
+      uses: new Uses(),
+      initrds: new Joined(),
       events,
       jobs,
       live: new Map(),
@@ -73,7 +81,7 @@ export const bootDaemon = async (options: DaemonOptions): Promise<Daemon> => {
       first_host_uid: process.getuid?.() === 0 ? FIRST_HOST_UID : null,
       closing: closing.signal,
     };
-    stack.defer(() => close(host));
+    stack.defer(() => letGoAll(host));
     await reconcile(host);
     const { accel, why, hint } = vmm.facts();
     log[accel === 'kvm' ? 'info' : 'warn']({ accel, why, hint }, 'the accelerator of this host');
@@ -85,7 +93,8 @@ export const bootDaemon = async (options: DaemonOptions): Promise<Daemon> => {
         ...(options.check_output === undefined ? {} : { check_output: options.check_output }),
       }),
     );
-    stack.defer(() => closing.abort(new Fault('canceled', 'The daemon stops.')));
+    // first of all, or the door would wait for requests that wait for these
+    stack.defer(() => endWork(host, closing));
     return { host, [Symbol.asyncDispose]: () => stack.disposeAsync() };
   } catch (error) {
     await stack.disposeAsync();
@@ -93,9 +102,20 @@ export const bootDaemon = async (options: DaemonOptions): Promise<Daemon> => {
   }
 };
 
-/** Jobs end, VMs are let go: they live on, and the next daemon adopts them. */
-const close = async (host: Host): Promise<void> => {
-  await host.jobs.close();
+/** Starts are undone, stops are left to the next daemon, jobs end. */
+const endWork = async (host: Host, closing: AbortController): Promise<void> => {
+  const reason = new Fault('canceled', 'The daemon stops.');
+  closing.abort(reason);
+  host.locks.abortAll(reason);
+  const free = poll('the end of what is being done to VMs', UNWIND_MS, () => host.locks.size === 0 || undefined);
+  await Promise.all([
+    host.jobs.close(),
+    free.catch(error => host.log.error({ err: error }, 'an operation does not end; it is left')),
+  ]);
+};
+
+/** The VMs live on, and the next daemon adopts them. */
+const letGoAll = async (host: Host): Promise<void> => {
   await Promise.all([...host.live.values()].map(live => letGo(host, live)));
 };
 

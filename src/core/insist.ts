@@ -1,0 +1,27 @@
+/** Records that must be written, whatever the disk says at first. */
+import { Fault } from '../api/fault.ts';
+import { pause } from '../lib/deadline.ts';
+import type { Host } from './host.ts';
+
+const LEAST_MS = 100;
+const MOST_MS = 5000;
+
+/** Does it again and again while the disk is full or out of order, until the daemon stops; then it throws what was last thrown. */
+export const insist = async <T>(
+  host: Pick<Host, 'log' | 'closing'>,
+  what: string,
+  work: () => Promise<T>,
+): Promise<T> => {
+  for (let wait = LEAST_MS; ; wait = Math.min(wait * 2, MOST_MS)) {
+    try {
+      return await work();
+    } catch (error) {
+      const passing = error instanceof Fault && (error.code === 'no_room' || error.code === 'host');
+      if (!passing || host.closing.aborted) throw error;
+      host.log.error({ err: error }, `${what} cannot be stored yet; it is tried again`);
+      await pause(wait, host.closing).catch(() => {
+        throw error;
+      });
+    }
+  }
+};
