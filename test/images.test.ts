@@ -390,10 +390,17 @@ test('the agent becomes a service of the init that is there', async () => {
   );
   assert.ok(systemd.nodes.has('etc/systemd/system/multi-user.target.wants/nexus-agent.service'));
   assert.equal(systemd.nodes.get('sbin/init')?.target, '/lib/systemd/systemd');
+  assert.equal(
+    systemd.nodes.get('usr/lib/systemd/system-shutdown/nexus-shutdown')?.target,
+    '/usr/lib/nexus/nexus-agent',
+  );
   assert.ok(!systemd.nodes.has('sbin/reboot'));
   const openrc = await laid([...BUSY, file('sbin/openrc')]);
   assert.equal(openrc.nodes.get('etc/init.d/nexus-agent')?.mode, 0o755);
   assert.ok(openrc.nodes.has('etc/runlevels/default/nexus-agent'));
+  assert.ok(!openrc.nodes.has('etc/inittab'));
+  const alpine = await laid([...BUSY, file('sbin/openrc'), file('etc/inittab', { data: 'a\n' })]);
+  assert.equal(await alpine.text('etc/inittab'), 'a\n::shutdown:/usr/lib/nexus/nexus-agent last\n');
   assert.equal(openrc.nodes.get('sbin/init')?.target, '../bin/busybox');
   await assert.rejects(
     laid([file('a')], 'systemd'),
@@ -403,7 +410,7 @@ test('the agent becomes a service of the init that is there', async () => {
 });
 
 test("BusyBox's inittab keeps its lines and gets ours", async () => {
-  const agent = '::respawn:/usr/lib/nexus/nexus-agent service\n';
+  const agent = '::respawn:/usr/lib/nexus/nexus-agent service\n::shutdown:/usr/lib/nexus/nexus-agent last\n';
   const none = await (await laid([...BUSY])).text('etc/inittab');
   assert.match(none, /^::sysinit:\/bin\/mkdir[\s\S]*mount -t proc/);
   assert.ok(none.endsWith(agent));
@@ -413,6 +420,8 @@ test("BusyBox's inittab keeps its lines and gets ours", async () => {
   const inittab = { name: 'etc/inittab', data: theirs, mode: 0o640, gid: 7 };
   const kept = await laid([...BUSY, file('sbin/setup'), inittab]);
   assert.equal(await kept.text('etc/inittab'), `${theirs}\n${agent}`);
+  const again = await laid([...BUSY, { name: 'etc/inittab', data: `${theirs}\n${agent}` }]);
+  assert.equal(await again.text('etc/inittab'), `${theirs}\n${agent}`, 'an image of an image');
   assert.deepEqual([kept.nodes.get('etc/inittab')?.mode, kept.nodes.get('etc/inittab')?.gid], [0o640, 7]);
   // A program that is not in the image mounts nothing.
   assert.match(await (await laid([...BUSY, inittab])).text('etc/inittab'), /^::sysinit:\/bin\/mkdir[\s\S]*# mine/);

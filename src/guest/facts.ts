@@ -23,7 +23,7 @@ export const Facts = z.object({
 export type Facts = z.infer<typeof Facts>;
 
 export const Ending = z.object({
-  kind: z.enum(['poweroff', 'reboot', 'halt']),
+  kind: z.enum(['poweroff', 'reboot', 'halt', 'down']),
   by: z.enum(['host', 'guest']),
 });
 export type Ending = z.infer<typeof Ending>;

@@ -30,12 +30,17 @@ const osOf = (scan: Scan): string => {
   return 'Linux';
 };
 
+/** Whether PID 1 would be BusyBox's init. */
+export const hasBusyboxInit = (scan: Scan): boolean => {
+  const init = scan.tree.file('sbin/init')?.path;
+  return init !== undefined && init === scan.tree.file('bin/busybox')?.path;
+};
+
 const initOf = (scan: Scan): InitMode => {
   const has = (path: string) => scan.tree.file(path) !== undefined;
   if (has('usr/lib/systemd/systemd') || has('lib/systemd/systemd')) return 'systemd';
   if (has('sbin/openrc')) return 'openrc';
-  const init = scan.tree.file('sbin/init')?.path;
-  return init !== undefined && init === scan.tree.file('bin/busybox')?.path ? 'busybox' : 'agent';
+  return hasBusyboxInit(scan) ? 'busybox' : 'agent';
 };
 
 export const factsOf = (scan: Scan): Facts => ({ init: initOf(scan), os: osOf(scan), arch: scan.arch });

@@ -1,7 +1,7 @@
 /** What every image gets: the guest agent, the way it is started, who the image is, and defaults where the archive has none. */
 import { Fault } from '../api/fault.ts';
 import type { InitMode } from '../api/image.ts';
-import type { Facts } from './facts.ts';
+import { type Facts, hasBusyboxInit } from './facts.ts';
 import type { Overlay } from './merge.ts';
 import type { Scan } from './scan.ts';
 
@@ -57,7 +57,7 @@ ExecStart=/${AGENT_PATH} service
 Restart=always
 RestartSec=1
 KillMode=process
-OOMScoreAdjust=-900
+TasksMax=infinity
 
 [Install]
 WantedBy=multi-user.target
@@ -73,6 +73,10 @@ command_args=service
 depend() {
   after localmount
 }
+
+stop_pre() {
+  [ "$RC_GOINGDOWN" != YES ] || /${AGENT_PATH} ending
+}
 `;
 
 const RESPAWN = `::respawn:/${AGENT_PATH} service\n`;
@@ -80,29 +84,35 @@ const SYSINIT = `::sysinit:/bin/mkdir -p /proc /sys /run /tmp
 ::sysinit:/bin/mount -t proc proc /proc
 ::sysinit:/bin/mount -t sysfs sysfs /sys
 `;
-const SHUTDOWN = `::ctrlaltdel:/sbin/reboot
-::shutdown:/bin/umount -a -r
-`;
+const REBOOT = '::ctrlaltdel:/sbin/reboot\n';
+/** The last of the acts that BusyBox's init runs before it ends the processes: a power-off would not be seen by every VMM. */
+const LAST = `::shutdown:/${AGENT_PATH} last\n`;
 
 /** The first program of a line of an inittab whose action is sysinit. */
 const sysinitPrograms = (text: string): string[] =>
   text.split('\n').flatMap(line => /^[^#:]*:[^:]*:sysinit:\s*-?(\S+)/.exec(line)?.[1] ?? []);
 
-/** BusyBox init: its inittab with one more line, or one of ours. Mounts come from ours where nothing in the image makes them. */
-const inittab = (scan: Scan): Overlay => {
+/** The first lines of an inittab: mounts come from ours where nothing in the image makes them. */
+const firstLines = (scan: Scan, old: string | undefined): string => {
+  if (old === undefined) return scan.tree.file('etc/init.d/rcS') ? '::sysinit:/etc/init.d/rcS\n' : SYSINIT;
+  return sysinitPrograms(old).some(program => scan.tree.file(program.slice(1)) !== undefined) ? '' : SYSINIT;
+};
+
+/** The inittab of BusyBox's init with our lines around it, or one of ours. What is in it already is not added again. */
+const inittab = (scan: Scan, first: (old: string | undefined) => string, ...last: string[]): Overlay => {
   const found = scan.tree.file('etc/inittab');
   const old = scan.texts.get(found?.path ?? '')?.toString('latin1');
   if (scan.tree.nodes.has('etc/inittab') && old === undefined)
     throw new Fault('invalid', 'Cannot build the image: its etc/inittab is no plain file, or longer than 64 KiB.');
-  const rcs = scan.tree.file('etc/init.d/rcS') !== undefined;
-  const mounts =
-    old === undefined ? rcs : sysinitPrograms(old).some(program => scan.tree.file(program.slice(1)) !== undefined);
-  const first = mounts ? (old === undefined ? '::sysinit:/etc/init.d/rcS\n' : '') : SYSINIT;
-  const before = old === undefined ? SHUTDOWN : old.endsWith('\n') || old === '' ? old : `${old}\n`;
+  const before = old === undefined ? REBOOT : old.endsWith('\n') || old === '' ? old : `${old}\n`;
   const { mode = 0o644, uid = 0, gid = 0 } = found?.node ?? {};
-  const text = before.includes(RESPAWN) ? before : `${first}${before}${RESPAWN}`;
+  const ours = last.filter(line => !before.includes(line));
+  const text = `${ours.length === last.length ? first(old) : ''}${before}${ours.join('')}`;
   return { path: found?.path ?? 'etc/inittab', type: 'file', mode, uid, gid, data: Buffer.from(text, 'latin1') };
 };
+
+const systemdDir = (scan: Scan): string =>
+  scan.tree.file('usr/lib/systemd/systemd') === undefined ? 'lib/systemd' : 'usr/lib/systemd';
 
 const service = (scan: Scan, init: InitMode): Overlay[] => {
   switch (init) {
@@ -115,15 +125,17 @@ const service = (scan: Scan, init: InitMode): Overlay[] => {
           'etc/systemd/system/multi-user.target.wants/nexus-agent.service',
           '/etc/systemd/system/nexus-agent.service',
         ),
+        link(`${systemdDir(scan)}/system-shutdown/nexus-shutdown`, `/${AGENT_PATH}`),
         link('sbin/init', '/lib/systemd/systemd', 'missing'),
       ];
     case 'openrc':
       return [
         file('etc/init.d/nexus-agent', OPENRC, 'replace', 0o755),
         link('etc/runlevels/default/nexus-agent', '/etc/init.d/nexus-agent'),
+        ...(hasBusyboxInit(scan) && scan.tree.nodes.has('etc/inittab') ? [inittab(scan, () => '', LAST)] : []),
       ];
     case 'busybox':
-      return [inittab(scan)];
+      return [inittab(scan, old => firstLines(scan, old), RESPAWN, LAST)];
   }
 };
 

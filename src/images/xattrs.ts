@@ -37,11 +37,16 @@ const read = (pax: Pax): Map<string, Buffer> => {
   return found;
 };
 
+/** Access control lists as the kernel shows them: version 2, then entries of 8 bytes. libext2fs turns them into ext4's own form. */
+const ACL = /^system\.posix_acl_(?:access|default)$/;
+const isAcl = (value: Buffer): boolean =>
+  value.length > 4 && value.length % 8 === 4 && value.length <= 4 + 8 * 1024 && value.readUInt32LE() === 2;
+
 /** Collects the attributes of one entry. */
 export const collect = (path: string, pax: Pax | undefined, into: { list: Xattr[]; bytes: number }): void => {
   if (pax === undefined) return;
   for (const [name, value] of read(pax)) {
-    if (!/^(?:user|trusted|security)\.[^\s"\\\0]{1,240}$/.test(name))
+    if (!/^(?:user|trusted|security)\.[^\s"\\\0]{1,240}$/.test(name) && !(ACL.test(name) && isAcl(value)))
       throw bad(path, `has an extended attribute '${shown(name)}' that is not supported`);
     into.bytes += value.length + name.length + path.length;
     if (value.length > MAX_VALUE || into.bytes > MAX_BYTES) throw bad(path, 'has too long extended attributes');

@@ -108,10 +108,10 @@ export const testKernel = async (version: '6.12' | '6.1'): Promise<TestKernel> =
   return { ...record, vmlinux: at('vmlinux'), bzImage: at('bzImage'), modules: at('modules.cpio') };
 };
 
-/** Debian 12's minimal root file system. */
-export const testRootfs = async (): Promise<TestRootfs> => {
-  const record = await cached<RootfsFile>(`rootfs-12-${await age(ROOTFS_CODE)}`, dir =>
-    downloadDebianRootfs({ version: '12', packages: [], dir, ...quiet }),
+/** Debian 12's minimal root file system, with further packages. */
+export const testRootfs = async (packages: readonly string[] = []): Promise<TestRootfs> => {
+  const record = await cached<RootfsFile>(`${['rootfs-12', ...packages].join('+')}-${await age(ROOTFS_CODE)}`, dir =>
+    downloadDebianRootfs({ version: '12', packages, dir, ...quiet }),
   );
   return { ...record, tar: join(record.dir, 'rootfs.tar') };
 };

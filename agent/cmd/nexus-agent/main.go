@@ -9,6 +9,7 @@ import (
 	"syscall"
 
 	"github.com/workfort/nexus/agent/internal/initramfs"
+	"github.com/workfort/nexus/agent/internal/machine"
 	"github.com/workfort/nexus/agent/internal/wire"
 )
 
@@ -20,7 +21,11 @@ func main() {
 		}
 		pid1()
 	}
-	verb := filepath.Base(os.Args[0]) // the agent may be linked as /sbin/reboot
+	verb := filepath.Base(os.Args[0])                  // the agent may be linked as /sbin/reboot
+	if verb == "nexus-shutdown" && len(os.Args) == 2 { // in systemd's system-shutdown
+		machine.SystemdLast(os.Args[1])
+		return
+	}
 	if _, ok := askPid1[verb]; !ok && len(os.Args) == 2 {
 		verb = os.Args[1]
 	}
@@ -35,8 +40,12 @@ func main() {
 		fmt.Println(wire.Version)
 	case verb == "service":
 		service()
+	case verb == "ending":
+		machine.TellService()
+	case verb == "last":
+		machine.Last()
 	default:
-		fmt.Fprintln(os.Stderr, "usage: nexus-agent service | version | reboot | poweroff | halt")
+		fmt.Fprintln(os.Stderr, "usage: nexus-agent service | ending | last | version | reboot | poweroff | halt")
 		os.Exit(2)
 	}
 }

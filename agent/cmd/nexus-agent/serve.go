@@ -20,12 +20,8 @@ import (
 	"github.com/workfort/nexus/agent/internal/wire"
 )
 
-const (
-	// guestGrace is how long processes have to end when the guest itself asked for its end.
-	guestGrace = 5 * time.Second
-	// maxFiles bounds the descriptors of the agent and, for a child inherits it, what a command may ask for.
-	openFiles, maxFiles = 4096, 1 << 20
-)
+// maxFiles bounds the descriptors of the agent and, for a child inherits it, what a command may ask for.
+const openFiles, maxFiles = 4096, 1 << 20
 
 // pid1 runs the machine. It never returns.
 func pid1() {
@@ -63,7 +59,7 @@ func pid1() {
 		if kind == "" {
 			kind = "reboot"
 		}
-		safe.Go(func() { own.Down(kind, "guest", guestGrace) })
+		safe.Go(func() { own.Down(kind, "guest", machine.GuestGrace) })
 	}
 }
 
@@ -78,12 +74,26 @@ func surviveSignals() {
 	}
 }
 
-// service runs beside the image's own init.
+// service runs beside the image's own init, until that stops it. On SIGTERM it looks whether the machine goes down; SIGUSR1
+// says so.
 func service() {
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGUSR1)
 	params := machine.ReadParams()
+	if err := machine.SetHostname(params.Hostname); err != nil { // the init has set that of /etc/hostname
+		safe.Logf("cannot set the host name: %v", err)
+	}
 	table := proc.NewTable(false)
 	client, registry := newClient(), execs.NewRegistry(table)
-	connect(params, client, registry, &machine.Served{Table: table, Ending: client.Ending})
+	served := &machine.Served{Table: table, Ending: client.Ending, End: registry.End}
+	safe.Go(func() { connect(params, client, registry, served) })
+	kind := "down"
+	if <-signals == syscall.SIGTERM {
+		kind = machine.SystemdKind(table)
+	}
+	if kind != "" {
+		served.Leave(kind, machine.GuestGrace)
+	}
 }
 
 func newClient() *egress.Client {

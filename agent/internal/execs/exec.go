@@ -2,8 +2,9 @@
 // ended.
 //
 // INVARIANTS
-//   - A byte enters a ring once and leaves it only when it is the oldest and no attached reader still needs it.
-//   - The pump of a channel waits for a reader that is attached, never for one that has gone.
+//   - A byte enters a ring once and leaves it only when it is the oldest and no reader still needs it: none that is attached,
+//     none that went away before the end and less than `hold` ago. Such a one needs what may not have arrived, too.
+//   - The pump of a channel waits for these readers, and for no other.
 //   - `finished` is set once, after the exit status and after the last byte; nothing is appended later.
 //   - Whoever holds Exec.mu blocks on nothing but Exec.cond.
 package execs
@@ -42,12 +43,15 @@ type Exec struct {
 	child *proc.Child
 	kill  bool          // on_disconnect
 	delay time.Duration // until then
+	hold  time.Duration // for a reader that went away
 
 	mu       sync.Mutex
 	cond     *sync.Cond
 	rings    [2]ring // stdout, stderr
 	eof      [2]bool
 	readers  map[*Reader]struct{}
+	gone     map[*Reader]struct{} // went away before the end, and are waited for
+	serial   int
 	exit     *Exit
 	finished bool
 	timedOut bool
@@ -168,10 +172,24 @@ func (e *Exec) append(i int, p []byte) {
 // room is how many bytes the ring takes without dropping one that a reader needs.
 func (e *Exec) room(i int) int {
 	room := ringSize
-	for r := range e.readers {
-		room = min(room, ringSize-int(e.rings[i].end-r.pos[i]))
+	for _, readers := range []map[*Reader]struct{}{e.readers, e.gone} {
+		for r := range readers {
+			room = min(room, ringSize-int(e.rings[i].end-r.need(i)))
+		}
 	}
 	return room
+}
+
+// trim gives back what was kept for readers that came back; whoever comes later finds as much as an unread command keeps.
+func (e *Exec) trim() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(e.readers) > 0 {
+		return
+	}
+	for i := range e.rings {
+		e.rings[i].trim(unread)
+	}
 }
 
 // Signal sends sig to the process group; false if the command has ended.

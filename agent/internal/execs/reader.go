@@ -15,9 +15,31 @@ import (
 type Reader struct {
 	Exec *Exec
 
-	pos  [2]uint64
-	gaps [2]uint64
-	turn int
+	asked  [2]uint64 // where it wanted to begin
+	begun  [2]uint64 // where it could begin
+	pos    [2]uint64
+	gaps   [2]uint64
+	turn   int
+	serial int
+}
+
+// need is the oldest byte that the reader, or the one that comes in its place, may still want.
+func (r *Reader) need(i int) uint64 {
+	return max(r.begun[i], r.pos[i]-min(r.pos[i], inFlight))
+}
+
+// precedes says whether a reader that begins at from may come in the place of this one.
+func (r *Reader) precedes(from [2]uint64) bool {
+	for i := range from {
+		low := r.need(i)
+		if low == r.begun[i] {
+			low = r.asked[i]
+		}
+		if from[i] < low || from[i] > r.pos[i] {
+			return false
+		}
+	}
+	return true
 }
 
 // ErrBeyond says that a reader asked for an offset that is not written yet.
@@ -27,7 +49,8 @@ var ErrBeyond = errors.New("the offset is beyond the end of the output")
 func (e *Exec) Attach(from [2]uint64) (*Reader, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	r := &Reader{Exec: e, pos: from}
+	e.serial++
+	r := &Reader{Exec: e, asked: from, pos: from, serial: e.serial}
 	for i := range from {
 		if from[i] > e.rings[i].end {
 			return nil, ErrBeyond
@@ -36,7 +59,14 @@ func (e *Exec) Attach(from [2]uint64) (*Reader, error) {
 			r.gaps[i], r.pos[i] = start-from[i], start
 		}
 	}
+	r.begun = r.pos
 	e.readers[r] = struct{}{}
+	for gone := range e.gone {
+		if gone.precedes(from) {
+			delete(e.gone, gone)
+		}
+	}
+	e.cond.Broadcast()
 	if e.orphan != nil {
 		e.orphan.Stop()
 		e.orphan = nil
@@ -44,12 +74,23 @@ func (e *Exec) Attach(from [2]uint64) (*Reader, error) {
 	return r, nil
 }
 
-// Detach removes the reader. The command goes on.
+// Detach removes the reader. The command goes on; before the end it is held for a while as if the reader were there, for a
+// reader that lost its connection comes back and wants to go on where it was.
 func (r *Reader) Detach() {
 	e := r.Exec
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	delete(e.readers, r)
+	if !e.finished && !e.followed(r) {
+		e.gone[r] = struct{}{}
+		time.AfterFunc(e.hold, func() {
+			defer safe.Recover()
+			e.mu.Lock()
+			defer e.mu.Unlock()
+			delete(e.gone, r)
+			e.cond.Broadcast()
+		})
+	}
 	e.cond.Broadcast()
 	if !e.kill || e.exit != nil || len(e.readers) > 0 {
 		return
@@ -64,6 +105,17 @@ func (r *Reader) Detach() {
 		}
 	})
 	e.orphan = t
+}
+
+// followed says whether a reader has come after r: the host may be back on a new connection before the loss of the old one
+// is seen here.
+func (e *Exec) followed(r *Reader) bool {
+	for other := range e.readers {
+		if other.serial > r.serial {
+			return true
+		}
+	}
+	return false
 }
 
 // Next waits for output and fills buf with whole frames; buf has room for one of any size. io.EOF after the last.

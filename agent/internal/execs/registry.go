@@ -15,6 +15,8 @@ import (
 const (
 	keepEnded = 64
 	keepFor   = 60 * time.Second
+	// holdFor is how long a command is held for a reader that went away before the end.
+	holdFor = 2 * time.Second
 	// maxRunning bounds commands that go on without a reader.
 	maxRunning = 1024
 )
@@ -34,6 +36,8 @@ func failure(code, detail string) *Failure { return &Failure{Status: 422, Code: 
 type Registry struct {
 	// OrphanDelay is how long a command with on_disconnect kill outlives its last reader.
 	OrphanDelay time.Duration
+	// Hold is how long a command waits for a reader that went away.
+	Hold time.Duration
 
 	table *proc.Table
 
@@ -60,7 +64,7 @@ type Item struct {
 
 // NewRegistry makes an empty registry that starts its commands through table.
 func NewRegistry(table *proc.Table) *Registry {
-	return &Registry{table: table, known: map[string]*entry{}, OrphanDelay: 10 * time.Second}
+	return &Registry{table: table, known: map[string]*entry{}, OrphanDelay: 10 * time.Second, Hold: holdFor}
 }
 
 // Close lets no further command start.
@@ -68,6 +72,30 @@ func (g *Registry) Close() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.closed = true
+}
+
+// End ends the commands that run, and lets no further one start: SIGTERM, and SIGKILL after the grace.
+func (g *Registry) End(grace time.Duration) {
+	g.Close()
+	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGCONT} {
+		g.signalAll(sig)
+	}
+	for deadline := time.Now().Add(grace); g.signalAll(0) > 0; time.Sleep(5 * time.Millisecond) {
+		if !time.Now().Before(deadline) {
+			g.signalAll(syscall.SIGKILL)
+			return
+		}
+	}
+}
+
+// signalAll signals the commands that run and counts them.
+func (g *Registry) signalAll(sig syscall.Signal) (count int) {
+	for _, item := range g.List() {
+		if e := g.Get(item.ID); e != nil && e.Signal(sig) {
+			count++
+		}
+	}
+	return count
 }
 
 // Get finds a command by its id.
@@ -158,6 +186,10 @@ func (g *Registry) retire(en *entry) {
 	if len(g.ended) > keepEnded {
 		g.dropOldest()
 	}
+	time.AfterFunc(2*holdFor, func() {
+		defer safe.Recover()
+		en.exec.trim()
+	})
 	time.AfterFunc(keepFor, func() {
 		defer safe.Recover()
 		g.mu.Lock()
@@ -199,7 +231,7 @@ func (g *Registry) start(spec wire.Spec, en *entry) (*Reader, *Failure) {
 		return nil, spawnFailure(err, at.program)
 	}
 	e := &Exec{ID: spec.ID, Pid: child.Pid, table: g.table, child: child, kill: spec.OnDisconnect == "kill",
-		delay: g.OrphanDelay, readers: map[*Reader]struct{}{}, stdin: p.stdin}
+		delay: g.OrphanDelay, hold: g.Hold, readers: map[*Reader]struct{}{}, gone: map[*Reader]struct{}{}, stdin: p.stdin}
 	e.cond = sync.NewCond(&e.mu)
 	r, _ := e.Attach([2]uint64{})
 	timeout := time.Duration(spec.TimeoutMs) * time.Millisecond

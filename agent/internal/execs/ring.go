@@ -1,7 +1,14 @@
 package execs
 
-// ringSize is how many bytes of a channel are kept.
-const ringSize = 256 << 10
+const (
+	// unread is how far a command may be ahead of its slowest reader.
+	unread = 256 << 10
+	// inFlight bounds what a reader was given and its host may not have: the host's window of the stream (256 KiB), what it
+	// has in its buffers and in an unfinished frame, and the frame in hand here.
+	inFlight = 512 << 10
+	// ringSize is how many bytes of a channel are kept.
+	ringSize = unread + inFlight
+)
 
 // ring keeps the last ringSize bytes of a stream, addressed by their offset from its beginning. It grows as it fills:
 // most commands write little.
@@ -37,7 +44,7 @@ func (r *ring) grow(want int) {
 	}
 	size := max(len(r.buf), 4<<10)
 	for size < want {
-		size *= 2
+		size = min(2*size, ringSize)
 	}
 	bigger := make([]byte, size)
 	for off := r.start; off < r.end; {
@@ -61,4 +68,16 @@ func (r *ring) copyAt(p []byte, off uint64) int {
 		off += uint64(n)
 	}
 	return done
+}
+
+// trim keeps the last size bytes and gives the rest of the memory back.
+func (r *ring) trim(size int) {
+	if len(r.buf) <= size {
+		return
+	}
+	from := max(r.start, r.end-min(r.end, uint64(size)))
+	kept := make([]byte, r.end-from)
+	r.copyAt(kept, from)
+	*r = ring{start: from, end: from}
+	r.append(kept)
 }

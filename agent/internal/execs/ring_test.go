@@ -38,3 +38,17 @@ func TestRingIsSmallForLittle(t *testing.T) {
 		t.Errorf("%d bytes for 5", len(r.buf))
 	}
 }
+
+func TestRingGivesBack(t *testing.T) {
+	var r ring
+	all := make([]byte, 3*ringSize/2)
+	rand.New(rand.NewSource(1)).Read(all)
+	r.append(all[:ringSize])
+	r.append(all[ringSize:])
+	r.trim(unread)
+	got := make([]byte, ringSize)
+	n := r.copyAt(got, r.start)
+	if r.end != uint64(len(all)) || len(r.buf) > unread || !bytes.Equal(got[:n], all[len(all)-unread:]) {
+		t.Errorf("keeps %d bytes of [%d,%d)", n, r.start, r.end)
+	}
+}

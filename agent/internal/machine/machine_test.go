@@ -46,6 +46,33 @@ broken
 	}
 }
 
+func TestSystemdKind(t *testing.T) {
+	for cmdline, want := range map[string]string{
+		"/lib/systemd/systemd-shutdown\x00poweroff\x00--log-level\x006\x00": "poweroff",
+		"/usr/lib/systemd/systemd-shutdown\x00reboot\x00":                   "reboot",
+		"/lib/systemd/systemd-shutdown\x00kexec\x00":                        "",
+		"/lib/systemd/systemd-shutdown":                                     "",
+		"/sbin/init\x00poweroff\x00":                                        "",
+		"":                                                                  "",
+	} {
+		if got := shutdownKind(cmdline); got != want {
+			t.Errorf("%q: %q", cmdline, got)
+		}
+	}
+	for jobs, want := range map[string]string{
+		"203 nexus-agent.service stop running\n289 poweroff.target start waiting\n":                           "poweroff",
+		"1 reboot.target start waiting":                                                                       "reboot",
+		"1 halt.target start running\n":                                                                       "halt",
+		"1 poweroff.target stop waiting\n2 nexus-agent.service restart running\n3 kexec.target start waiting": "",
+		"1 x-poweroff.target start waiting\n2 poweroff.targets start waiting":                                 "",
+		"No jobs running.\n": "",
+	} {
+		if got := jobsKind(jobs); got != want {
+			t.Errorf("%q: %q", jobs, got)
+		}
+	}
+}
+
 func TestUnder(t *testing.T) {
 	for p, want := range map[string]bool{"/dev": true, "/dev/pts": true, "/device": false, "/": false, "/x/dev": false} {
 		if under(p, "/dev") != want {

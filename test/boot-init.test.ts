@@ -1,0 +1,162 @@
+/** Images with an init of their own, really booted: the agent is a service of it. */
+import assert from 'node:assert/strict';
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { buildExt4 } from '../src/images/build.ts';
+import { guestOverlays } from '../src/images/overlays.ts';
+import { poll, raced, withDeadline } from '../src/lib/deadline.ts';
+import { runAny } from '../src/lib/proc.ts';
+import { agentBinaries } from './kit/agent.ts';
+import { testRootfs } from './kit/assets.ts';
+import { type BareMachine, bareMachine } from './kit/machine.ts';
+import { start } from './kit/stress.ts';
+import { archive, type Item } from './kit/tar.ts';
+
+const temp = async () => {
+  const dir = await mkdtemp(join(tmpdir(), 'nexus-init-'));
+  return { dir, [Symbol.asyncDispose]: () => rm(dir, { recursive: true, force: true }) };
+};
+
+/** An image of that archive, with whatever init it has. */
+const build = async (tar: string, dir: string): Promise<{ image: string; init: string }> => {
+  const agent = await readFile((await agentBinaries()).agent_x86_64);
+  const image = join(dir, 'disk.raw');
+  const label = { id: 'img_1', name: 'x', rootfs_id: 'rootfs_1', agent_version: '0', created_at_ms: 0 };
+  const built = await buildExt4({
+    archive: tar,
+    overlays: (scan, facts) => guestOverlays(scan, facts, { init: facts.init, agent, label }),
+    out: image,
+    size_bytes: 1024 ** 3,
+    signal: AbortSignal.timeout(120_000),
+  });
+  return { image, init: built.facts.init };
+};
+
+/** What the command wrote, and how it ended. */
+const sh = async (m: BareMachine, script: string) => {
+  const stream = await start(m.guest, ['/bin/sh', '-c', script]);
+  const out = { stdout: '', stderr: '' };
+  for await (const piece of stream) if ('data' in piece) out[piece.channel] += piece.data.toString();
+  return { ...out, ...(await stream.result) };
+};
+
+/** The guest is a machine as any other. */
+const check = async (m: BareMachine): Promise<void> => {
+  const said = await sh(m, 'id -u; hostname; echo oops >&2; exit 7');
+  assert.deepEqual([said.stdout, said.stderr, said.exit_code], ['0\nbare\n', 'oops\n', 7]);
+  assert.equal((await sh(m, 'kill -SEGV $$')).signal, 'SEGV');
+  const orphans = 'for i in 1 2 3 4 5; do (true & exec true) & done; sleep 1';
+  const zombies = await sh(m, `${orphans}; cat /proc/[0-9]*/status 2>/dev/null | grep "^State:.Z" | wc -l`);
+  assert.equal(zombies.stdout.trim(), '0');
+  await sh(m, 'echo data > /root/kept');
+};
+
+/** Waits for the end of the VMM; the file system must be at rest. */
+const ended = async (m: BareMachine, ms: number): Promise<number> => {
+  const from = performance.now();
+  const end = await withDeadline('the end of the machine', ms, m.machine.ended).catch(async error => {
+    throw new Error(`${error}\n${(await m.console.tail(40)).join('\n')}`);
+  });
+  const took = Math.round(performance.now() - from);
+  assert.deepEqual([end.exit_code, end.guest_reset, end.guest_panicked], [0, true, false]);
+  const fsck = await runAny(['e2fsck', '-fn', m.disk]);
+  assert.equal(fsck.code, 0, `${fsck.stdout}\n${(await m.console.tail(40)).join('\n')}`);
+  return took;
+};
+
+/** Types a command that takes the machine down. */
+const type = async (m: BareMachine, argv: string[]): Promise<void> => {
+  const signal = AbortSignal.timeout(60_000);
+  const stream = await start(m.guest, argv, {}, undefined, signal);
+  await raced(Promise.race([m.machine.ended, stream.result]), signal).catch(() => {});
+};
+
+const FILES = ['sh', 'ps', 'mount', 'umount', 'mkdir', 'cat', 'grep', 'wc', 'id', 'hostname', 'sleep', 'true', 'trap'];
+const busyboxRoot = async (): Promise<Buffer> => {
+  const dirs = ['bin', 'sbin', 'etc', 'root'].map((name): Item => ({ name: `${name}/`, type: '5', mode: 0o755 }));
+  const link = (name: string): Item => ({ name, type: '2', link: '/bin/busybox' });
+  return archive(
+    ...dirs,
+    { name: 'bin/busybox', mode: 0o755, data: await readFile('/bin/busybox') },
+    ...['init', 'poweroff', 'reboot', 'halt'].map(name => link(`sbin/${name}`)),
+    ...FILES.map(name => link(`bin/${name}`)),
+    { name: 'etc/passwd', data: 'root::0:0:root:/root:/bin/sh\n' },
+    { name: 'etc/group', data: 'root:x:0:\n' },
+  );
+};
+
+const hasBusybox = (): Promise<boolean> =>
+  // a dynamic one names its loader in the first page
+  readFile('/bin/busybox').then(
+    data => !data.subarray(0, 4096).includes('/ld-'),
+    () => false,
+  );
+
+test("the agent serves beside BusyBox's init", { timeout: 180_000 }, async t => {
+  if (!(await hasBusybox())) return t.skip('there is no static busybox at /bin/busybox');
+  await using work = await temp();
+  const tar = join(work.dir, 'root.tar');
+  await writeFile(tar, await busyboxRoot());
+  const { image, init } = await build(tar, work.dir);
+  assert.equal(init, 'busybox');
+
+  await t.test('commands run, and the host powers it off', async t => {
+    const from = performance.now();
+    await using m = await bareMachine({ image });
+    t.diagnostic(`ready after ${Math.round(performance.now() - from)} ms`);
+    assert.equal(m.guest.facts?.init, 'busybox');
+    await check(m);
+    assert.match((await sh(m, 'ps')).stdout, /^ +1 (root|0) .*init$/m);
+    await m.guest.power('poweroff', 3000, AbortSignal.timeout(10_000));
+    t.diagnostic(`down after ${await ended(m, 30_000)} ms`);
+    assert.deepEqual(m.endings, ['poweroff by host']);
+  });
+  for (const verb of ['poweroff', 'reboot']) {
+    await t.test(`${verb} in the guest`, async () => {
+      await using m = await bareMachine({ image });
+      await type(m, [verb]);
+      await ended(m, 30_000);
+      assert.deepEqual(m.endings, ['down by guest'], "BusyBox's init does not say which");
+    });
+  }
+});
+
+test('the agent is a unit of systemd', { timeout: 400_000 }, async t => {
+  const { tar } = await testRootfs(['systemd-sysv', 'udev']);
+  await using work = await temp();
+  const { image, init } = await build(tar, work.dir);
+  assert.equal(init, 'systemd');
+
+  await t.test('commands run, and the host powers it off', async t => {
+    const from = performance.now();
+    await using m = await bareMachine({ image });
+    t.diagnostic(`ready after ${Math.round(performance.now() - from)} ms`);
+    assert.equal(m.guest.facts?.init, 'systemd');
+    await check(m);
+    assert.equal((await sh(m, 'ps -o comm= -p 1')).stdout, 'systemd\n');
+    const up = await poll('the end of the boot', 60_000, async () => {
+      const { stdout } = await sh(m, 'systemctl is-system-running');
+      return /starting|initializing/.test(stdout) ? undefined : stdout.trim();
+    });
+    t.diagnostic(`up after ${Math.round(performance.now() - from)} ms`);
+    assert.deepEqual([up, (await sh(m, 'systemctl --failed --no-legend --plain')).stdout], ['running', '']);
+    assert.equal((await sh(m, 'systemctl show -P ActiveState nexus-agent')).stdout, 'active\n');
+    await m.guest.power('poweroff', 3000, AbortSignal.timeout(10_000));
+    t.diagnostic(`down after ${await ended(m, 60_000)} ms`);
+    assert.deepEqual(m.endings, ['poweroff by host']);
+  });
+  for (const [argv, ending] of [
+    [['poweroff'], 'poweroff by guest'],
+    [['systemctl', 'reboot'], 'reboot by guest'],
+    [['systemctl', 'poweroff', '--force'], 'poweroff by guest'],
+  ] as const) {
+    await t.test(`${argv.join(' ')} in the guest`, async t => {
+      await using m = await bareMachine({ image });
+      await type(m, [...argv]);
+      t.diagnostic(`down after ${await ended(m, 60_000)} ms`);
+      assert.deepEqual(m.endings, [ending]);
+    });
+  }
+});
