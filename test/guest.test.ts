@@ -110,6 +110,28 @@ test('standard input can come later, once', async () => {
   assert.equal(stdout.toString().split(' ')[0], createHash('sha256').update(bytes).digest('hex'));
 });
 
+test('an upload that breaks off fails, and never looks complete; the command has its own end', async () => {
+  const broken = (how: (source: Readable) => void) => {
+    const source = new Readable({ read() {} });
+    source.push(Buffer.alloc(1000));
+    setTimeout(() => how(source), 100);
+    return source;
+  };
+  for (const how of [
+    (source: Readable) => source.destroy(),
+    (source: Readable) => source.destroy(new Error('the disk is gone')),
+  ]) {
+    const stream = await start(['sh', '-c', 'wc -c; exit 4'], { stdin: 'open' });
+    await assert.rejects(h.guest.writeStdin(stream.id, broken(how), soon()), {
+      code: 'canceled',
+      message: /^The standard input broke off: .+\.$/,
+    });
+    const { stdout, exit } = await collect(stream);
+    assert.deepEqual([stdout.toString(), exit.exit_code], ['1000\n', 4]);
+    await assert.rejects(run(['wc', '-c'], { stdin: 'open' }, broken(how)), { code: 'canceled' });
+  }
+});
+
 test('a command that closes its input early ends the upload, not the command', async () => {
   const endless = new Readable({
     read() {

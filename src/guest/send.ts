@@ -1,7 +1,8 @@
 /** Sends a body of any length: in small writes, as fast as the guest takes it. */
 import type { ClientHttp2Stream } from 'node:http2';
 import type { Readable } from 'node:stream';
-import { LostError, MAX_WRITE } from './link.ts';
+import { Fault } from '../api/fault.ts';
+import { MAX_WRITE } from './link.ts';
 
 const writable = (stream: ClientHttp2Stream): boolean => !stream.closed && !stream.destroyed && stream.writable;
 
@@ -34,7 +35,8 @@ const bytesOf = (chunk: unknown): Buffer => {
 
 /**
  * Writes all of `source` and ends the stream; stops, and destroys `source`, when the stream ends first (the command has
- * closed its input, or the connection is lost: the answer tells). Rejects, and resets the stream, if `source` fails.
+ * closed its input, or the connection is lost: the answer tells). Rejects with a fault if `source` fails or is cut off: then the
+ * stream has no end, and the caller resets it.
  */
 export const sendAll = async (stream: ClientHttp2Stream, source: Readable, onSent: (bytes: number) => void) => {
   const stop = () => source.destroy();
@@ -48,7 +50,9 @@ export const sendAll = async (stream: ClientHttp2Stream, source: Readable, onSen
     if (writable(stream)) stream.end();
   } catch (error) {
     if (stream.closed) return; // `stop` destroyed the source
-    throw error instanceof Error ? error : new LostError('the standard input failed', error);
+    if (error instanceof Fault || error instanceof TypeError) throw error;
+    const why = error instanceof Error ? error.message : 'it was destroyed';
+    throw new Fault('canceled', `The standard input broke off: ${why}.`, { cause: error });
   } finally {
     stream.off('close', stop);
     source.destroy();
