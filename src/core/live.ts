@@ -7,7 +7,7 @@
  */
 import { randomBytes } from 'node:crypto';
 import { Fault } from '../api/fault.ts';
-import { type GuestFacts, type LastExit, VM_LIVE } from '../api/vm.ts';
+import type { GuestFacts, LastExit } from '../api/vm.ts';
 import { openGuest } from '../guest/guest.ts';
 import type { VmRecord } from '../store/store.ts';
 import type { Console } from '../vmm/console.ts';
@@ -131,7 +131,8 @@ const watchEnd = async (host: Host, live: Live, end: MachineEnd): Promise<void> 
 
 const storeEnd = async (host: Host, live: Live, exit: LastExit): Promise<void> => {
   const vm = await host.store.findVm(live.vm_id);
-  if (vm === undefined || !VM_LIVE.includes(vm.state)) return; // it was deleted meanwhile
+  const { pid, start_ticks } = live.machine.proc;
+  if (vm === undefined || vm.run?.pid !== pid || vm.run.start_ticks !== start_ticks) return; // deleted, or this end is stored
   const asked = live.ending !== undefined || vm.state === 'stopping';
   const to = asked ? 'stopped' : 'crashed';
   await host.store.transitionVm(live.vm_id, {

@@ -1,6 +1,7 @@
 /** At its start the daemon makes what it finds and what is written agree, before any door opens. */
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
+import { Fault } from '../api/fault.ts';
 import { removeTree } from '../lib/files.ts';
 import { bootId, isAlive } from '../lib/proc.ts';
 import type { VmRecord } from '../store/store.ts';
@@ -91,9 +92,13 @@ const adopt = async (host: Host, vm: VmRecord, step: Extract<Step, { do: 'adopt'
     const [machine, console] = await takeUp(host, vm, step);
     hold(host, vm, machine, console, null).stored.resolve();
     if (!step.stopping) return;
-    stopVm(host, vm.id, { force: false, timeout_ms: 30_000, actor: 'daemon' }).catch(error =>
-      host.log.error({ err: error, vm: vm.id }, 'cannot finish a stop that an earlier daemon began'),
-    );
+    stopVm(host, vm.id, { force: false, timeout_ms: 30_000, actor: 'daemon' }).catch(error => {
+      const overtaken = error instanceof Fault && error.code === 'canceled';
+      host.log[overtaken ? 'info' : 'error'](
+        { err: error, vm: vm.id },
+        'a stop that an earlier daemon began is not finished',
+      );
+    });
   } catch (error) {
     if (await isAlive(step.proc)) {
       host.log.error({ err: error, vm: vm.id }, 'a VMM cannot be adopted');

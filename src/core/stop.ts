@@ -207,7 +207,8 @@ const removeRecord = async (
     if (VM_LIVE.includes(vm.state)) await endStrays(host, vm.id);
     return host.store.removeVm(vm.id, options);
   }
-  live.end_owner = 'stop';
+  const watched = live.end_owner === 'watcher'; // it goes on watching: it finds no record, or stores the end
+  live.end_owner ??= 'stop';
   try {
     await endMachine(host, live, { force: true, timeout_ms: 0 }, signal);
     await letGo(host, live);
@@ -215,7 +216,7 @@ const removeRecord = async (
     forget(host, live);
     return removed;
   } catch (error) {
-    handBack(host, live);
+    if (!watched) handBack(host, live);
     throw error;
   }
 };

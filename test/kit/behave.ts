@@ -1,0 +1,90 @@
+/** A daemon whose stand-in VMM can be told, before each start, how to behave: see the header of test/standin/qemu.ts. */
+import assert from 'node:assert/strict';
+import { chmod, readFile, writeFile } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
+import process from 'node:process';
+import { Fault, type FaultCode } from '../../src/api/fault.ts';
+import type { Vm, VmState } from '../../src/api/vm.ts';
+import { poll } from '../../src/lib/deadline.ts';
+import { agentBinaries } from './agent.ts';
+import { openStandin } from './standin.ts';
+import { type World, world } from './world.ts';
+
+export interface Stage extends AsyncDisposable {
+  readonly w: World;
+  /** Variables of the stand-in, without their prefix, for every VMM that is started from now on. */
+  behave(vars?: Record<string, string | number>): Promise<void>;
+}
+
+export const stage = async (): Promise<Stage> => {
+  const standin = await openStandin();
+  const harness = await standin.share((await agentBinaries()).harness, 'agent-harness');
+  const manner = join(dirname(standin.program), 'manner');
+  const behave = (vars: Record<string, string | number> = {}) =>
+    writeFile(
+      manner,
+      Object.entries(vars)
+        .map(([name, value]) => `export QEMU_STANDIN_${name}='${value}'\n`)
+        .join(''),
+      { mode: 0o644 },
+    );
+  await behave();
+  const program = join(dirname(standin.program), 'moody');
+  await writeFile(program, `#!/bin/sh\n. ${manner}\nexec ${standin.program} "$@"\n`);
+  await chmod(program, 0o755);
+  try {
+    const w = await world({ qemu: program, seed: 'booted', env: { QEMU_STANDIN_HARNESS: harness } });
+    const dispose = async () => {
+      await w[Symbol.asyncDispose]();
+      await standin[Symbol.asyncDispose]();
+    };
+    return { w, behave, [Symbol.asyncDispose]: dispose };
+  } catch (error) {
+    await standin[Symbol.asyncDispose]();
+    throw error;
+  }
+};
+
+/** The fault of that code; its message and hint fit on a line. */
+export const rejects = async (promise: Promise<unknown>, code: FaultCode, message?: RegExp): Promise<Fault> => {
+  const error = await promise.then(
+    value => assert.fail(`no fault, but ${JSON.stringify(value)}`),
+    (e: unknown) => e,
+  );
+  assert.ok(error instanceof Fault, String(error));
+  assert.equal(error.code, code, error.message);
+  if (message !== undefined) assert.match(error.message, message);
+  assert.ok(!/[\n\u001b]/.test(error.message), 'one clean sentence');
+  return error;
+};
+
+/** Waits until the VM is in that state. */
+export const until = (w: World, vm: string, state: VmState, ms = 10_000): Promise<Vm> =>
+  poll(`VM ${vm} to be ${state}`, ms, async () => {
+    const now = await w.client.vm.get({ vm });
+    return now.state === state ? now : undefined;
+  });
+
+/** The VMMs that live, by the ID of their VM. */
+export const vmmsByVm = async (w: World): Promise<Map<string, number[]>> => {
+  const found = new Map<string, number[]>();
+  for (const pid of await w.vmms()) {
+    const args = (await readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => '')).split('\0');
+    const id = args[args.indexOf('-name') + 1];
+    if (id?.startsWith('vm_')) found.set(id, [...(found.get(id) ?? []), pid]);
+  }
+  return found;
+};
+
+/** The VMM of a VM, ended by SIGKILL from outside. */
+export const killVmm = async (w: World, id: string): Promise<boolean> => {
+  const pids = (await vmmsByVm(w)).get(id) ?? [];
+  for (const pid of pids) {
+    try {
+      process.kill(pid, 'SIGKILL');
+    } catch {
+      // it has ended
+    }
+  }
+  return pids.length > 0;
+};

@@ -1,0 +1,249 @@
+/** Daemons that die, stop and come back: their VMs, and what lies on disk. */
+import assert from 'node:assert/strict';
+import { type ChildProcess, spawn } from 'node:child_process';
+import { mkdir, readdir, rm, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import process from 'node:process';
+import { after, before, test } from 'node:test';
+import { Fault } from '../src/api/fault.ts';
+import { execResult } from '../src/client/exec.ts';
+import { poll, sleep } from '../src/lib/deadline.ts';
+import { exists } from '../src/lib/files.ts';
+import { isAlive, procRef, run } from '../src/lib/proc.ts';
+import { NO_TRACES, traces } from './kit/audit.ts';
+import { killVmm, rejects, type Stage, stage, until } from './kit/behave.ts';
+import type { World } from './kit/world.ts';
+
+let s: Stage;
+let w: World;
+before(async () => {
+  s = await stage();
+  w = s.w;
+});
+after(async () => {
+  await s[Symbol.asyncDispose]();
+});
+
+const create = (name: string) => w.client.vm.create({ name, memory_mib: 64 });
+const echo = async (vm: string) =>
+  (await execResult(w.client.exec.run({ vm, argv: ['echo', 'here'] }))).stdout.toString();
+
+/** Every VM goes, and nothing stays. */
+const clear = async (): Promise<void> => {
+  for (const vm of await w.client.vm.list({})) await w.client.vm.delete({ vm: vm.id });
+  assert.deepEqual(await w.client.ws.list({}), []);
+  assert.deepEqual(await traces(w), NO_TRACES);
+};
+
+test('killed while VMs run: adopted, with the same process; commands run again, stops are clean', async () => {
+  const { id } = await create('kept');
+  const { pid } = await w.client.vm.start({ vm: id });
+  await w.kill();
+  await w.start();
+  const vm = await w.client.vm.get({ vm: id });
+  assert.deepEqual([vm.state, vm.pid], ['running', pid]);
+  assert.equal(await echo(id), 'here\n');
+  assert.equal((await w.client.vm.stop({ vm: id })).last_exit?.reason, 'The guest shut down.');
+  assert.deepEqual(await w.vmms(), []);
+  await w.client.vm.start({ vm: id });
+  assert.equal(await echo(id), 'here\n');
+  await w.kill();
+  await w.start();
+  assert.ok(await killVmm(w, id));
+  const crashed = await until(w, id, 'crashed', 1500);
+  assert.match(crashed.last_exit?.reason ?? '', /exit status is unknown/);
+  await clear();
+});
+
+test('killed during a start: the stray VMM is ended, the VM has failed and can be started', async () => {
+  const { id } = await create('half');
+  await s.behave({ HANG: 1 });
+  const start = w.client.vm.start({ vm: id }).catch((e: unknown) => e);
+  const [pid = 0] = await poll('the VMM', 5000, async () => {
+    const found = await w.vmms();
+    return found.length === 1 ? found : undefined;
+  });
+  const stray = await procRef(pid);
+  await w.kill();
+  assert.ok((await start) instanceof Error);
+  assert.ok(stray !== undefined && (await isAlive(stray)), 'it outlived the daemon');
+  await s.behave();
+  await w.start();
+  assert.ok(!(await isAlive(stray)));
+  const vm = await w.client.vm.get({ vm: id });
+  assert.deepEqual([vm.state, vm.pid, vm.guest], ['failed', null, null]);
+  assert.match(vm.error?.detail ?? '', /daemon ended during the start/);
+  assert.equal((await w.client.vm.start({ vm: id })).state, 'running');
+  await clear();
+});
+
+test('killed during a stop: the next daemon finishes it', async () => {
+  const { id } = await create('ending');
+  const { pid } = await w.client.vm.start({ vm: id });
+  process.kill(pid ?? 0, 'SIGSTOP');
+  const stop = w.client.vm.stop({ vm: id }).catch((e: unknown) => e);
+  await until(w, id, 'stopping');
+  await w.kill();
+  await stop;
+  process.kill(pid ?? 0, 'SIGCONT');
+  await w.start();
+  const vm = await until(w, id, 'stopped', 15_000);
+  assert.equal(vm.last_exit?.reason, 'The guest shut down.');
+  assert.deepEqual(await w.vmms(), []);
+  await clear();
+});
+
+test('a VMM that is silent keeps no daemon from starting; it is adopted and answers later', async () => {
+  const { id } = await create('silent');
+  const { pid } = await w.client.vm.start({ vm: id });
+  await w.kill();
+  process.kill(pid ?? 0, 'SIGSTOP');
+  await w.start();
+  const vm = await w.client.vm.get({ vm: id });
+  assert.deepEqual([vm.state, vm.pid], ['running', pid], 'alive is not crashed');
+  assert.notEqual(vm.guest, 'ready');
+  process.kill(pid ?? 0, 'SIGCONT');
+  await poll('the guest', 15_000, async () => (await w.client.vm.get({ vm: id })).guest === 'ready' || undefined);
+  assert.equal(await echo(id), 'here\n');
+  await clear();
+});
+
+test('what ended while no daemon was there is crashed, with its last lines; its sockets go', async () => {
+  const { id } = await create('lonely');
+  await s.behave({ CONSOLE: 'the last words\r\n' });
+  await w.client.vm.start({ vm: id });
+  await s.behave();
+  const ended = await create('done');
+  await w.client.vm.start({ vm: ended.id });
+  await w.kill();
+  assert.ok(await killVmm(w, id));
+  await w.start();
+  const vm = await w.client.vm.get({ vm: id });
+  assert.equal(vm.state, 'crashed');
+  assert.match(vm.last_exit?.reason ?? '', /while no daemon was there/);
+  assert.ok(vm.last_exit?.console_tail.includes('the last words'), JSON.stringify(vm.last_exit));
+  const left = (await readdir(join(w.data_dir, 'vms', id, 'run'))).filter(name => name.endsWith('.sock'));
+  assert.deepEqual(left, []);
+  assert.equal((await w.client.vm.get({ vm: ended.id })).state, 'running');
+  assert.equal((await w.client.vm.start({ vm: id })).state, 'running');
+  await clear();
+});
+
+test('VMMs that belong to nobody and half-made things go at the next start; what is known stays', async () => {
+  const { id } = await create('known');
+  await w.client.vm.start({ vm: id });
+  await w.client.vm.stop({ vm: id });
+  await w.kill();
+  const unknown = 'vm_01h455vb4pex5vsknk084sn02q';
+  const strays: ChildProcess[] = [];
+  for (const name of [unknown, id]) {
+    const cwd = join(w.data_dir, 'vms', name, 'run');
+    await mkdir(cwd, { recursive: true });
+    const argv = ['-e', 'setInterval(() => {}, 1000)', '--', '-name', name, '-qmp', 'unix:qmp.sock'];
+    strays.push(spawn(process.execPath, argv, { cwd, stdio: 'ignore', detached: true }));
+  }
+  const ends = strays.map(child => new Promise(resolve => child.once('exit', (_code, signal) => resolve(signal))));
+  const at = (...parts: string[]) => join(w.data_dir, ...parts);
+  const known = (await readdir(at('initrd')))[0] ?? '';
+  const left = [
+    at('tmp', 'job_01h455vb4pex5vsknk084sn02q', 'half.tar'),
+    at('images', '.img_01h455vb4pex5vsknk084sn02q.00000000-0000-0000-0000-000000000000.part', 'disk.raw'),
+    at('images', 'img_01h455vb4pex5vsknk084sn02q', 'disk.raw'),
+    at('workspaces', 'ws_01h455vb4pex5vsknk084sn02q', 'disk.raw'),
+    at('kernels', 'krn_01h455vb4pex5vsknk084sn02q', 'vmlinux'),
+    at('rootfs', 'rfs_01h455vb4pex5vsknk084sn02q', 'rootfs.tar'),
+    at('jobs', 'job_01h455vb4pex5vsknk084sn02q.log'),
+    at('initrd', `.${known}.4b1c.tmp`),
+    at('initrd', 'krn_01h455vb4pex5vsknk084sn02q-0123456789abcdef.cpio'),
+  ];
+  for (const path of left) {
+    await mkdir(join(path, '..'), { recursive: true });
+    await writeFile(path, 'x');
+  }
+  await w.start();
+  assert.deepEqual(await Promise.all(ends), ['SIGKILL', 'SIGKILL']);
+  for (const path of left) assert.ok(!(await exists(path)), path);
+  assert.ok(await exists(at('initrd', known)));
+  assert.ok(!(await exists(at('vms', unknown))));
+  assert.deepEqual([(await w.client.image.list({})).length, (await w.client.kernel.list({})).length], [1, 1]);
+  assert.equal((await w.client.vm.start({ vm: id })).state, 'running', 'its disk is whole');
+  await clear();
+});
+
+test('a daemon that is told to stop: VMs go on, starts are undone, streams and waits end', {
+  timeout: 60_000,
+}, async () => {
+  const kept = await create('kept');
+  const { pid } = await w.client.vm.start({ vm: kept.id });
+  const mute = await create('mute');
+  await s.behave({ BOOT_MS: 60_000, STUBBORN: 1 });
+  const waiting = rejects(w.client.vm.start({ vm: mute.id }), 'canceled', /daemon stops; VM 'mute' goes on running/);
+  await until(w, mute.id, 'running');
+  const polite = await create('polite');
+  await w.client.vm.start({ vm: polite.id, wait: 'running' });
+  const half = await create('half');
+  await s.behave({ HANG: 1 });
+  const undone = rejects(w.client.vm.start({ vm: half.id }), 'canceled', /daemon stops/);
+  await until(w, half.id, 'starting');
+  await poll('four VMMs', 5000, async () => (await w.vmms()).length === 4 || undefined);
+  await s.behave();
+  const stopping = rejects(w.client.vm.stop({ vm: polite.id }), 'canceled');
+  await until(w, polite.id, 'stopping');
+  const stream = (async () => {
+    for await (const _ of w.client.event.watch({})) {
+      // until it ends
+    }
+  })().catch((e: unknown) => e);
+  const exec = execResult(w.client.exec.run({ vm: kept.id, argv: ['sleep', '100'] })).catch((e: unknown) => e);
+  await sleep(100);
+  const began = performance.now();
+  await w.stop();
+  assert.ok(performance.now() - began < 10_000, 'nothing held it up');
+  await Promise.all([waiting, undone, stopping]);
+  for (const end of await Promise.all([stream, exec])) {
+    assert.ok(end instanceof Fault && end.code === 'canceled', String(end));
+  }
+  assert.equal((await w.vmms()).length, 3, 'the half-started one is gone');
+  await w.start();
+  assert.equal(await echo(kept.id), 'here\n');
+  assert.equal((await w.client.vm.get({ vm: kept.id })).pid, pid);
+  assert.equal((await w.client.vm.get({ vm: mute.id })).state, 'running');
+  assert.deepEqual((await w.client.vm.get({ vm: half.id })).state, 'stopped');
+  assert.equal((await w.client.vm.get({ vm: polite.id })).state, 'stopping', 'the next daemon goes on with it');
+  await w.client.vm.stop({ vm: polite.id, force: true });
+  assert.ok(!(await w.log()).includes('"level":50'), await w.log());
+  await clear();
+});
+
+test('a store that cannot write: nothing runs unheld, and the truth is stored as soon as it can be', async () => {
+  const limit = (to: string) => run(['prlimit', '--pid', String(w.daemon().pid), `--fsize=${to}:unlimited`]);
+  const vm = await create('full');
+  const { id } = vm;
+  await w.client.vm.start({ vm: id });
+  await limit('1');
+  try {
+    assert.ok(await killVmm(w, id));
+    await poll('the daemon to notice', 5000, async () => (await w.log()).includes('cannot be stored yet') || undefined);
+    assert.equal((await w.client.vm.get({ vm: id })).state, 'running', 'the record is old');
+    await rejects(w.client.vm.delete({ vm: id }), 'host');
+  } finally {
+    await limit('unlimited');
+  }
+  await until(w, id, 'crashed');
+  await s.behave({ HANG: 1 });
+  const start = w.client.vm.start({ vm: id }).catch((e: unknown) => e);
+  await poll('the VMM', 5000, async () => (await w.vmms()).length === 1 || undefined);
+  await limit('1');
+  try {
+    await rejects(w.client.vm.stop({ vm: id }), 'host');
+    assert.ok((await start) instanceof Fault);
+    assert.deepEqual(await w.vmms(), [], 'it was ended although nothing could be written');
+  } finally {
+    await limit('unlimited');
+  }
+  await until(w, id, 'stopped');
+  await s.behave();
+  assert.equal((await w.client.vm.start({ vm: id })).state, 'running');
+  await clear();
+  await rm(join(w.data_dir, 'core'), { force: true });
+});
