@@ -1,5 +1,5 @@
 /** A real machine and its guest in this very process: no daemon in between, so that a test may cut what it likes. */
-import { copyFile, mkdir, mkdtemp, readdir, rm } from 'node:fs/promises';
+import { chmod, copyFile, mkdir, mkdtemp, readdir, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { Duplex } from 'node:stream';
@@ -51,6 +51,7 @@ export const bareMachine = async (options: BareOptions = {}): Promise<BareMachin
   await mkdir(run_dir);
   const disk = join(dir, 'disk.raw');
   await run(['cp', '--sparse=always', image, disk]);
+  await chmod(disk, 0o600); // an image is read-only, and only root would not notice
   await copyFile(vmlinux, join(dir, 'vmlinux'));
   const initrd = join(dir, 'initrd.cpio');
   await writeInitrd({ modules, agent: agent.agent_x86_64, out: initrd, signal });
