@@ -73,7 +73,7 @@ const type = async (m: BareMachine, argv: string[]): Promise<void> => {
   await raced(Promise.race([m.machine.ended, stream.result]), signal).catch(() => {});
 };
 
-const FILES = ['sh', 'ps', 'mount', 'umount', 'mkdir', 'cat', 'grep', 'wc', 'id', 'hostname', 'sleep', 'true', 'trap'];
+const FILES = ['sh', 'ps', 'mount', 'umount', 'mkdir', 'cat', 'grep', 'wc', 'id', 'hostname', 'sleep', 'true'];
 const busyboxRoot = async (): Promise<Buffer> => {
   const dirs = ['bin', 'sbin', 'etc', 'root'].map((name): Item => ({ name: `${name}/`, type: '5', mode: 0o755 }));
   const link = (name: string): Item => ({ name, type: '2', link: '/bin/busybox' });

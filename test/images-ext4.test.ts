@@ -135,7 +135,10 @@ test('attributes that mke2fs would lose take the way through a tree', async () =
 });
 
 test('access control lists in the form that Debian archives have them', async () => {
-  const acl = Buffer.from('0200000001000700ffffffff04000500ffffffff080005000400000010000500ffffffff20000500ffffffff', 'hex');
+  const acl = Buffer.from(
+    '0200000001000700ffffffff04000500ffffffff080005000400000010000500ffffffff20000500ffffffff',
+    'hex',
+  );
   const journal = (value: Buffer): Item => ({
     name: 'journal/',
     type: '5',
