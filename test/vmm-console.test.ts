@@ -91,7 +91,7 @@ test('a guest cannot forge a line of ours', async () => {
 
 test('follow with past: every line once, whatever happens between', async () => {
   await using p = await place();
-  const vmm = p.vmm(`i=0; while [ $i -lt 3000 ]; do echo "line $i"; i=$((i+1)); done; echo end; sleep 60`);
+  const vmm = p.vmm(`i=0; while [ $i -lt 3000 ]; do echo "line $i"; i=$((i+1)); done; echo end; exec sleep 60`);
   try {
     await poll('first lines', 10_000, async () => ((await p.console.tail(1)).length > 0 ? true : undefined));
     const items = await until(p.console.follow(AbortSignal.timeout(20_000), 100_000), lineIs('end'));

@@ -45,7 +45,9 @@ const files = async ({ image }: BareOptions) => {
 export const bareMachine = async (options: BareOptions = {}): Promise<BareMachine> => {
   const { vmlinux, modules, image } = await files(options);
   const agent = await agentBinaries();
+  await using made = new AsyncDisposableStack();
   const dir = await mkdtemp(join(tmpdir(), 'nxm-'));
+  made.defer(() => rm(dir, { recursive: true }));
   const signal = AbortSignal.timeout(120_000);
   const run_dir = join(dir, 'run');
   await mkdir(run_dir);
@@ -59,6 +61,7 @@ export const bareMachine = async (options: BareOptions = {}): Promise<BareMachin
   const vmm = await openQemu({ probe: agent.probe, log });
   const { accel, tsc_khz } = vmm.facts();
   const console = await openConsole({ fifo: join(run_dir, 'console'), log: join(dir, 'console.log') });
+  made.defer(() => console.close());
   const machine = await vmm.start(
     {
       id: 'vm_01h455vb4pex5vsknk084sn02q',
@@ -81,6 +84,11 @@ export const bareMachine = async (options: BareOptions = {}): Promise<BareMachin
     signal,
     async () => {},
   );
+  made.defer(async () => {
+    await machine.signal('SIGKILL');
+    await machine.ended;
+    await machine.release();
+  });
   let control: Duplex | undefined;
   const endings: string[] = [];
   const guest = openGuest({
@@ -92,8 +100,10 @@ export const bareMachine = async (options: BareOptions = {}): Promise<BareMachin
     onEnding: (kind, by) => endings.push(`${kind} by ${by}`),
     log,
   });
+  made.use(guest);
   machine.onEgress(stream => void guest.serveEgress(stream));
   await guest.ready(signal);
+  const owned = made.move();
   return {
     machine,
     guest,
@@ -101,13 +111,6 @@ export const bareMachine = async (options: BareOptions = {}): Promise<BareMachin
     endings,
     disk,
     cut: () => control?.destroy(),
-    [Symbol.asyncDispose]: async () => {
-      await guest[Symbol.asyncDispose]();
-      await machine.signal('SIGKILL');
-      await machine.ended;
-      await machine.release();
-      await console.close();
-      await rm(dir, { recursive: true });
-    },
+    [Symbol.asyncDispose]: () => owned.disposeAsync(),
   };
 };

@@ -2,7 +2,7 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { createWriteStream } from 'node:fs';
-import { cp, link, mkdir, mkdtemp, readdir, readFile, rename, rm } from 'node:fs/promises';
+import { cp, link, mkdir, mkdtemp, readdir, readFile, rename, rm, stat } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import process from 'node:process';
@@ -156,6 +156,16 @@ export const copySeed = async (from: string, to: string): Promise<void> => {
   }
 };
 
+/** Seeds of other sources are of no use; one of the last hour may be another run's. */
+const forgetSeeds = async (root: string, keep: string): Promise<void> => {
+  for (const name of await readdir(root)) {
+    const path = join(root, name);
+    const { mtimeMs } = await stat(path);
+    if (path !== keep && !path.startsWith(keep) && Date.now() - mtimeMs > 3_600_000)
+      await rm(path, { recursive: true });
+  }
+};
+
 /** A data directory with a kernel and an image, made through the API once a day and kept in .cache. */
 export const seed = async (): Promise<string> => {
   const agent = await agentBinaries();
@@ -183,6 +193,7 @@ export const seed = async (): Promise<string> => {
   await w.stop();
   const temp = `${final}.${process.pid}`;
   await cp(w.data_dir, temp, { recursive: true, filter: path => !path.endsWith('.sock') });
+  await forgetSeeds(root, final);
   await rename(temp, final).catch(async error => {
     await rm(temp, { recursive: true, force: true });
     if (!(await exists(final))) throw error;
