@@ -1,14 +1,14 @@
 /** Records that must be written, whatever the disk says at first. */
 import { Fault } from '../api/fault.ts';
 import { pause } from '../lib/deadline.ts';
-import type { Host } from './host.ts';
+import type { Log } from '../lib/log.ts';
 
 const LEAST_MS = 100;
 const MOST_MS = 5000;
 
 /** Does it again and again while the disk is full or out of order, until the daemon stops; then it throws what was last thrown. */
 export const insist = async <T>(
-  host: Pick<Host, 'log' | 'closing'>,
+  host: { readonly log: Log; readonly closing: AbortSignal },
   what: string,
   work: () => Promise<T>,
 ): Promise<T> => {

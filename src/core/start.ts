@@ -1,4 +1,4 @@
-/** The story of a start: docs/architecture.md, the life of a VM. */
+/** The story of a start: docs/architecture.md, "A VM's life". */
 import { join } from 'node:path';
 import { Fault } from '../api/fault.ts';
 import type { Kernel } from '../api/kernel.ts';

@@ -1,4 +1,4 @@
-/** The stories of stop and delete: docs/architecture.md, the life of a VM. */
+/** The stories of stop and delete: docs/architecture.md, "A VM's life". */
 import { Fault } from '../api/fault.ts';
 import { type LastExit, VM_LIVE, type Vm } from '../api/vm.ts';
 import type { Workspace } from '../api/ws.ts';
