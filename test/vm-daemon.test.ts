@@ -10,8 +10,7 @@ import { execResult } from '../src/client/exec.ts';
 import { poll, sleep } from '../src/lib/deadline.ts';
 import { exists } from '../src/lib/files.ts';
 import { isAlive, procRef, run } from '../src/lib/proc.ts';
-import { NO_TRACES, traces } from './kit/audit.ts';
-import { killVmm, rejects, type Stage, stage, until } from './kit/behave.ts';
+import { killVmm, nothingLeft, noVmm, rejects, type Stage, stage, until } from './kit/behave.ts';
 import type { World } from './kit/world.ts';
 
 let s: Stage;
@@ -32,7 +31,7 @@ const echo = async (vm: string) =>
 const clear = async (): Promise<void> => {
   for (const vm of await w.client.vm.list({})) await w.client.vm.delete({ vm: vm.id });
   assert.deepEqual(await w.client.ws.list({}), []);
-  assert.deepEqual(await traces(w), NO_TRACES);
+  await nothingLeft(w);
 };
 
 test('killed while VMs run: adopted, with the same process; commands run again, stops are clean', async () => {
@@ -44,7 +43,7 @@ test('killed while VMs run: adopted, with the same process; commands run again, 
   assert.deepEqual([vm.state, vm.pid], ['running', pid]);
   assert.equal(await echo(id), 'here\n');
   assert.equal((await w.client.vm.stop({ vm: id })).last_exit?.reason, 'The guest shut down.');
-  assert.deepEqual(await w.vmms(), []);
+  await noVmm(w);
   await w.client.vm.start({ vm: id });
   assert.equal(await echo(id), 'here\n');
   await w.kill();
@@ -89,7 +88,7 @@ test('killed during a stop: the next daemon finishes it', async () => {
   await w.start();
   const vm = await until(w, id, 'stopped', 15_000);
   assert.equal(vm.last_exit?.reason, 'The guest shut down.');
-  assert.deepEqual(await w.vmms(), []);
+  await noVmm(w);
   await clear();
 });
 
@@ -237,7 +236,7 @@ test('a store that cannot write: nothing runs unheld, and the truth is stored as
   try {
     await rejects(w.client.vm.stop({ vm: id }), 'host');
     assert.ok((await start) instanceof Fault);
-    assert.deepEqual(await w.vmms(), [], 'it was ended although nothing could be written');
+    await noVmm(w);
   } finally {
     await limit('unlimited');
   }

@@ -8,8 +8,7 @@ import type { Event } from '../src/api/event.ts';
 import { Fault } from '../src/api/fault.ts';
 import { execResult } from '../src/client/exec.ts';
 import { poll, sleep } from '../src/lib/deadline.ts';
-import { NO_TRACES, traces } from './kit/audit.ts';
-import { killVmm, rejects, type Stage, stage, until } from './kit/behave.ts';
+import { killVmm, nothingLeft, noVmm, rejects, type Stage, stage, until } from './kit/behave.ts';
 import type { World } from './kit/world.ts';
 
 let s: Stage;
@@ -41,11 +40,6 @@ const watch = (subject: string): { events: Event[]; stop(): Promise<void> } => {
   return { events, stop };
 };
 
-const nothingLeft = async (): Promise<void> => {
-  assert.deepEqual(await w.client.vm.list({}), []);
-  assert.deepEqual(await traces(w), NO_TRACES);
-};
-
 test('created, started, stopped, started, stopped by force, deleted: records, history and events agree', async () => {
   const { id } = await create('life');
   const seen = watch(id);
@@ -60,7 +54,7 @@ test('created, started, stopped, started, stopped by force, deleted: records, hi
   const stopped = await w.client.vm.stop({ vm: 'life' });
   assert.deepEqual([stopped.state, stopped.guest, stopped.pid], ['stopped', null, null]);
   assert.equal(stopped.last_exit?.reason, 'The guest shut down.');
-  assert.deepEqual(await w.vmms(), []);
+  await noVmm(w);
   await rejects(w.client.vm.stop({ vm: 'life', force: true }), 'bad_state', /it is stopped/);
   await w.client.vm.start({ vm: 'life', wait: 'running' });
   const forced = await w.client.vm.stop({ vm: 'life', force: true });
@@ -95,7 +89,7 @@ test('created, started, stopped, started, stopped by force, deleted: records, hi
     seqs,
     [...seqs].sort((a, b) => a - b),
   );
-  await nothingLeft();
+  await nothingLeft(w);
 });
 
 test('deleted from every state; the name is free again at once', async () => {
@@ -124,7 +118,7 @@ test('deleted from every state; the name is free again at once', async () => {
     await until(w, id, state);
     await w.client.vm.delete({ vm: 'gone' });
     await Promise.all(pending);
-    await nothingLeft();
+    await nothingLeft(w);
   }
   assert.deepEqual(await w.client.ws.list({}), []);
 });
@@ -150,7 +144,7 @@ test('ten starts at once: one VMM; ten deletes at once: one deletes', async () =
   for (const r of deletes) {
     if (r.status === 'rejected') assert.equal(r.reason.code, 'not_found');
   }
-  await nothingLeft();
+  await nothingLeft(w);
 });
 
 test('a stop ends a start, wherever it is', { timeout: 60_000 }, async () => {
@@ -161,7 +155,7 @@ test('a stop ends a start, wherever it is', { timeout: 60_000 }, async () => {
   const stopped = await w.client.vm.stop({ vm: id });
   await start;
   assert.deepEqual([stopped.state, stopped.error, stopped.pid], ['stopped', null, null]);
-  assert.deepEqual(await w.vmms(), []);
+  await noVmm(w);
   await s.behave();
   for (let ms = 0; ms <= 220; ms += 20) {
     const started = w.client.vm.start({ vm: id, wait: 'running' }).then(
@@ -182,11 +176,11 @@ test('a stop ends a start, wherever it is', { timeout: 60_000 }, async () => {
       assert.equal(vm.state, 'stopped');
       assert.ok(outcome === 'canceled' || outcome === 'started', outcome);
     }
-    assert.deepEqual(await w.vmms(), [], `after ${ms} ms`);
+    await noVmm(w);
   }
   await w.client.vm.start({ vm: id });
   await w.client.vm.delete({ vm: id });
-  await nothingLeft();
+  await nothingLeft(w);
 });
 
 test('a stop while the start waits for the guest: the start is told that it ended', async () => {
@@ -215,12 +209,12 @@ test('a VMM that dies at once: its last words, and the VM can be started again',
   await until(w, id, 'failed');
   await s.behave({ REFUSE: 'cont' });
   await rejects(w.client.vm.start({ vm: id }), 'vmm', /told to refuse/);
-  assert.deepEqual(await w.vmms(), []);
+  await noVmm(w);
   await s.behave();
   const up = await w.client.vm.start({ vm: id });
   assert.deepEqual([up.state, up.error], ['running', null]);
   await w.client.vm.delete({ vm: id });
-  await nothingLeft();
+  await nothingLeft(w);
 });
 
 test('a VMM that ends between its answer and the record of it: crashed, with evidence', async () => {
@@ -232,14 +226,14 @@ test('a VMM that ends between its answer and the record of it: crashed, with evi
       const now = await w.client.vm.get({ vm: id });
       return now.state === 'crashed' || now.state === 'failed' ? now : undefined;
     });
-    assert.deepEqual(await w.vmms(), []);
+    await noVmm(w);
     if (vm.state === 'failed') continue;
     assert.match(vm.last_exit?.reason ?? '', /reset its machine/);
     assert.ok(vm.last_exit?.console_tail.includes('the last line'), JSON.stringify(vm.last_exit));
   }
   await s.behave();
   await w.client.vm.delete({ vm: id });
-  await nothingLeft();
+  await nothingLeft(w);
 });
 
 test('a VMM that is killed: crashed within 1.5 s, with evidence; what ran in it is told', async () => {
@@ -263,7 +257,7 @@ test('a VMM that is killed: crashed within 1.5 s, with evidence; what ran in it 
   await rejects(w.client.exec.run({ vm: id, argv: ['true'] }).next(), 'bad_state', /it is crashed/);
   await w.client.vm.start({ vm: id });
   await w.client.vm.delete({ vm: id });
-  await nothingLeft();
+  await nothingLeft(w);
 });
 
 test('a guest that never rings: a timeout, the VM goes on; politeness has an end, force needs none', async () => {
@@ -289,7 +283,7 @@ test('a guest that never rings: a timeout, the VM goes on; politeness has an end
   assert.match(termed.last_exit?.reason ?? '', /did not shut down in time; the VMM was ended by SIGTERM/);
   await s.behave();
   await w.client.vm.delete({ vm: id });
-  await nothingLeft();
+  await nothingLeft(w);
 });
 
 test('a VMM that is killed while its guest is asked to shut down is not called a clean stop', async () => {
@@ -317,7 +311,7 @@ test('stale sockets in the run directory are no obstacle', async () => {
   assert.deepEqual([vm.state, vm.guest], ['running', 'ready']);
   server.close();
   await w.client.vm.delete({ vm: id });
-  await nothingLeft();
+  await nothingLeft(w);
 });
 
 test('a name of 63 characters, whose disk cannot be named after it', async () => {
@@ -330,7 +324,7 @@ test('a name of 63 characters, whose disk cannot be named after it', async () =>
   assert.notEqual(other.root_ws_id, taken.id);
   for (const one of [name, 'short']) await w.client.vm.delete({ vm: one });
   await w.client.ws.remove({ ws: taken.id });
-  await nothingLeft();
+  await nothingLeft(w);
 });
 
 test('the console of a VM: past lines, as many as asked, and on to its end', async () => {
@@ -372,5 +366,5 @@ test('twenty VMs at once', { timeout: 60_000 }, async () => {
   assert.equal((await w.client.vm.list({ state: 'running' })).length, 20);
   assert.deepEqual((await w.client.daemon.get({})).vms, { running: 20 });
   await Promise.all(names.map(vm => w.client.vm.delete({ vm })));
-  await nothingLeft();
+  await nothingLeft(w);
 });

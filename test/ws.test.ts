@@ -4,8 +4,7 @@ import { readdir, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { Fault } from '../src/api/fault.ts';
-import { NO_TRACES, traces } from './kit/audit.ts';
-import { rejects, type Stage, stage, until } from './kit/behave.ts';
+import { nothingLeft, rejects, type Stage, stage, until } from './kit/behave.ts';
 import type { World } from './kit/world.ts';
 
 const SMALL = 16 * 1024 * 1024;
@@ -41,7 +40,7 @@ test('an empty disk and a clone: sizes, names, and no way to shrink', async () =
   assert.equal(twins.filter(r => r.status === 'fulfilled').length, 1);
   assert.equal((await readdir(join(w.data_dir, 'workspaces'))).length, 3, 'the losers left nothing');
   for (const ws of await w.client.ws.list({})) await w.client.ws.remove({ ws: ws.id });
-  assert.deepEqual(await traces(w), NO_TRACES);
+  await nothingLeft(w);
 });
 
 test('attached at most once, changed only while the VM does not run, kept from removal', async () => {
@@ -76,7 +75,7 @@ test('attached at most once, changed only while the VM does not run, kept from r
   await w.client.vm.start({ vm: 'again' });
   await w.client.vm.delete({ vm: 'again' });
   for (const ws of await w.client.ws.list({})) await w.client.ws.remove({ ws: ws.id });
-  assert.deepEqual(await traces(w), NO_TRACES);
+  await nothingLeft(w);
 });
 
 test('disks cannot be changed under a start, and a start waits for nobody who changes them', async () => {
@@ -94,7 +93,7 @@ test('disks cannot be changed under a start, and a start waits for nobody who ch
   await start;
   await w.client.vm.delete({ vm: vm.id });
   await w.client.ws.remove({ ws: data.id });
-  assert.deepEqual(await traces(w), NO_TRACES);
+  await nothingLeft(w);
 });
 
 test('one disk, many who want it: one gets it, whoever is faster', async () => {
@@ -120,7 +119,7 @@ test('one disk, many who want it: one gets it, whoever is faster', async () => {
   }
   for (const vm of vms) await w.client.vm.delete({ vm: vm.id });
   assert.deepEqual(await w.client.ws.list({}), []);
-  assert.deepEqual(await traces(w), NO_TRACES);
+  await nothingLeft(w);
 });
 
 test('an image and its clones race: no clone without an image, no image removed under one', async () => {
@@ -137,7 +136,7 @@ test('an image and its clones race: no clone without an image, no image removed 
   for (const one of await w.client.ws.list({})) await w.client.ws.remove({ ws: one.id });
   if ((await w.client.image.list({})).length === 1) await w.client.image.remove({ image: 'debian' });
   assert.deepEqual(await readdir(join(w.data_dir, 'images')), []);
-  assert.deepEqual(await traces(w), NO_TRACES);
+  await nothingLeft(w);
 });
 
 test('a kernel that a VM names stays; another goes with its initramfs', async () => {
@@ -155,5 +154,5 @@ test('a kernel that a VM names stays; another goes with its initramfs', async ()
   await rejects(w.client.vm.start({ vm: 'bare' }), 'not_found', /there is no kernel/);
   await w.client.vm.delete({ vm: 'bare' });
   await w.client.ws.remove({ ws: root.id });
-  assert.deepEqual(await traces(w), NO_TRACES);
+  await nothingLeft(w);
 });

@@ -6,7 +6,9 @@ import process from 'node:process';
 import { Fault, type FaultCode } from '../../src/api/fault.ts';
 import type { Vm, VmState } from '../../src/api/vm.ts';
 import { poll } from '../../src/lib/deadline.ts';
+import { procStat } from '../../src/lib/proc.ts';
 import { agentBinaries } from './agent.ts';
+import { NO_TRACES, traces } from './audit.ts';
 import { openStandin } from './standin.ts';
 import { type World, world } from './world.ts';
 
@@ -65,13 +67,16 @@ export const until = (w: World, vm: string, state: VmState, ms = 10_000): Promis
     return now.state === state ? now : undefined;
   });
 
-/** The VMMs that live, by the ID of their VM. */
+/** The VMMs that live, by the ID of their VM. A child of one that is about to become another program is none. */
 export const vmmsByVm = async (w: World): Promise<Map<string, number[]>> => {
   const found = new Map<string, number[]>();
-  for (const pid of await w.vmms()) {
+  const pids = await w.vmms();
+  for (const pid of pids) {
     const args = (await readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => '')).split('\0');
     const id = args[args.indexOf('-name') + 1];
-    if (id?.startsWith('vm_')) found.set(id, [...(found.get(id) ?? []), pid]);
+    const parent = (await procStat(pid))?.ppid;
+    if (id?.startsWith('vm_') && parent !== undefined && !pids.includes(parent))
+      found.set(id, [...(found.get(id) ?? []), pid]);
   }
   return found;
 };
@@ -87,4 +92,16 @@ export const killVmm = async (w: World, id: string): Promise<boolean> => {
     }
   }
   return pids.length > 0;
+};
+
+/** Polled: what a dying VMM of ours forked a moment ago takes its time to die, too. */
+export const noVmm = async (w: World): Promise<void> => {
+  await poll('the end of every VMM', 3000, async () => (await w.vmms()).length === 0 || undefined);
+};
+
+/** Nothing is left of any VM. */
+export const nothingLeft = async (w: World): Promise<void> => {
+  assert.deepEqual(await w.client.vm.list({}), []);
+  await poll('the end of every process', 3000, async () => (await traces(w)).processes.length === 0 || undefined);
+  assert.deepEqual(await traces(w), NO_TRACES);
 };

@@ -197,8 +197,10 @@ export class Guest {
       for (const dev of this.#chardevs.values()) if (dev.id.startsWith('nexus.egress.')) this.#opens(dev);
     });
     server.listen('harness.egress', () => {
-      // our death ends it too, even by SIGKILL
-      const command = ['--pdeathsig', 'KILL', program, '-egress', 'harness.egress', 'harness.control'];
+      // our death ends it too, even by SIGKILL, and even one that comes before the first of these words is run
+      const script = '[ "$PPID" = "$0" ] && exec "$@"';
+      const harness = [program, '-egress', 'harness.egress', 'harness.control'];
+      const command = ['--pdeathsig', 'KILL', 'sh', '-c', script, String(process.pid), ...harness];
       this.#harness = spawn('setpriv', command, { stdio: ['ignore', 2, 2] });
       this.#harness.once('exit', code => this.#options.onHarnessEnd(code));
       const look = setInterval(() => {
