@@ -20,6 +20,7 @@ import { useAsset } from './using.ts';
 
 /** From SIGKILL to the end of a VMM whose start is undone. */
 const KILL_MS = 10_000;
+const END_STORED_MS = 5000;
 
 export interface StartOptions {
   wait: 'ready' | 'running' | 'none';
@@ -43,15 +44,21 @@ export const startVm = async (host: Host, ref: string, options: StartOptions): P
   return publicVm(await needVm(host, id));
 };
 
+/** The record says why, once the end is stored; it is waited for, so that who asks next is not told that the VM runs. */
+const endedEarly = async (host: Host, live: Live, name: string): Promise<Fault> => {
+  await withDeadline('the end of the VM in the record', END_STORED_MS, live.end_stored.promise).catch(() => {});
+  const reason = (await host.store.findVm(live.vm_id))?.last_exit?.reason;
+  const why = reason === undefined ? '.' : `: ${reason}`;
+  return new Fault('vmm', `VM '${name}' ended before its guest was ready${why}`, { hint: `nexusctl vm logs ${name}` });
+};
+
 const awaitGuest = async (host: Host, live: Live, name: string, timeout_ms: number): Promise<void> => {
   const deadline = AbortSignal.timeout(timeout_ms);
   try {
     await guestReady(live, AbortSignal.any([deadline, host.closing]));
   } catch (error) {
     if (host.closing.aborted) throw new Fault('canceled', `The daemon stops; VM '${name}' goes on running.`);
-    if (live.gone.signal.aborted) {
-      throw new Fault('vmm', `VM '${name}' ended before its guest was ready.`, { hint: `nexusctl vm logs ${name}` });
-    }
+    if (live.gone.signal.aborted) throw await endedEarly(host, live, name);
     if (!deadline.aborted) throw error;
     throw new Fault(
       'timeout',
