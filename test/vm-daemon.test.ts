@@ -9,7 +9,7 @@ import { Fault } from '../src/api/fault.ts';
 import { execResult } from '../src/client/exec.ts';
 import { poll, sleep } from '../src/lib/deadline.ts';
 import { exists } from '../src/lib/files.ts';
-import { isAlive, procRef, run } from '../src/lib/proc.ts';
+import { isAlive, procRef, procsWithEnv, run } from '../src/lib/proc.ts';
 import { killVmm, nothingLeft, noVmm, rejects, type Stage, stage, until } from './kit/behave.ts';
 import type { World } from './kit/world.ts';
 
@@ -166,6 +166,35 @@ test('VMMs that belong to nobody and half-made things go at the next start; what
   assert.ok(!(await exists(at('vms', unknown))));
   assert.deepEqual([(await w.client.image.list({})).length, (await w.client.kernel.list({})).length], [1, 1]);
   assert.equal((await w.client.vm.start({ vm: id })).state, 'running', 'its disk is whole');
+  await clear();
+});
+
+test('killed during a build: what it had started ends, the job says so, nothing is left; and it can be done again', {
+  timeout: 90_000,
+}, async () => {
+  const job = await w.client.image.build({ name: 'cut', rootfs: 'debian:12' });
+  const children = () => procsWithEnv('NEXUS_OWNER', w.data_dir);
+  await poll('a program of the build', 30_000, async () => (await children()).length > 0 || undefined);
+  await w.kill();
+  // one that takes no end of its input for an answer
+  const stubborn = spawn('sh', ['-c', 'trap "" TERM; while :; do sleep 1; done'], {
+    env: { ...process.env, NEXUS_OWNER: w.data_dir },
+    stdio: 'ignore',
+  });
+  const ended = new Promise(resolve => stubborn.once('exit', (_code, signal) => resolve(signal)));
+  await w.start();
+  assert.equal(await ended, 'SIGKILL');
+  assert.deepEqual(await children(), []);
+  const { state, error } = await w.client.job.get({ job: job.id });
+  assert.deepEqual([state, error?.code], ['interrupted', 'canceled']);
+  await rejects(w.client.image.get({ image: 'cut' }), 'not_found');
+  await clear();
+  const again = await w.client.image.build({ name: 'cut', rootfs: 'debian:12' });
+  await poll('a program of the build', 30_000, async () => (await children()).length > 0 || undefined);
+  await w.stop();
+  assert.deepEqual(await children(), [], 'a daemon that stops ends its jobs');
+  await w.start();
+  assert.equal((await w.client.job.get({ job: again.id })).state, 'canceled');
   await clear();
 });
 

@@ -13,6 +13,7 @@ import { newId } from './ids.ts';
 import type { JobContext } from './jobs.ts';
 import { inTemp } from './land.ts';
 import { rootfsDir } from './paths.ts';
+import { workEnv } from './stray.ts';
 import { takeAsset, useAsset } from './using.ts';
 
 export const imageHandlers = (host: Host): HandlersOf<'image'> => ({
@@ -55,6 +56,7 @@ const build = (host: Host, job: JobContext, input: OpIn<'image.build'>, rootfs: 
         return guestOverlays(scan, facts, { init, agent, label });
       },
       out,
+      tools: { env: workEnv(host.paths) },
       ...(input.size_bytes === undefined ? {} : { size_bytes: input.size_bytes }),
       signal: job.signal,
       onProgress: job.progress,

@@ -13,12 +13,13 @@ import { hold } from './live.ts';
 import { runDir, vmDir } from './paths.ts';
 import { plan, type Step } from './plan.ts';
 import { stopVm } from './stop.ts';
-import { endProcess } from './stray.ts';
+import { endOldWork, endProcess } from './stray.ts';
 
 /** The last lines of the console of a VM that ended while no daemon was there. */
 const CONSOLE_TAIL = 20;
 
 export const reconcile = async (host: Host): Promise<void> => {
+  await endOldWork(host);
   for (const job of await host.store.interruptJobs(Date.now())) {
     host.log.info({ job: job.id, kind: job.kind }, 'a job was interrupted by the end of the daemon');
   }

@@ -1,9 +1,18 @@
-/** VMM processes that nobody holds. */
+/** Processes that nobody holds: VMMs, and what a killed daemon's jobs had started. */
+import process from 'node:process';
 import { poll } from '../lib/deadline.ts';
-import { isAlive, type ProcRef, signalProc } from '../lib/proc.ts';
+import { isAlive, type ProcRef, procsWithEnv, signalProc } from '../lib/proc.ts';
 import type { Host } from './host.ts';
+import type { Paths } from './paths.ts';
+
+/** In the environment of a daemon, and so of all that its jobs start. VMMs get an environment of their own, and live on. */
+const OWNER = 'NEXUS_OWNER';
 
 const END_MS = 10_000;
+/** From SIGTERM to SIGKILL for programs of a job. */
+const TERM_MS = 3000;
+/** What ends may just have started something else. */
+const ROUNDS = 5;
 
 /** Ends a process and waits until it is gone. */
 export const endProcess = async (proc: ProcRef): Promise<void> => {
@@ -18,4 +27,29 @@ export const endStrays = async (host: Host, id: string): Promise<void> => {
     host.log.warn({ vm: id, pid: proc.pid }, 'ending a VMM that nobody holds');
     await endProcess(proc);
   }
+};
+
+/** What marks a process as work in that data directory: for programs that are not given the daemon's own environment. */
+export const workEnv = ({ data }: Paths): Record<string, string> => ({ [OWNER]: data });
+
+/** Marks what this process starts from now on. */
+export const markWork = (paths: Paths): void => {
+  Object.assign(process.env, workEnv(paths));
+};
+
+/** Ends what an earlier daemon on this data directory had started and did not live to end. Some of it tidies up when it is asked to end. */
+export const endOldWork = async ({ log, paths }: Pick<Host, 'log' | 'paths'>): Promise<void> => {
+  for (let round = 0; round < ROUNDS; round++) {
+    const found = await procsWithEnv(OWNER, paths.data);
+    if (found.length === 0) return;
+    log.warn({ pids: found.map(p => p.pid) }, 'ending what a job of an earlier daemon had started');
+    await Promise.allSettled(found.map(endPolitely));
+  }
+  log.error('programs of an earlier job do not end');
+};
+
+const endPolitely = async (proc: ProcRef): Promise<void> => {
+  await signalProc(proc, 'SIGTERM');
+  const gone = async () => ((await isAlive(proc)) ? undefined : true);
+  await poll('its end', TERM_MS, gone).catch(() => endProcess(proc));
 };

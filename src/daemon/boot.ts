@@ -11,6 +11,7 @@ import { JobRunner } from '../core/jobs.ts';
 import { letGo } from '../core/live.ts';
 import { makePaths } from '../core/paths.ts';
 import { reconcile } from '../core/reconcile.ts';
+import { markWork } from '../core/stray.ts';
 import { pickDisks } from '../disk/pick.ts';
 import { poll } from '../lib/deadline.ts';
 import { sha256File } from '../lib/files.ts';
@@ -54,6 +55,7 @@ export const bootDaemon = async (options: DaemonOptions): Promise<Daemon> => {
     const agent = await agentFiles(options.agent_dir);
     const paths = await makePaths(options.data_dir);
     stack.use(await lockDataDir(options.data_dir));
+    markWork(paths);
     const store = stack.use(await openStore(options.data_dir));
     const probe = join(options.agent_dir, 'nexus-probe');
     const [disks, vmm] = await Promise.all([

@@ -1,7 +1,7 @@
 /** Child processes and /proc. The only place that spawns; always an argument array, never a shell. */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { readFileSync } from 'node:fs';
-import { open, readFile } from 'node:fs/promises';
+import { open, readdir, readFile } from 'node:fs/promises';
 import type { Readable } from 'node:stream';
 
 export interface RunOptions {
@@ -277,4 +277,17 @@ export const launch = async (argv: readonly string[], log_file: string): Promise
   } finally {
     await log.close();
   }
+};
+
+/** Running processes that were started with this variable in their environment, other than this one and those we may not look into. */
+export const procsWithEnv = async (name: string, value: string): Promise<ProcRef[]> => {
+  const entry = `\0${name}=${value}\0`;
+  const found: ProcRef[] = [];
+  for (const pid of await readdir('/proc')) {
+    if (!/^\d+$/.test(pid) || Number(pid) === process.pid) continue;
+    const env = await readFile(`/proc/${pid}/environ`, 'utf8').catch(() => '');
+    const ref = `\0${env}`.includes(entry) ? await procRef(Number(pid)) : undefined;
+    if (ref !== undefined && (await isAlive(ref))) found.push(ref);
+  }
+  return found;
 };
