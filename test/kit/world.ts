@@ -104,7 +104,17 @@ export const world = async (options: WorldOptions = {}): Promise<World> => {
     }
     return found;
   };
-  await start();
+  const remove = async () => {
+    await rm(data_dir, { recursive: true, force: true });
+    await standin?.[Symbol.asyncDispose]();
+  };
+  try {
+    await start();
+  } catch (error) {
+    await end('SIGKILL');
+    await remove();
+    throw error;
+  }
   return {
     data_dir,
     socket,
@@ -121,8 +131,7 @@ export const world = async (options: WorldOptions = {}): Promise<World> => {
       await end('SIGTERM');
       for (const pid of await vmms()) process.kill(pid, 'SIGKILL');
       await poll('the end of the VMMs', 10_000, async () => ((await vmms()).length === 0 ? true : undefined));
-      await rm(data_dir, { recursive: true, force: true });
-      await standin?.[Symbol.asyncDispose]();
+      await remove();
     },
   };
 };
