@@ -1,6 +1,7 @@
 /** Daemons that die, stop and come back: their VMs, and what lies on disk. */
 import assert from 'node:assert/strict';
 import { type ChildProcess, spawn } from 'node:child_process';
+import { createHash } from 'node:crypto';
 import { mkdir, readdir, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import process from 'node:process';
@@ -12,6 +13,9 @@ import { exists } from '../src/lib/files.ts';
 import { isAlive, procRef, procsWithEnv, run } from '../src/lib/proc.ts';
 import { killVmm, nothingLeft, noVmm, rejects, type Stage, stage, until } from './kit/behave.ts';
 import type { World } from './kit/world.ts';
+
+/** Runs as long as the agent: what the stand-in's guest runs is a process of this host. */
+const WHILE_PARENT = ['sh', '-c', 'while kill -0 $PPID 2>/dev/null; do sleep 0.1; done'];
 
 let s: Stage;
 let w: World;
@@ -152,6 +156,7 @@ test('VMMs that belong to nobody and half-made things go at the next start; what
     at('kernels', 'krn_01h455vb4pex5vsknk084sn02q', 'vmlinux'),
     at('rootfs', 'rfs_01h455vb4pex5vsknk084sn02q', 'rootfs.tar'),
     at('jobs', 'job_01h455vb4pex5vsknk084sn02q.log'),
+    at(`.s${createHash('sha256').update(w.socket).digest('hex').slice(0, 6)}`, 's'),
     at('initrd', `.${known}.4b1c.tmp`),
     at('initrd', 'krn_01h455vb4pex5vsknk084sn02q-0123456789abcdef.cpio'),
   ];
@@ -222,7 +227,7 @@ test('a daemon that is told to stop: VMs go on, starts are undone, streams and w
       // until it ends
     }
   })().catch((e: unknown) => e);
-  const exec = execResult(w.client.exec.run({ vm: kept.id, argv: ['sleep', '100'] })).catch((e: unknown) => e);
+  const exec = execResult(w.client.exec.run({ vm: kept.id, argv: WHILE_PARENT })).catch((e: unknown) => e);
   await sleep(100);
   const began = performance.now();
   await w.stop();
@@ -272,6 +277,15 @@ test('a store that cannot write: nothing runs unheld, and the truth is stored as
   await until(w, id, 'stopped');
   await s.behave();
   assert.equal((await w.client.vm.start({ vm: id })).state, 'running');
+  await limit('1');
+  try {
+    await rejects(w.client.vm.stop({ vm: id, force: true }), 'host');
+    await noVmm(w);
+  } finally {
+    await limit('unlimited');
+  }
+  const stopped = await until(w, id, 'stopped');
+  assert.equal(stopped.last_exit?.reason, 'It was stopped by force.');
   await clear();
   await rm(join(w.data_dir, 'core'), { force: true });
 });

@@ -38,7 +38,7 @@ export const imageOps = {
         .describe('length of the file system; default: what its content needs, and a fifth'),
     }),
     output: Job,
-    errors: ['not_found', 'exists', 'invalid', 'no_room', 'host'],
+    errors: ['not_found', 'exists', 'busy', 'invalid', 'no_room', 'host'],
     args: ['name'],
     tool: true,
   }),

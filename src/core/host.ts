@@ -60,6 +60,8 @@ export interface Live {
   guest_stored: Promise<void>;
   /** Of the start, `performance.now()`; null: adopted. */
   times: StartTimes | null;
+  /** How a stop ended it, though that could not be stored yet. */
+  stopped_how: string | undefined;
   /** What the guest said before it went down. */
   ending: { kind: 'poweroff' | 'reboot' | 'halt' | 'down'; by: 'host' | 'guest' } | undefined;
   /** Aborted when the VMM has ended or is let go. */

@@ -6,6 +6,10 @@ import type { Log } from '../lib/log.ts';
 const LEAST_MS = 100;
 const MOST_MS = 5000;
 
+/** True for a disk that is full or out of order: that may pass. */
+export const cannotWrite = (error: unknown): boolean =>
+  error instanceof Fault && (error.code === 'no_room' || error.code === 'host');
+
 /** Does it again and again while the disk is full or out of order, until the daemon stops; then it throws what was last thrown. */
 export const insist = async <T>(
   host: { readonly log: Log; readonly closing: AbortSignal },
@@ -16,8 +20,7 @@ export const insist = async <T>(
     try {
       return await work();
     } catch (error) {
-      const passing = error instanceof Fault && (error.code === 'no_room' || error.code === 'host');
-      if (!passing || host.closing.aborted) throw error;
+      if (!cannotWrite(error) || host.closing.aborted) throw error;
       host.log.error({ err: error }, `${what} cannot be stored yet; it is tried again`);
       await pause(wait, host.closing).catch(() => {
         throw error;

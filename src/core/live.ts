@@ -44,6 +44,7 @@ export const hold = (host: Host, vm: VmRecord, machine: Machine, console: Consol
     stored: Promise.withResolvers<void>(),
     guest_stored: Promise.resolve(),
     times,
+    stopped_how: undefined,
     ending: undefined,
     gone: new AbortController(),
   };
@@ -133,15 +134,18 @@ const storeEnd = async (host: Host, live: Live, exit: LastExit): Promise<void> =
   const vm = await host.store.findVm(live.vm_id);
   const { pid, start_ticks } = live.machine.proc;
   if (vm === undefined || vm.run?.pid !== pid || vm.run.start_ticks !== start_ticks) return; // deleted, or this end is stored
-  const asked = live.ending !== undefined || vm.state === 'stopping';
+  const { stopped_how } = live;
+  const asked = live.ending !== undefined || stopped_how !== undefined || vm.state === 'stopping';
   const to = asked ? 'stopped' : 'crashed';
+  const last_exit = stopped_how === undefined ? exit : { ...exit, reason: stopped_how };
+  const why = last_exit.reason;
   await host.store.transitionVm(live.vm_id, {
     to,
-    why: exit.reason,
-    actor: asked ? 'guest' : 'daemon',
-    patch: { pid: null, run: null, guest: null, stopped_at_ms: exit.at_ms, last_exit: exit },
+    why,
+    actor: live.ending === undefined ? 'daemon' : 'guest',
+    patch: { pid: null, run: null, guest: null, stopped_at_ms: exit.at_ms, last_exit },
   });
-  host.events.emit('vm.state', live.vm_id, { state: to, why: exit.reason });
+  host.events.emit('vm.state', live.vm_id, { state: to, why });
 };
 
 /** The end of a VMM as evidence: how it went, and the last words of console and VMM. */

@@ -8,9 +8,10 @@ import type { Held } from '../lib/lock.ts';
 import type { MachineEnd } from '../vmm/machine.ts';
 import { admit, busy, needVm, publicVm } from './find.ts';
 import type { Host, Live } from './host.ts';
+import { cannotWrite } from './insist.ts';
 import { describeEnd, forget, handBack, letGo } from './live.ts';
 import { vmDir } from './paths.ts';
-import { endStrays } from './stray.ts';
+import { endStrays, undying } from './stray.ts';
 
 /** How long the operation that holds the lock has to unwind. */
 const PREEMPT_MS = 10_000;
@@ -85,15 +86,26 @@ export const stopVm = async (host: Host, ref: string, options: StopOptions): Pro
 const stopHeld = async (host: Host, vm: Vm, live: Live, options: StopOptions, signal: AbortSignal): Promise<Vm> => {
   if (vm.state !== 'stopping') {
     const why = options.force ? 'stop by force was asked for' : 'stop was asked for';
-    await host.store.transitionVm(vm.id, { to: 'stopping', why, actor: options.actor });
-    host.events.emit('vm.state', vm.id, { state: 'stopping' });
+    await stopping(host, vm, why, options.actor);
   }
   const { end, how } = await endMachine(host, live, options, signal);
+  live.stopped_how = how;
   const exit = await describeEnd(live, end);
   await letGo(host, live);
   const stopped = await stored(host, vm.id, { ...exit, reason: how }, options.actor);
   forget(host, live);
   return stopped;
+};
+
+/** A full disk is no reason to let a VM run that shall not: it may be what fills it. */
+const stopping = async (host: Host, vm: Vm, why: string, actor: string): Promise<void> => {
+  try {
+    await host.store.transitionVm(vm.id, { to: 'stopping', why, actor });
+    host.events.emit('vm.state', vm.id, { state: 'stopping' });
+  } catch (error) {
+    if (!cannotWrite(error)) throw error;
+    host.log.error({ err: error, vm: vm.id }, 'cannot store that a VM is being stopped');
+  }
 };
 
 const stored = async (host: Host, id: string, exit: LastExit, actor: string): Promise<Vm> => {
@@ -135,9 +147,7 @@ const endMachine = async (
   await machine.signal('SIGKILL');
   const killed = await within(machine.ended, KILL_MS);
   if (killed === undefined) {
-    throw new Fault('vmm', `The VMM (process ${machine.proc.pid}) does not end after SIGKILL.`, {
-      hint: 'look for a process in state D: a disk that does not answer',
-    });
+    throw undying(machine.proc);
   }
   return { end: killed, how: options.force ? 'It was stopped by force.' : 'The VMM did not end; SIGKILL was needed.' };
 };

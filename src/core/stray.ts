@@ -1,5 +1,6 @@
 /** Processes that nobody holds: VMMs, and what a killed daemon's jobs had started. */
 import process from 'node:process';
+import { Fault } from '../api/fault.ts';
 import { poll } from '../lib/deadline.ts';
 import { isAlive, type ProcRef, procsWithEnv, signalProc } from '../lib/proc.ts';
 import type { Host } from './host.ts';
@@ -17,8 +18,16 @@ const ROUNDS = 5;
 /** Ends a process and waits until it is gone. */
 export const endProcess = async (proc: ProcRef): Promise<void> => {
   await signalProc(proc, 'SIGKILL');
-  await poll(`the end of process ${proc.pid}`, END_MS, async () => ((await isAlive(proc)) ? undefined : true));
+  const gone = async () => ((await isAlive(proc)) ? undefined : true);
+  await poll('its end', END_MS, gone).catch(() => {
+    throw undying(proc);
+  });
 };
+
+export const undying = (proc: ProcRef): Fault =>
+  new Fault('vmm', `Process ${proc.pid} does not end after SIGKILL.`, {
+    hint: 'look for a process in state D: a disk that does not answer',
+  });
 
 /** Ends every VMM of a VM that this daemon does not hold. The caller has the VM's lock. */
 export const endStrays = async (host: Host, id: string): Promise<void> => {

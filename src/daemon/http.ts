@@ -1,9 +1,10 @@
 /** The HTTP door: a loop over the contract, on a Unix socket that its owner alone may use. */
-import { randomBytes } from 'node:crypto';
-import { chmod, mkdtemp, rename, rm, rmdir, stat } from 'node:fs/promises';
+import { createHash, randomBytes } from 'node:crypto';
+import { chmod, lstat, mkdir, rename, rm, rmdir, stat } from 'node:fs/promises';
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
 import { dirname, join } from 'node:path';
+import process from 'node:process';
 import { PassThrough, type Readable } from 'node:stream';
 import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from 'fastify';
 import { Fault } from '../api/fault.ts';
@@ -216,10 +217,25 @@ const makeApp = (door: Door): FastifyInstance => {
   return app;
 };
 
+/**
+ * A directory for one socket that nobody else can enter, named after the socket: what a killed daemon left there is found again. No
+ * tree is removed: somebody else may be able to write beside it.
+ */
+const makeNest = async (socket: string): Promise<string> => {
+  const nest = join(dirname(socket), `.s${createHash('sha256').update(socket).digest('hex').slice(0, 6)}`);
+  const old = await lstat(nest).catch(() => undefined);
+  if (old?.isDirectory() === true && old.uid === process.getuid?.()) {
+    await rm(join(nest, 's'), { force: true });
+    await rmdir(nest);
+  }
+  await mkdir(nest, { mode: 0o700 });
+  return nest;
+};
+
 /** Binds in a directory nobody else can enter, then moves the socket into place: it is 0600 before it can be reached. */
 const listen = async (app: FastifyInstance, socket: string): Promise<void> => {
-  const dir = await ensureDir(dirname(socket), 0o700);
-  const nest = await mkdtemp(join(dir, '.s'));
+  await ensureDir(dirname(socket), 0o700);
+  const nest = await makeNest(socket);
   const path = join(nest, 's');
   if (Math.max(path.length, socket.length) > SOCKET_PATH_MAX) {
     await rmdir(nest);
