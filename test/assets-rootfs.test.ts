@@ -11,7 +11,7 @@ import { openApt } from '../src/assets/apt.ts';
 import { downloadDebianRootfs, sourcesFor, verifyRootfs } from '../src/assets/debian-rootfs.ts';
 import { poll } from '../src/lib/deadline.ts';
 import { exists } from '../src/lib/files.ts';
-import { runAny } from '../src/lib/proc.ts';
+import { procsWithEnv, runAny } from '../src/lib/proc.ts';
 import { testRootfs } from './kit/assets.ts';
 
 let dir = '';
@@ -195,6 +195,8 @@ for (const [who, prefix, stage] of [
     assert.match(said, /^LEFT \[\]$/m);
     if (prefix.length > 0) assert.match(said, /mode (fakechroot|unshare)/);
     await poll('the end of all processes', 5000, async () => ((await users(target)).length === 0 ? true : undefined));
+    const marked = () => procsWithEnv('NEXUS_ROOTFS_WORK', join(target, '.work'));
+    await poll("the end of fakeroot's daemon", 5000, async () => ((await marked()).length === 0 ? true : undefined));
     assert.ok(!(await readFile('/proc/self/mountinfo', 'utf8')).includes(target));
     assert.ok(await exists(target));
   });

@@ -8,7 +8,7 @@ import type { Arch } from '../api/common.ts';
 import { Fault } from '../api/fault.ts';
 import type { JobProgress } from '../api/job.ts';
 import { exists, sha256File } from '../lib/files.ts';
-import { RunError, type RunResult, runAny } from '../lib/proc.ts';
+import { procsWithEnv, RunError, type RunOptions, type RunResult, runAny, signalProc } from '../lib/proc.ts';
 import { plain } from '../lib/text.ts';
 import { type Apt, aptFault, aptSources, aptTransport, openApt, refreshLists } from './apt.ts';
 import { verifyFile } from './verify.ts';
@@ -148,6 +148,8 @@ const argvFor = (input: RootfsDownload, codename: string, mode: string, transpor
   '-',
 ];
 
+const MARK = 'NEXUS_ROOTFS_WORK';
+
 const failure = (input: RootfsDownload, { stdout, stderr }: RunResult): Fault => {
   const missing = /unable to locate package (\S+)/i.exec(stderr)?.[1];
   if (missing !== undefined)
@@ -159,6 +161,15 @@ const failure = (input: RootfsDownload, { stdout, stderr }: RunResult): Fault =>
 };
 
 const plainLines = (text: string): string => text.split('\n').map(plain).join('\n');
+
+/** fakeroot's daemon has a session of its own and outlives a group that is killed: what was started is found by a mark. */
+const runMarked = async (work: string, argv: readonly string[], options: RunOptions): Promise<RunResult> => {
+  try {
+    return await runAny(argv, { ...options, env: { ...options.env, [MARK]: work } });
+  } finally {
+    for (const left of await procsWithEnv(MARK, work)) await signalProc(left, 'SIGKILL');
+  }
+};
 
 const mmdebstrap = async (input: RootfsDownload, work: string, found: (typeof RELEASES)[number]): Promise<void> => {
   const apt = await openApt(work, input.signal, input.onLog);
@@ -175,7 +186,7 @@ const mmdebstrap = async (input: RootfsDownload, work: string, found: (typeof RE
     done = at;
     input.onProgress({ stage, done, total: STAGES.length, unit: 'steps' });
   };
-  const result = await runAny(argv, {
+  const result = await runMarked(work, argv, {
     input: Buffer.from(sources),
     // The mapped root of `unshare` must be able to reach its folder: that is in the system's own temporary folder.
     env: {
