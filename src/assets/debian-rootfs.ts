@@ -197,6 +197,7 @@ const mmdebstrap = async (input: RootfsDownload, work: string, found: (typeof RE
     },
     signal: input.signal,
     timeout_ms: 1_800_000,
+    grace_ms: 30_000, // it removes its folder, which an ordinary user could not
     onLine,
   });
   if (result.code !== 0) throw failure(input, result);

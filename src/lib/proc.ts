@@ -14,6 +14,8 @@ export interface RunOptions {
   signal?: AbortSignal;
   /** Deadline, ms. Default 60 000. */
   timeout_ms?: number;
+  /** From SIGTERM to SIGKILL, ms, when it is late or aborted. Default 2000. */
+  grace_ms?: number;
   /** Bytes of output that are kept, each channel, the last ones. Default 1 MiB. */
   max_output?: number;
   /** Called with each line of stdout and stderr as it comes. */
@@ -101,7 +103,7 @@ export const runAny = (argv: readonly string[], options: RunOptions = {}): Promi
     let why: unknown;
     const end = (reason: unknown) => {
       why ??= reason;
-      killGroup(child);
+      killGroup(child, options.grace_ms);
     };
     const ms = options.timeout_ms ?? 60_000;
     const timer = setTimeout(() => end(new RunError(argv, `${program} took longer than ${ms} ms`)), ms);

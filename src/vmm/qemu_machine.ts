@@ -23,7 +23,7 @@ import { QMP_SOCKET, type RunDir } from './run_dir.ts';
 const POLL_MS = 100;
 const LOG_CHECK_MS = 10_000;
 /** What QEMU said just before its end is read for this long. */
-const DRAIN_MS = 300;
+const DRAIN_MS = 2000;
 
 const Status = z.looseObject({ status: z.string() });
 
