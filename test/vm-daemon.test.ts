@@ -11,11 +11,8 @@ import { execResult } from '../src/client/exec.ts';
 import { poll, sleep } from '../src/lib/deadline.ts';
 import { exists } from '../src/lib/files.ts';
 import { isAlive, procRef, procsWithEnv, run } from '../src/lib/proc.ts';
-import { killVmm, nothingLeft, noVmm, rejects, type Stage, stage, until } from './kit/behave.ts';
+import { killVmm, nothingLeft, noVmm, rejects, type Stage, stage, until, WHILE_PARENT } from './kit/behave.ts';
 import type { World } from './kit/world.ts';
-
-/** Runs as long as the agent: what the stand-in's guest runs is a process of this host. */
-const WHILE_PARENT = ['sh', '-c', 'while kill -0 $PPID 2>/dev/null; do sleep 0.1; done'];
 
 let s: Stage;
 let w: World;

@@ -105,3 +105,6 @@ export const nothingLeft = async (w: World): Promise<void> => {
   await poll('the end of every process', 3000, async () => (await traces(w)).processes.length === 0 || undefined);
   assert.deepEqual(await traces(w), NO_TRACES);
 };
+
+/** Runs as long as the agent: what the stand-in's guest runs is a process of this host. */
+export const WHILE_PARENT = ['sh', '-c', 'while kill -0 $PPID 2>/dev/null; do sleep 0.1; done'];
