@@ -7,6 +7,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import process from 'node:process';
 import { DatabaseSync } from 'node:sqlite';
+import { blankVm, vmOps } from '../src/api/vm.ts';
 import { openStore } from '../src/store/open.ts';
 import { machine, report } from './kit.ts';
 
@@ -40,17 +41,8 @@ const bareTransition = (state: string) => {
 
 try {
   await using store = await openStore(dir);
-  const empty = { guest: null, vmm: null, accel: null, pid: null, guest_facts: null, error: null, last_exit: null };
-  const refs = {
-    image_id: null,
-    kernel_id: null,
-    root_ws_id: null,
-    started_at_ms: null,
-    stopped_at_ms: null,
-    run: null,
-  };
-  const vm = { id, name: 'web', state: 'created', vcpus: 2, memory_mib: 1024, created_at_ms: Date.now() } as const;
-  await store.insertVm({ ...vm, ...empty, ...refs }, {});
+  const input = vmOps['vm.create'].input.parse({ name: 'web' });
+  await store.insertVm({ ...blankVm(input, id, Date.now()), run: null }, {});
   await store.transitionVm(id, { to: 'starting', why: 'bench', actor: 'api' });
   await store.transitionVm(id, { to: 'running', why: 'bench', actor: 'api' });
   const ours: number[] = [];

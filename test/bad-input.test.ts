@@ -177,7 +177,13 @@ test('one daemon a data directory; a path that is too long is refused', async ()
 test('the VMM is missing when the daemon starts, and when a VM starts', async () => {
   const dir = await mkdtemp(join(tmpdir(), 'nx-'));
   try {
-    await assert.rejects(world({ qemu: join(dir, 'nowhere') }), /ended with 8[\s\S]*nowhere[\s\S]*hint: /);
+    {
+      await using u = await world({ qemu: join(dir, 'nowhere'), seed: 'booted' });
+      assert.equal((await u.client.daemon.get({})).vmm.accel, null);
+      await u.client.vm.create({ name: 'a' });
+      await rejects(u.client.vm.start({ vm: 'a' }), 'host', /nowhere/);
+      assert.equal((await u.client.vm.get({ vm: 'a' })).state, 'created');
+    }
     const program = join(dir, 'qemu');
     await writeFile(program, `#!/bin/sh\nexec ${process.execPath} ${join(REPO, 'test/standin/qemu.ts')} "$@"\n`);
     await chmod(program, 0o755);

@@ -20,7 +20,7 @@ test('a VM with nothing but a name boots, runs commands, stops clean and leaves 
   const vm = await w.client.vm.create({ name: 'web' });
   assert.deepEqual([vm.state, vm.vcpus, vm.memory_mib], ['created', 2, 1024]);
   const started = await w.client.vm.start({ vm: 'web' });
-  assert.deepEqual([started.state, started.guest, started.vmm], ['running', 'ready', 'qemu']);
+  assert.deepEqual([started.state, started.guest, started.runs_on], ['running', 'ready', 'qemu']);
 
   const id = await sh(
     w,

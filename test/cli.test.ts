@@ -61,7 +61,7 @@ test('every operation has a command, and its help comes from the contract', asyn
   );
   const create = await ctl(nobody, ['vm', 'create', '--help']);
   assert.match(create.stdout, /--memory <size>\s+\(default: 1 GiB\)/);
-  assert.match(create.stdout, /--root-size <size>\s+size of the root workspace; it is sparse \(default: 8 GiB\)/);
+  assert.match(create.stdout, /--root-size <size>\s+size of the root workspace; it is sparse\s+\(default: 8 GiB\)/);
 });
 
 test('flags become the input of the operation', async () => {
@@ -78,7 +78,21 @@ test('flags become the input of the operation', async () => {
     'vm.delete': keep({}),
     'rootfs.download': keep(sampleJob('running')),
   });
-  const created = await ctl(door, ['vm', 'create', 'web', '--memory', '2G', '--root-size', '512M', '--vcpus', '4']);
+  const created = await ctl(door, [
+    'vm',
+    'create',
+    'web',
+    '--memory',
+    '2G',
+    '--root-size',
+    '512M',
+    '--vcpus',
+    '4',
+    '--tag',
+    'team=a',
+    '--tag',
+    'tier=b=c',
+  ]);
   assert.equal(created.code, 0, created.stderr);
   assert.match(created.stdout, /^memory: +1 GiB$/m);
   assert.match(created.stdout, /^created: +2023-11-14 22:13:20$/m);
@@ -87,11 +101,13 @@ test('flags become the input of the operation', async () => {
   await ctl(door, ['vm', 'stop', 'web', '--timeout', '90s', '--force']);
   const deleted = await ctl(door, ['vm', 'rm', 'web', '--keep-disk']);
   assert.deepEqual([deleted.code, deleted.stderr], [0, "Deleted: VM 'web'.\n"]);
-  const job = await ctl(door, ['rootfs', 'download', 'debian', '12', '--packages', 'git', '--packages', 'curl', '-d']);
+  const job = await ctl(door, ['rootfs', 'download', 'debian', '12', '--package', 'git', '--package', 'curl', '-d']);
   assert.deepEqual([job.code, job.stdout], [0, 'job_01k9zzzzzzzzzzzzzzzzzzzzzz\n']);
-  assert.deepEqual(seen, [
-    { name: 'web', memory_mib: 2048, root_size_bytes: 512 * 1024 * 1024, vcpus: 4 },
-    { name: 'web', memory_mib: 100, root_size_bytes: 8 * 1024 ** 3, vcpus: 2 },
+  assert.partialDeepStrictEqual(seen, [
+    { name: 'web', memory_mib: 2048, root_size_bytes: 512 * 1024 * 1024, vcpus: 4, tags: { team: 'a', tier: 'b=c' } },
+    { name: 'web', memory_mib: 100, root_size_bytes: 8 * 1024 ** 3, vcpus: 2, restart: 'never', tags: {} },
+  ]);
+  assert.deepEqual(seen.slice(2), [
     { vm: 'web', timeout_ms: 90_000, force: true },
     { vm: 'web', keep_disk: true },
     { distro: 'debian', version: '12', packages: ['git', 'curl'] },
@@ -141,8 +157,8 @@ test('lists are tables, an empty one says so, and what a guest wrote cannot move
   const list = await ctl(door, ['vm', 'list']);
   assert.equal(
     list.stdout,
-    'ID                             NAME  STATE    GUEST  VCPUS  MEMORY  VMM  PID\n' +
-      'vm_01k9zzzzzzzzzzzzzzzzzzzzzz  web   created  -      2      1 GiB   -    -\n',
+    'ID                             NAME  STATE    GUEST  VCPUS  MEMORY  RUNS ON  PID\n' +
+      'vm_01k9zzzzzzzzzzzzzzzzzzzzzz  web   created  -      2      1 GiB   -        -\n',
   );
   assert.deepEqual(JSON.parse((await ctl(door, ['--json', 'vm', 'list'])).stdout), vms);
   const history = await ctl(door, ['vm', 'history', 'web']);

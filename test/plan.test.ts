@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
-import { VM_LIVE, VM_TRANSITIONS, VmState } from '../src/api/vm.ts';
+import { VM_LIVE, VM_TRANSITIONS, VmState } from '../src/api/vm_state.ts';
 import { type FoundVmm, plan, type WantedVm } from '../src/core/plan.ts';
 
 const BOOT = 'this-boot';
@@ -11,7 +11,9 @@ const proc = fc.record({
   boot_id: fc.constant(BOOT),
 });
 const vmId = fc.constantFrom('vm_a', 'vm_b', 'vm_c', 'vm_d');
-const found = fc.uniqueArray(fc.record<FoundVmm>({ vm_id: vmId, proc }), { selector: f => f.proc.pid });
+const found = fc.uniqueArray(fc.record<FoundVmm>({ kind: fc.constantFrom('qemu', 'firecracker'), vm_id: vmId, proc }), {
+  selector: f => f.proc.pid,
+});
 const run = fc.oneof(
   fc.constant(null),
   proc,
@@ -55,8 +57,8 @@ test('two VMMs of one VM: the one that was recorded stays', () => {
   const stray = { pid: 11, start_ticks: 9, boot_id: BOOT };
   const steps = plan(
     [
-      { vm_id: 'vm_a', proc: stray },
-      { vm_id: 'vm_a', proc: mine },
+      { kind: 'qemu', vm_id: 'vm_a', proc: stray },
+      { kind: 'qemu', vm_id: 'vm_a', proc: mine },
     ],
     [{ id: 'vm_a', state: 'running', run: mine }],
     BOOT,

@@ -9,6 +9,7 @@ import { createInterface } from 'node:readline';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Fault } from '../src/api/fault.ts';
+import { blankVm, vmOps } from '../src/api/vm.ts';
 import { run, runAny } from '../src/lib/proc.ts';
 import { lockDataDir } from '../src/store/lock.ts';
 import { openStore } from '../src/store/open.ts';
@@ -51,10 +52,8 @@ test('kill -9 at any moment: what was acknowledged is there, each transition wit
   const vm_id = 'vm_01jzz000000000000000000001';
   {
     await using store = await openStore(temp.dir);
-    const nothing = { vmm: null, accel: null, pid: null, guest_facts: null, error: null, last_exit: null, run: null };
-    const fields = { name: 'web', state: 'created' as const, guest: null, vcpus: 1, memory_mib: 64, created_at_ms: 1 };
-    const refs = { image_id: null, kernel_id: null, root_ws_id: null, started_at_ms: null, stopped_at_ms: null };
-    await store.insertVm({ id: vm_id, ...fields, ...refs, ...nothing }, {});
+    const input = vmOps['vm.create'].input.parse({ name: 'web' });
+    await store.insertVm({ ...blankVm(input, vm_id, 1), run: null }, {});
   }
   let transitions = 0;
   for (let round = 0; round < 6; round++) {

@@ -11,6 +11,7 @@ import type { Image } from '../src/api/image.ts';
 import type { Job } from '../src/api/job.ts';
 import type { Kernel } from '../src/api/kernel.ts';
 import type { Rootfs } from '../src/api/rootfs.ts';
+import { blankVm, vmOps } from '../src/api/vm.ts';
 import type { Workspace } from '../src/api/ws.ts';
 import { lockDataDir } from '../src/store/lock.ts';
 import { openStore } from '../src/store/open.ts';
@@ -26,25 +27,9 @@ const idOf = (prefix: string, n: number) => `${prefix}_01jzz${String(n).padStart
 const HASH = 'a'.repeat(64);
 
 const vmOf = (n: number, more: Partial<VmRecord> = {}): VmRecord => ({
-  id: idOf('vm', n),
-  name: `vm${n}`,
-  state: 'created',
-  guest: null,
-  vcpus: 2,
-  memory_mib: 1024,
-  image_id: null,
-  kernel_id: null,
-  root_ws_id: null,
-  vmm: null,
-  accel: null,
-  pid: null,
-  guest_facts: null,
-  error: null,
-  last_exit: null,
-  created_at_ms: 1000 + n,
-  started_at_ms: null,
-  stopped_at_ms: null,
+  ...blankVm(vmOps['vm.create'].input.parse({ name: `vm${n}` }), idOf('vm', n), 1000 + n),
   run: null,
+  vsock_cid: 3,
   host_uid: null,
   ...more,
 });
@@ -429,6 +414,22 @@ test('whatever is attached and removed in whatever order, VMs and workspaces agr
     }
   };
   await fc.assert(fc.asyncProperty(fc.array(step, { maxLength: 25 }), holds), { numRuns: 40 });
+});
+
+test('a note is what was written last; the history keeps the newest thousand', async () => {
+  await using temp = await dataDir();
+  await using store = await openStore(temp.dir);
+  assert.equal(await store.findNote('boot'), undefined);
+  await store.writeNote('boot', 'one');
+  await store.writeNote('boot', 'two');
+  assert.equal(await store.findNote('boot'), 'two');
+  const { id } = await store.insertVm(vmOf(1), {});
+  for (let i = 0; i < 1010; i++) {
+    const to = i % 2 === 0 ? 'starting' : 'failed';
+    await store.transitionVm(id, { to, why: `${i}`, actor: 'api' });
+  }
+  const kept = await store.vmHistory(id, 10_000);
+  assert.deepEqual([kept.length, kept[0]?.why, kept.at(-1)?.why], [1000, '1009', '10']);
 });
 
 test('a damaged record is named, and never passed on', async () => {

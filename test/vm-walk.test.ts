@@ -7,7 +7,7 @@ import process from 'node:process';
 import { test } from 'node:test';
 import type { Event } from '../src/api/event.ts';
 import { Fault, type FaultCode } from '../src/api/fault.ts';
-import { VM_LIVE, VM_TRANSITIONS, type VmState } from '../src/api/vm.ts';
+import { VM_LIVE, VM_TRANSITIONS, type VmState } from '../src/api/vm_state.ts';
 import { execResult } from '../src/client/exec.ts';
 import { poll, sleep } from '../src/lib/deadline.ts';
 import { killVmm, nothingLeft, stage, vmmsByVm } from './kit/behave.ts';

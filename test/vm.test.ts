@@ -92,6 +92,27 @@ test('created, started, stopped, started, stopped by force, deleted: records, hi
   await nothingLeft(w);
 });
 
+test('tags find VMs; what was chosen is changed, and what is wrong is refused', async () => {
+  await w.client.vm.create({ name: 'tagged', memory_mib: 64, tags: { team: 'a', tier: 'web' } });
+  await w.client.vm.create({ name: 'other', memory_mib: 64, tags: { team: 'b' } });
+  const named = async (tag: string[]) => (await w.client.vm.list({ tag })).map(vm => vm.name).sort();
+  assert.deepEqual(await named(['team=a']), ['tagged']);
+  assert.deepEqual(await named(['team']), ['other', 'tagged']);
+  assert.deepEqual(await named(['team=a', 'tier=db']), []);
+  const changed = await w.client.vm.update({ vm: 'other', tags: {}, restart: 'always', vcpus: 4, disk_rate_ops: 100 });
+  assert.deepEqual(
+    [changed.tags, changed.restart, changed.vcpus, changed.disk_rate_ops, changed.memory_mib],
+    [{}, 'always', 4, 100, 64],
+  );
+  assert.deepEqual(await w.client.vm.get({ vm: 'other' }), changed);
+  await rejects(w.client.vm.update({ vm: 'other' }), 'invalid', /no change/);
+  await rejects(w.client.vm.update({ vm: 'other', tags: { 'a b': '' } }), 'invalid', /tags/);
+  await rejects(w.client.vm.create({ name: 'low', vcpus: 33 }), 'invalid', /vcpus/);
+  const cids = (await w.client.vm.list({ tag: [] })).map(vm => vm.vsock_cid);
+  assert.ok(cids.every(cid => cid >= 3) && new Set(cids).size === cids.length, String(cids));
+  for (const vm of ['tagged', 'other']) await w.client.vm.delete({ vm });
+});
+
 test('deleted from every state; the name is free again at once', async () => {
   for (const state of ['created', 'running', 'stopped', 'crashed', 'failed', 'starting', 'stopping'] as const) {
     const { id } = await create('gone');

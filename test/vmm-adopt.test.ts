@@ -40,10 +40,10 @@ test('a VMM outlives its killed daemon and is adopted: old ports go, new ones wo
   await using b = await bench();
   const proc = await orphan(b.spec);
   assert.ok(await isAlive(proc), 'the VMM went with its daemon');
-  assert.deepEqual(await b.vmm.find(join(b.root, 'run')), [{ vm_id: ID, proc, dir: b.spec.dir }]);
+  assert.deepEqual(await b.vmm.find(join(b.root, 'run')), [{ kind: 'qemu', vm_id: ID, proc, dir: b.spec.dir }]);
   const old = await portsOf(b.spec.dir);
   assert.equal(old.length, 2);
-  const machine = await b.vmm.adopt({ id: ID, dir: b.spec.dir, proc, accel: 'tcg' }, soon());
+  const machine = await b.vmm.adopt({ id: ID, dir: b.spec.dir, vsock_cid: 3, proc, accel: 'tcg' }, soon());
   assert.equal(await echoed(await egressOf(machine).next(), 'egress'), 'egress');
   assert.equal(await echoed(await machine.openControl(soon()), 'control'), 'control');
   await machine.release();
@@ -59,7 +59,7 @@ test('a VMM outlives its killed daemon and is adopted: old ports go, new ones wo
 test('the end of an adopted VMM is seen within a second, its status is not known', async () => {
   await using b = await bench();
   const proc = await orphan(b.spec);
-  const machine = await b.vmm.adopt({ id: ID, dir: b.spec.dir, proc, accel: 'tcg' }, soon());
+  const machine = await b.vmm.adopt({ id: ID, dir: b.spec.dir, vsock_cid: 3, proc, accel: 'tcg' }, soon());
   process.kill(proc.pid, 'SIGKILL');
   const end = await Promise.race([machine.ended, poll<MachineEnd>('the end', 1500, () => undefined)]);
   assert.deepEqual([end.known, end.exit_code, end.signal], [false, null, null]);
@@ -69,7 +69,7 @@ test('the reset of an adopted guest is seen', async () => {
   await using b = await bench({ RESET_MS: '700' });
   const first = await b.start();
   await first.release();
-  const machine = await b.vmm.adopt({ id: ID, dir: b.spec.dir, proc: first.proc, accel: 'tcg' }, soon());
+  const machine = await b.vmm.adopt({ id: ID, dir: b.spec.dir, vsock_cid: 3, proc: first.proc, accel: 'tcg' }, soon());
   assert.equal((await machine.ended).guest_reset, true);
 });
 
@@ -78,7 +78,7 @@ test('a VMM that stands still is adopted all the same, and its channels come whe
   const first = await b.start();
   await first.release();
   process.kill(first.proc.pid, 'SIGSTOP');
-  const machine = await b.vmm.adopt({ id: ID, dir: b.spec.dir, proc: first.proc, accel: 'tcg' }, soon());
+  const machine = await b.vmm.adopt({ id: ID, dir: b.spec.dir, vsock_cid: 3, proc: first.proc, accel: 'tcg' }, soon());
   const egress = egressOf(machine);
   process.kill(first.proc.pid, 'SIGCONT');
   assert.equal(await echoed(await egress.next(), 'awake'), 'awake');
@@ -88,7 +88,7 @@ test('a control socket that is lost while the VMM lives comes again', async () =
   await using b = await bench();
   const first = await b.start();
   // a second owner waits behind the first, as QEMU serves one client; it gets its turn when that goes
-  const second = b.vmm.adopt({ id: ID, dir: b.spec.dir, proc: first.proc, accel: 'tcg' }, soon());
+  const second = b.vmm.adopt({ id: ID, dir: b.spec.dir, vsock_cid: 3, proc: first.proc, accel: 'tcg' }, soon());
   setTimeout(() => void first.release(), 100);
   const machine = await second;
   assert.equal(await echoed(await machine.openControl(soon()), 'mine'), 'mine');
@@ -99,7 +99,7 @@ test('a dead process is not adopted, nor one that took its number', async () => 
   await using b = await bench();
   const machine = await b.start();
   const other = { ...machine.proc, start_ticks: machine.proc.start_ticks + 1 };
-  const adopt = b.vmm.adopt({ id: ID, dir: b.spec.dir, proc: other, accel: 'tcg' }, soon());
+  const adopt = b.vmm.adopt({ id: ID, dir: b.spec.dir, vsock_cid: 3, proc: other, accel: 'tcg' }, soon());
   await assert.rejects(adopt, (error: unknown) => error instanceof Fault && error.code === 'vmm');
 });
 

@@ -26,7 +26,9 @@ test('a machine starts, is found, ends when told, and leaves no socket', async (
     assert.ok(await isAlive(proc), 'told of a process that does not live');
   });
   assert.deepEqual(spawned, machine.proc);
-  assert.deepEqual(await b.vmm.find(join(b.root, 'run')), [{ vm_id: ID, proc: machine.proc, dir: b.spec.dir }]);
+  assert.deepEqual(await b.vmm.find(join(b.root, 'run')), [
+    { kind: 'qemu', vm_id: ID, proc: machine.proc, dir: b.spec.dir },
+  ]);
   assert.deepEqual(await b.vmm.find(join(b.spec.dir, 'deeper')), []);
   await machine.signal('SIGTERM');
   const end = await machine.ended;
@@ -53,9 +55,11 @@ test('the facts say which accelerator and why', async () => {
 });
 
 test('without QEMU the fault names the package', async () => {
-  await assert.rejects(bench({}, { program: 'qemu-system-none' }), (error: unknown) => {
+  await using b = await bench({}, { program: 'qemu-system-none' });
+  assert.deepEqual([b.vmm.facts().accel, b.vmm.facts().version], [null, null]);
+  await assert.rejects(b.start(), (error: unknown) => {
     assert.ok(error instanceof Fault && error.hint?.includes('apt-get install'));
-    return fault('host', /Cannot find QEMU/)(error);
+    return fault('host', /there is no QEMU/)(error);
   });
 });
 

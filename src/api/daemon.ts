@@ -1,7 +1,7 @@
 import { z } from 'zod';
 import { TimeMs } from './common.ts';
 import { Nothing, op } from './op.ts';
-import { Accel } from './vm.ts';
+import { Accel, VmmKind } from './vm.ts';
 
 export const DaemonInfo = z.strictObject({
   version: z.string(),
@@ -9,14 +9,16 @@ export const DaemonInfo = z.strictObject({
   data_dir: z.string(),
   started_at_ms: TimeMs,
   node: z.string(),
-  vmm: z.strictObject({
-    kind: z.enum(['qemu', 'firecracker']),
-    program: z.string(),
-    version: z.string(),
-    accel: Accel,
-    why: z.string().describe('why this accelerator, one sentence'),
-    hint: z.string().optional().describe('what would make it faster'),
-  }),
+  vmm: z
+    .strictObject({
+      kind: VmmKind,
+      program: z.string(),
+      version: z.string().nullable(),
+      accel: Accel.nullable().describe('null: no VM can run here'),
+      why: z.string().describe('why this accelerator or none, one sentence'),
+      hint: z.string().optional().describe('what would make it faster, or possible'),
+    })
+    .describe('the VMM of a VM that wants none in particular'),
   disk: z.strictObject({ backend: z.enum(['btrfs', 'reflink', 'copy']), why: z.string() }),
   vms: z.record(z.string(), z.int()).describe('VMs by state'),
 });

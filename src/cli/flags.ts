@@ -72,9 +72,13 @@ const pair = (text: string, before: unknown): Record<string, string> => {
   return Object.assign(map, before, { [text.slice(0, at)]: text.slice(at + 1) });
 };
 
+/** A flag that is given once for each of several things has the name of one of them: tags is --tag. */
+const flagName = ({ name, kind }: Pick<Field, 'name' | 'kind'>): string =>
+  kebab((kind === 'map' || kind === 'list') && name.endsWith('s') ? name.slice(0, -1) : name);
+
 const optionsOf = (field: Field): Option[] => {
   const short = SHORT[field.name] === undefined ? '' : `-${SHORT[field.name]}, `;
-  const flag = `${short}--${kebab(field.name)}`;
+  const flag = `${short}--${flagName(field)}`;
   const about = aboutOf(field);
   switch (field.kind) {
     case 'boolean':
@@ -147,7 +151,7 @@ export const inputOf = (
     if (name in input) continue;
     const unit = unitOf(name);
     const human = unit === undefined ? undefined : options[camel(kebab(name.slice(0, -unit.length)))];
-    const value = options[camel(kebab(name))] ?? human;
+    const value = options[camel(flagName({ name, kind }))] ?? human;
     if (value === undefined) continue;
     if (kind === 'boolean' && value === row.fields.find(f => f.name === name)?.default) continue;
     input[name] = value;

@@ -7,7 +7,7 @@ import type { Log } from '../lib/log.ts';
 import type { Uses } from '../lib/uses.ts';
 import type { StateStore } from '../store/store.ts';
 import type { Console } from '../vmm/console.ts';
-import type { Machine, Vmm } from '../vmm/machine.ts';
+import type { Machine, Vmms } from '../vmm/machine.ts';
 import type { Events } from './events.ts';
 import type { JobRunner } from './jobs.ts';
 import type { Paths } from './paths.ts';
@@ -19,7 +19,7 @@ export interface Host {
   readonly log: Log;
   readonly store: StateStore;
   readonly disks: Disks;
-  readonly vmm: Vmm;
+  readonly vmms: Vmms;
   /** One lock a VM, by its ID. */
   readonly locks: Locks;
   /** Kernels, archives and images that are being read, by ID. */

@@ -1,5 +1,6 @@
 /** What a daemon must do at its start, as a pure function of what it finds and what is written. */
-import { VM_LIVE, type VmState } from '../api/vm.ts';
+import type { VmmKind } from '../api/vm.ts';
+import { VM_LIVE, type VmState } from '../api/vm_state.ts';
 
 export interface WantedVm {
   id: string;
@@ -8,6 +9,7 @@ export interface WantedVm {
 }
 
 export interface FoundVmm {
+  kind: VmmKind;
   vm_id: string;
   proc: { pid: number; start_ticks: number; boot_id: string };
 }
@@ -15,7 +17,7 @@ export interface FoundVmm {
 export type Step =
   /** A VMM that nobody may own: its VM is unknown, not live, or it is not the process that was recorded. */
   | { do: 'end'; vm_id: string; proc: FoundVmm['proc']; why: string }
-  | { do: 'adopt'; vm_id: string; proc: FoundVmm['proc']; stopping: boolean }
+  | { do: 'adopt'; vm_id: string; kind: VmmKind; proc: FoundVmm['proc']; stopping: boolean }
   | { do: 'write'; vm_id: string; to: VmState; why: string };
 
 const same = (a: FoundVmm['proc'], b: WantedVm['run']): boolean =>
@@ -38,7 +40,7 @@ export const plan = (found: readonly FoundVmm[], wanted: readonly WantedVm[], bo
     if (!VM_LIVE.includes(vm.state)) continue;
     const f = adoptable.get(vm.id);
     if (f !== undefined) {
-      rest.push({ do: 'adopt', vm_id: vm.id, proc: f.proc, stopping: vm.state === 'stopping' });
+      rest.push({ do: 'adopt', vm_id: vm.id, kind: f.kind, proc: f.proc, stopping: vm.state === 'stopping' });
     } else if (vm.state === 'starting') {
       rest.push({ do: 'write', vm_id: vm.id, to: 'failed', why: 'The daemon ended during the start.' });
     } else if (vm.state === 'stopping') {

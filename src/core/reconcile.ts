@@ -24,7 +24,7 @@ export const reconcile = async (host: Host): Promise<void> => {
     host.log.info({ job: job.id, kind: job.kind }, 'a job was interrupted by the end of the daemon');
   }
   const vms = await host.store.listVms();
-  const found = await host.vmm.find(host.paths.vms);
+  const found = await host.vmms.find(host.paths.vms);
   const undone = new Set<string>();
   const adoptions: (() => Promise<void>)[] = [];
   for (const step of plan(found, vms, bootId())) {
@@ -120,8 +120,9 @@ const takeUp = async (host: Host, vm: VmRecord, step: Extract<Step, { do: 'adopt
   });
   try {
     // the driver has its own deadline for a VMM that does not answer
-    const options = { id: vm.id, dir, proc: step.proc, accel: vm.accel ?? 'tcg' } as const;
-    const machine = await host.vmm.adopt(options, host.closing);
+    const { id, vsock_cid } = vm;
+    const options = { id, dir, vsock_cid, proc: step.proc, accel: vm.accel ?? 'tcg' } as const;
+    const machine = await host.vmms.of(step.kind).adopt(options, host.closing);
     await host.store.patchVm(vm.id, { guest: 'connecting' });
     return [machine, console];
   } catch (error) {

@@ -8,7 +8,7 @@ import { ensureDir, exists } from '../lib/files.ts';
 import { Undo } from '../lib/undo.ts';
 import type { VmRecord } from '../store/store.ts';
 import { openConsole } from '../vmm/console.ts';
-import type { MachineSpec } from '../vmm/machine.ts';
+import type { MachineSpec, Vmm } from '../vmm/machine.ts';
 import { admit, busy, needKernel, needVm, publicVm } from './find.ts';
 import type { Host, Live, StartTimes } from './host.ts';
 import { initrdFor } from './initrd.ts';
@@ -102,7 +102,8 @@ const launch = async (host: Host, id: string, actor: string, onStarting: () => v
       patch: {
         pid: machine.proc.pid,
         guest: live.guest.state,
-        vmm: machine.kind,
+        runs_on: machine.kind,
+        vmm_version: host.vmms.of(machine.kind).facts().version,
         accel: machine.accel,
         started_at_ms: Date.now(),
         stopped_at_ms: null,
@@ -167,6 +168,7 @@ const named = (vm: VmRecord, error: unknown): unknown =>
     : error;
 
 interface Assets extends Disposable {
+  vmm: Vmm;
   kernel: Kernel;
   disks: MachineSpec['disks'];
   init: 'agent' | 'image';
@@ -185,9 +187,10 @@ const admitAssets = async (host: Host, vm: VmRecord): Promise<Assets> => {
       hint: 'nexusctl kernel download --provider debian',
     });
   }
+  const vmm = host.vmms.choose(vm.vmm);
   const { disks, init } = await admitDisks(host, vm);
   const used = await useAsset(host, kernel, needKernel);
-  return { kernel, disks, init, [Symbol.dispose]: () => used[Symbol.dispose]() };
+  return { vmm, kernel, disks, init, [Symbol.dispose]: () => used[Symbol.dispose]() };
 };
 
 const admitDisks = async (host: Host, vm: VmRecord): Promise<Pick<Assets, 'disks' | 'init'>> => {
@@ -221,7 +224,7 @@ const boot = async (
   asked: number,
 ): Promise<Live> => {
   const times: StartTimes = { asked, spawned: asked, bell: null };
-  const facts = host.vmm.facts();
+  const { vmm } = assets;
   const dir = await ensureDir(runDir(host.paths, vm.id), 0o700);
   const initrd = await initrdFor(host, assets.kernel, signal);
   signal.throwIfAborted();
@@ -231,23 +234,19 @@ const boot = async (
   });
   undo.push('console', () => console.close());
   console.note(`start of VM '${vm.name}', kernel ${assets.kernel.version}`);
-  const machine = await host.vmm.start(
+  const machine = await vmm.start(
     {
       id: vm.id,
       dir,
       vcpus: vm.vcpus,
       memory_mib: vm.memory_mib,
-      accel: facts.accel,
       kernel: join(kernelDir(host.paths, assets.kernel.id), 'vmlinux'),
       initrd,
-      cmdline: [
-        'nexus.root=/dev/vda',
-        `nexus.init=${assets.init}`,
-        `nexus.hostname=${vm.name}`,
-        'nexus.transport=serial',
-      ],
+      cmdline: ['nexus.root=/dev/vda', `nexus.init=${assets.init}`, `nexus.hostname=${vm.name}`],
       disks: assets.disks,
-      tsc_khz: facts.tsc_khz,
+      disk_rate_bytes: vm.disk_rate_bytes,
+      disk_rate_ops: vm.disk_rate_ops,
+      vsock_cid: vm.vsock_cid,
       uid: vm.host_uid,
     },
     signal,

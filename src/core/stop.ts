@@ -1,6 +1,7 @@
 /** The stories of stop and delete: docs/architecture.md, "A VM's life". */
 import { Fault } from '../api/fault.ts';
-import { type LastExit, VM_LIVE, type Vm } from '../api/vm.ts';
+import type { LastExit, Vm } from '../api/vm.ts';
+import { VM_LIVE } from '../api/vm_state.ts';
 import type { Workspace } from '../api/ws.ts';
 import { withDeadline } from '../lib/deadline.ts';
 import { removeTree } from '../lib/files.ts';

@@ -31,7 +31,7 @@ export const undying = (proc: ProcRef): Fault =>
 
 /** Ends every VMM of a VM that this daemon does not hold. The caller has the VM's lock. */
 export const endStrays = async (host: Host, id: string): Promise<void> => {
-  for (const { vm_id, proc } of await host.vmm.find(host.paths.vms)) {
+  for (const { vm_id, proc } of await host.vmms.find(host.paths.vms)) {
     if (vm_id !== id) continue;
     host.log.warn({ vm: id, pid: proc.pid }, 'ending a VMM that nobody holds');
     await endProcess(proc);

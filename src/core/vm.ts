@@ -2,9 +2,9 @@ import { join } from 'node:path';
 import { Name } from '../api/common.ts';
 import { Fault } from '../api/fault.ts';
 import type { OpIn } from '../api/ops.ts';
-import type { Vm, VmLogMessage } from '../api/vm.ts';
+import { blankVm, type Vm, type VmLogMessage } from '../api/vm.ts';
 import type { Workspace } from '../api/ws.ts';
-import type { VmRecord } from '../store/store.ts';
+import type { NewVm, VmFilter, VmRecord } from '../store/store.ts';
 import { readConsole } from '../vmm/console.ts';
 import { needImage, needKernel, needVm, needWs, publicVm } from './find.ts';
 import type { HandlersOf } from './handler.ts';
@@ -21,8 +21,13 @@ const CLONE_MS = 600_000;
 
 export const vmHandlers = (host: Host): HandlersOf<'vm'> => ({
   'vm.create': (ctx, input) => createVm(host, input, ctx.actor),
-  'vm.list': async (_ctx, input) =>
-    (await host.store.listVms(input.state === undefined ? {} : { state: input.state })).map(publicVm),
+  'vm.list': async (_ctx, input) => (await host.store.listVms(filterOf(input))).map(publicVm),
+  'vm.update': async (_ctx, { vm, ...changes }) => {
+    const { id } = await needVm(host, vm);
+    const given = Object.entries(changes).filter(([, value]) => value !== undefined);
+    if (given.length === 0) throw new Fault('invalid', `Cannot update VM '${vm}': no change was given.`);
+    return publicVm(await host.store.patchVm(id, Object.fromEntries(given)));
+  },
   'vm.get': async (_ctx, input) => publicVm(await needVm(host, input.vm)),
   'vm.start': (ctx, { vm, wait, timeout_ms }) => startVm(host, vm, { wait, timeout_ms, actor: ctx.actor }),
   'vm.stop': (ctx, { vm, force, timeout_ms }) => stopVm(host, vm, { force, timeout_ms, actor: ctx.actor }),
@@ -32,6 +37,11 @@ export const vmHandlers = (host: Host): HandlersOf<'vm'> => ({
   },
   'vm.history': async (_ctx, { vm, limit }) => host.store.vmHistory((await needVm(host, vm)).id, limit),
   'vm.logs': async (ctx, input) => vmLogs(host, await needVm(host, input.vm), input, ctx.signal),
+});
+
+const filterOf = ({ state, tag }: OpIn<'vm.list'>): VmFilter => ({
+  ...(state === undefined ? {} : { state }),
+  ...(tag === undefined ? {} : { tags: tag }),
 });
 
 const createVm = async (host: Host, input: OpIn<'vm.create'>, _actor: string): Promise<Vm> => {
@@ -48,25 +58,9 @@ const createVm = async (host: Host, input: OpIn<'vm.create'>, _actor: string): P
     : createWithWs(host, input, id, kernel_id, input.ws);
 };
 
-const blank = (input: OpIn<'vm.create'>, id: string, kernel_id: string | null): Omit<VmRecord, 'host_uid'> => ({
-  id,
-  name: input.name,
-  state: 'created',
-  guest: null,
-  vcpus: input.vcpus,
-  memory_mib: input.memory_mib,
-  image_id: null,
+const blank = (input: OpIn<'vm.create'>, id: string, kernel_id: string | null): NewVm => ({
+  ...blankVm(input, id, Date.now()),
   kernel_id,
-  root_ws_id: null,
-  vmm: null,
-  accel: null,
-  pid: null,
-  guest_facts: null,
-  error: null,
-  last_exit: null,
-  created_at_ms: Date.now(),
-  started_at_ms: null,
-  stopped_at_ms: null,
   run: null,
 });
 

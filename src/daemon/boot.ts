@@ -23,7 +23,7 @@ import { Uses } from '../lib/uses.ts';
 import { VERSION } from '../lib/version.ts';
 import { lockDataDir } from '../store/lock.ts';
 import { openStore } from '../store/open.ts';
-import { openQemu } from '../vmm/qemu.ts';
+import { openVmms } from '../vmm/drivers.ts';
 import { openHttp } from './http.ts';
 
 /** How long a start has to be undone when the daemon stops. */
@@ -58,9 +58,9 @@ export const bootDaemon = async (options: DaemonOptions): Promise<Daemon> => {
     markWork(paths);
     const store = stack.use(await openStore(options.data_dir));
     const probe = join(options.agent_dir, 'nexus-probe');
-    const [disks, vmm] = await Promise.all([
+    const [disks, vmms] = await Promise.all([
       pickDisks(options.data_dir, log),
-      openQemu({ probe, log, ...(options.qemu === undefined ? {} : { program: options.qemu }) }),
+      openVmms({ probe, qemu: options.qemu, log }),
     ]);
     const closing = new AbortController();
     const events = new Events();
@@ -72,7 +72,7 @@ export const bootDaemon = async (options: DaemonOptions): Promise<Daemon> => {
       log,
       store,
       disks,
-      vmm,
+      vmms,
       locks: new Locks(),
       uses: new Uses(),
       initrds: new Joined(),
@@ -85,8 +85,9 @@ export const bootDaemon = async (options: DaemonOptions): Promise<Daemon> => {
     };
     stack.defer(() => letGoAll(host));
     await reconcile(host);
-    const { accel, why, hint } = vmm.facts();
-    log[accel === 'kvm' ? 'info' : 'warn']({ accel, why, hint }, 'the accelerator of this host');
+    for (const { kind, accel, why, hint } of vmms.all.map(vmm => vmm.facts())) {
+      log[accel === 'kvm' ? 'info' : 'warn']({ kind, accel, why, hint }, 'what this VMM can do here');
+    }
     stack.use(
       await openHttp({
         handlers: makeHandlers(host),

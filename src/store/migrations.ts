@@ -120,7 +120,32 @@ create table jobs (
 create index jobs_state on jobs (state);
 `;
 
-export const MIGRATIONS: readonly Migration[] = [{ version: 1, sql: FIRST }];
+/** What is chosen for a VM beside its size, the VMM of its last start, and what the daemon itself remembers. */
+const SECOND = `
+alter table vms rename column vmm to runs_on;
+alter table vms add column vmm text;
+alter table vms add column vmm_version text;
+alter table vms add column vsock_cid integer not null default 0;
+update vms set vsock_cid = (select count(*) + 2 from vms as other where other.rowid <= vms.rowid);
+create unique index vms_vsock_cid on vms (vsock_cid);
+alter table vms add column restart text not null default 'never';
+alter table vms add column restart_at_ms integer;
+alter table vms add column restart_count integer not null default 0;
+alter table vms add column auto_start integer not null default 0;
+alter table vms add column start_order integer not null default 0;
+alter table vms add column disk_rate_bytes integer;
+alter table vms add column disk_rate_ops integer;
+alter table vms add column tags text not null default '{}' check (json_valid(tags));
+create table notes (
+  name text primary key,
+  value text not null
+) strict;
+`;
+
+export const MIGRATIONS: readonly Migration[] = [
+  { version: 1, sql: FIRST },
+  { version: 2, sql: SECOND },
+];
 
 const versionOf = (db: DatabaseSync): number => Number(db.prepare('pragma user_version').get()?.user_version ?? 0);
 

@@ -7,6 +7,7 @@ import { assetStore } from './asset.ts';
 import { imageStore } from './image.ts';
 import { jobStore } from './job.ts';
 import { MIGRATIONS, migrate, refuseNewer } from './migrations.ts';
+import { noteStore } from './note.ts';
 import { type Db, guarded, openDb } from './sqlite.ts';
 import type { StateStore } from './store.ts';
 import { vmStore } from './vm.ts';
@@ -55,7 +56,14 @@ export const openStore = async (data_dir: string, migrations = MIGRATIONS): Prom
       throw error;
     }
     const db = openDb(raw);
-    const verbs = { ...vmStore(db), ...wsStore(db), ...imageStore(db), ...assetStore(db), ...jobStore(db) };
+    const verbs = {
+      ...vmStore(db),
+      ...wsStore(db),
+      ...imageStore(db),
+      ...assetStore(db),
+      ...jobStore(db),
+      ...noteStore(db),
+    };
     return { ...faulted(path, verbs), [Symbol.asyncDispose]: () => close(db, raw) };
   });
 };

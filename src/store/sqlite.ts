@@ -39,6 +39,7 @@ export interface Tables {
   kernels: Row<Kernel>;
   rootfs: Row<Rootfs>;
   jobs: Row<Job>;
+  notes: { name: string; value: string };
 }
 export type Db = Kysely<Tables>;
 
@@ -165,7 +166,12 @@ export interface Codec<T> {
 export const codec = <S extends z.ZodObject>(what: string, schema: S): Codec<z.output<S>> => {
   const kinds = Object.entries(schema.shape).map(([name, field]) => {
     const inner = field instanceof z.ZodNullable ? field.unwrap() : field;
-    const kind = inner instanceof z.ZodObject ? 'json' : inner instanceof z.ZodBoolean ? 'bool' : 'plain';
+    const kind =
+      inner instanceof z.ZodObject || inner instanceof z.ZodRecord
+        ? 'json'
+        : inner instanceof z.ZodBoolean
+          ? 'bool'
+          : 'plain';
     return [name, kind] as const;
   });
   const convert = (from: object, json: (value: unknown) => unknown, bool: (value: unknown) => unknown): object => {

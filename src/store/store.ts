@@ -8,7 +8,8 @@ import type { Image } from '../api/image.ts';
 import type { Job, JobState } from '../api/job.ts';
 import type { Kernel } from '../api/kernel.ts';
 import type { Rootfs } from '../api/rootfs.ts';
-import type { Vm, VmHistoryEntry, VmState } from '../api/vm.ts';
+import type { Vm, VmHistoryEntry } from '../api/vm.ts';
+import type { VmState } from '../api/vm_state.ts';
 import type { Workspace } from '../api/ws.ts';
 
 /** What the daemon must know of a VMM process to find, adopt or end it; null before the first spawn of a start. */
@@ -25,7 +26,10 @@ export interface VmRecord extends Vm {
 }
 
 /** Fields of a VM that may be written; `state` only through `transitionVm`, `root_ws_id` only by attaching and detaching. */
-export type VmPatch = Partial<Omit<VmRecord, 'id' | 'state' | 'root_ws_id' | 'created_at_ms'>>;
+export type VmPatch = Partial<Omit<VmRecord, 'id' | 'state' | 'root_ws_id' | 'created_at_ms' | 'vsock_cid'>>;
+
+/** What the store allocates: the host's uid and the vsock address, unique among VMs. */
+export type NewVm = Omit<VmRecord, 'host_uid' | 'vsock_cid'>;
 
 export interface Transition {
   to: VmState;
@@ -34,21 +38,35 @@ export interface Transition {
   patch?: VmPatch;
 }
 
+export interface VmFilter {
+  state?: VmState;
+  /** NAME=VALUE, or NAME alone; a VM must have all of them. */
+  tags?: readonly string[];
+}
+
 export interface VmStore {
   /**
    * Inserts a VM and, in the same transaction, its new root workspace where one is given; without one, a `root_ws_id` names an
    * existing workspace, which is attached as root (`in_use` if it is attached already). Writes the first row of its history.
-   * Allocates `host_uid`, the lowest free one from `first_host_uid` on, where that is given.
+   * Allocates `host_uid`, the lowest free one from `first_host_uid` on, where that is given, and `vsock_cid`, the lowest free one from 3 on.
    */
-  insertVm(vm: Omit<VmRecord, 'host_uid'>, options: { ws?: Workspace; first_host_uid?: number }): Promise<VmRecord>;
+  insertVm(vm: NewVm, options: { ws?: Workspace; first_host_uid?: number }): Promise<VmRecord>;
   findVm(ref: string): Promise<VmRecord | undefined>;
-  listVms(filter?: { state?: VmState }): Promise<VmRecord[]>;
+  /** Newest first. */
+  listVms(filter?: VmFilter): Promise<VmRecord[]>;
   /** The only writer of `state`: checks VM_TRANSITIONS against the state on disk and writes the history row in the same transaction. */
   transitionVm(id: string, transition: Transition): Promise<VmRecord>;
   patchVm(id: string, patch: VmPatch): Promise<VmRecord>;
   /** Removes a VM, its history, and the workspaces it owns (detached and kept with `keep_disk`); gives the removed workspaces. */
   removeVm(id: string, options: { keep_disk: boolean }): Promise<Workspace[]>;
+  /** The newest first; the newest 1,000 are kept. */
   vmHistory(id: string, limit: number): Promise<VmHistoryEntry[]>;
+}
+
+/** What the daemon remembers of itself from one run to the next. */
+export interface NoteStore {
+  findNote(name: string): Promise<string | undefined>;
+  writeNote(name: string, value: string): Promise<void>;
 }
 
 export interface WorkspaceStore {
@@ -96,4 +114,11 @@ export interface JobStore {
   pruneJobs(keep: number): Promise<string[]>;
 }
 
-export interface StateStore extends VmStore, WorkspaceStore, ImageStore, AssetStore, JobStore, AsyncDisposable {}
+export interface StateStore
+  extends VmStore,
+    WorkspaceStore,
+    ImageStore,
+    AssetStore,
+    JobStore,
+    NoteStore,
+    AsyncDisposable {}

@@ -3,7 +3,8 @@ import type { Transaction } from 'kysely';
 import { z } from 'zod';
 import { ID_PATTERN } from '../api/common.ts';
 import { Fault } from '../api/fault.ts';
-import { VM_TRANSITIONS, Vm, VmHistoryEntry, type VmState } from '../api/vm.ts';
+import { Vm, VmHistoryEntry } from '../api/vm.ts';
+import { VM_TRANSITIONS, type VmState } from '../api/vm_state.ts';
 import { codec, type Db, none, type Tables, unlessTaken } from './sqlite.ts';
 import type { Transition, VmPatch, VmRecord, VmStore } from './store.ts';
 import { attach, detach, insert, wsOfVm } from './ws.ts';
@@ -28,6 +29,15 @@ const refusal = (vm: VmRecord, to: VmState): Fault => {
   return new Fault('bad_state', `Cannot ${what}: it is ${vm.state}.`);
 };
 
+/** A guest that reboots without end must not fill the disk. */
+const HISTORY_KEPT = 1000;
+
+const hasTag = (tags: VmRecord['tags'], wanted: string): boolean => {
+  const at = wanted.indexOf('=');
+  const name = at === -1 ? wanted : wanted.slice(0, at);
+  return Object.hasOwn(tags, name) && (at === -1 || tags[name] === wanted.slice(at + 1));
+};
+
 const getVm = async (db: Db, id: string): Promise<VmRecord> => {
   const row = await db.selectFrom('vms').selectAll().where('id', '=', id).executeTakeFirst();
   if (row === undefined) throw none('VM', id);
@@ -44,6 +54,12 @@ const addHistory = async (trx: Trx, vm_id: string, entry: VmHistoryEntry): Promi
   await trx
     .insertInto('vm_history')
     .values({ vm_id, ...history.toRow(entry) })
+    .execute();
+  const oldest = trx.selectFrom('vm_history').select('seq').where('vm_id', '=', vm_id).orderBy('seq', 'desc');
+  await trx
+    .deleteFrom('vm_history')
+    .where('vm_id', '=', vm_id)
+    .where('seq', '<=', oldest.limit(1).offset(HISTORY_KEPT))
     .execute();
 };
 
@@ -63,17 +79,15 @@ const save = async (trx: Trx, vm: VmRecord, patch: VmPatch, state: VmState): Pro
   return next;
 };
 
-/** The lowest uid from `first` on that no VM has. */
-const freeUid = async (trx: Trx, first: number): Promise<number> => {
-  const used = await trx
-    .selectFrom('vms')
-    .select('host_uid')
-    .where('host_uid', '>=', first)
-    .orderBy('host_uid')
-    .execute();
-  let uid = first;
-  for (const row of used) if (row.host_uid === uid) uid++;
-  return uid;
+/** 0 to 2 are the hypervisor, the machine itself and the host (vsock(7)). */
+const FIRST_CID = 3;
+
+/** The lowest number from `first` on that no VM has in this column. */
+const lowestFree = async (trx: Trx, column: 'host_uid' | 'vsock_cid', first: number): Promise<number> => {
+  const used = await trx.selectFrom('vms').select(column).where(column, '>=', first).orderBy(column).execute();
+  let free = first;
+  for (const row of used) if (row[column] === free) free++;
+  return free;
 };
 
 const insertVm = async (
@@ -82,8 +96,10 @@ const insertVm = async (
   options: Parameters<VmStore['insertVm']>[1],
 ) => {
   await checkKernel(trx, vm.kernel_id);
-  const host_uid = options.first_host_uid === undefined ? null : await freeUid(trx, options.first_host_uid);
-  const row = rows.toRow({ ...vm, root_ws_id: null, host_uid });
+  const { first_host_uid: first } = options;
+  const host_uid = first === undefined ? null : await lowestFree(trx, 'host_uid', first);
+  const vsock_cid = await lowestFree(trx, 'vsock_cid', FIRST_CID);
+  const row = rows.toRow({ ...vm, root_ws_id: null, host_uid, vsock_cid });
   await unlessTaken(`VM '${vm.name}'`, () => trx.insertInto('vms').values(row).execute());
   if (options.ws !== undefined) await insert(trx, { ...options.ws, vm_id: vm.id, role: 'root' });
   else if (vm.root_ws_id !== null) await attach(trx, vm.root_ws_id, vm.id, 'root', false);
@@ -110,7 +126,8 @@ export const vmStore = (db: Db): VmStore => ({
   listVms: async (filter = {}) => {
     let query = db.selectFrom('vms').selectAll().orderBy('created_at_ms', 'desc').orderBy('id', 'desc');
     if (filter.state !== undefined) query = query.where('state', '=', filter.state);
-    return (await query.execute()).map(rows.fromRow);
+    const found = (await query.execute()).map(rows.fromRow);
+    return filter.tags === undefined ? found : found.filter(vm => filter.tags?.every(tag => hasTag(vm.tags, tag)));
   },
 
   transitionVm: (id, step) => db.transaction().execute(trx => transition(trx, id, step)),

@@ -1,9 +1,7 @@
 /** What a machine is to the rest of Nexus, whichever VMM runs it. */
 import type { Duplex } from 'node:stream';
-import type { Accel } from '../api/vm.ts';
+import type { Accel, VmmKind } from '../api/vm.ts';
 import type { ProcRef } from '../lib/proc.ts';
-
-export type VmmKind = 'qemu' | 'firecracker';
 
 export interface DiskSpec {
   id: string;
@@ -18,16 +16,18 @@ export interface MachineSpec {
   dir: string;
   vcpus: number;
   memory_mib: number;
-  accel: Accel;
   /** Path of an ELF `vmlinux`. */
   kernel: string;
   initrd: string;
-  /** Extra kernel parameters, such as `nexus.root=/dev/vda`. */
+  /** Extra kernel parameters, such as `nexus.root=/dev/vda`; the driver adds its own, `nexus.transport` among them. */
   cmdline: string[];
   /** In this order `/dev/vda`, `/dev/vdb`, … */
   disks: DiskSpec[];
-  /** Rate of the host's time stamp counter; emulated guests cannot calibrate it on a busy host. */
-  tsc_khz: number | null;
+  /** Limits for each disk, a second; null: none. */
+  disk_rate_bytes: number | null;
+  disk_rate_ops: number | null;
+  /** The guest's address on its vsock, where the VMM has one; from 3 on. */
+  vsock_cid: number;
   /** Run the VMM as this uid and gid; only where we are root. */
   uid: number | null;
 }
@@ -44,9 +44,22 @@ export interface MachineEnd {
   last_words: string[];
 }
 
+/** What a machine has used since its VMM was started. */
+export interface MachineUsage {
+  /** Of all threads of the VMM, the guest's processors among them. */
+  cpu_ms: number;
+  /** Of the host's memory, the guest's pages among them. */
+  memory_bytes: number;
+  /** By the guest, of all disks; null: the VMM does not say. */
+  disk_read_bytes: number | null;
+  disk_write_bytes: number | null;
+}
+
 export interface Machine {
   readonly kind: VmmKind;
   readonly accel: Accel;
+  /** The socket on which the VMM takes orders, absolute. */
+  readonly api_socket: string;
   readonly proc: ProcRef;
   /** Settles when the process is gone and its sockets are removed. Never rejects; stays pending after `release`. */
   readonly ended: Promise<MachineEnd>;
@@ -57,6 +70,9 @@ export interface Machine {
   pause(): Promise<void>;
   resume(): Promise<void>;
   paused(): Promise<boolean>;
+  /** Presses Ctrl-Alt-Del, for a guest whose agent is silent; false: this machine has no keyboard. */
+  ctrlAltDel(): Promise<boolean>;
+  usage(): Promise<MachineUsage>;
   /** Sends a signal to the VMM; nothing happens if it is gone. */
   signal(signal: 'SIGTERM' | 'SIGKILL'): Promise<void>;
   /** Lets go (sockets, timers) without touching the guest: the daemon ends, the VM lives on. */
@@ -65,18 +81,21 @@ export interface Machine {
 
 export interface VmmFacts {
   kind: VmmKind;
+  /** Null: this driver can start no VM here; `why` says why, `hint` what mends it. */
+  accel: Accel | null;
   program: string;
-  version: string;
-  accel: Accel;
-  /** Why this accelerator, one sentence. */
+  version: string | null;
+  /** Why this accelerator or none, one sentence. */
   why: string;
-  /** What would make it faster. */
+  /** What would make it faster, or possible. */
   hint?: string;
+  /** Rate of the host's time stamp counter; emulated guests cannot calibrate it on a busy host. */
   tsc_khz: number | null;
 }
 
 /** A VMM process that was found on the host. */
 export interface Found {
+  kind: VmmKind;
   vm_id: string;
   proc: ProcRef;
   dir: string;
@@ -85,6 +104,7 @@ export interface Found {
 export interface AdoptOptions {
   id: string;
   dir: string;
+  vsock_cid: number;
   proc: ProcRef;
   accel: Accel;
 }
@@ -97,5 +117,14 @@ export interface Vmm {
   /** Takes over a living VMM. One that does not answer is taken over too; its channels come when it does. */
   adopt(options: AdoptOptions, signal: AbortSignal): Promise<Machine>;
   /** Living VMMs whose working directory lies in `run_root`, with or without a record of theirs. */
+  find(run_root: string): Promise<Found[]>;
+}
+
+/** The drivers of this host. All of them find and adopt, also those that can start nothing here. */
+export interface Vmms {
+  readonly all: readonly Vmm[];
+  of(kind: VmmKind): Vmm;
+  /** The driver for a VM that wants this VMM, or any. Throws `host`, with what mends it, where there is none. */
+  choose(wish: VmmKind | null): Vmm;
   find(run_root: string): Promise<Found[]>;
 }

@@ -2,12 +2,14 @@
 import type { ChildProcess } from 'node:child_process';
 import { dirname, join } from 'node:path';
 import { Fault } from '../api/fault.ts';
+import type { Accel } from '../api/vm.ts';
 import { DeadlineError, raced, sleep, withDeadline } from '../lib/deadline.ts';
 import type { Log } from '../lib/log.ts';
 import { isAlive, type ProcRef, procRef } from '../lib/proc.ts';
 import { Undo } from '../lib/undo.ts';
 import { ensureFifo } from './fifo.ts';
 import { findVmms } from './find.ts';
+import type { HostFacts } from './host_facts.ts';
 import type { AdoptOptions, Found, Machine, MachineEnd, MachineSpec, Vmm, VmmFacts } from './machine.ts';
 import { gatherFacts, QEMU_PROGRAM } from './qemu_facts.ts';
 import { QemuMachine } from './qemu_machine.ts';
@@ -18,8 +20,7 @@ import { CONSOLE_FIFO, RunDir } from './run_dir.ts';
 const KILL_MS = 15_000;
 
 export interface QemuOptions {
-  /** Path of `nexus-probe`. */
-  probe: string;
+  host: HostFacts;
   program?: string;
   log: Log;
   /** Added to the little that the VMM gets of our environment (PATH, QEMU_*): the rest may hold secrets. */
@@ -33,9 +34,9 @@ export interface QemuOptions {
 }
 
 export const openQemu = async (options: QemuOptions): Promise<Vmm> => {
-  const { log, probe, program = QEMU_PROGRAM } = options;
+  const { host, program = QEMU_PROGRAM } = options;
   const env = { PATH: process.env.PATH, LANG: 'C.UTF-8', ...qemuVariables(), ...options.env };
-  const facts = await gatherFacts({ probe, program, env, log });
+  const facts = await gatherFacts({ host, program, env });
   return new Qemu({ ...options, program }, env, facts);
 };
 
@@ -74,10 +75,12 @@ class Qemu implements Vmm {
   }
 
   find(run_root: string): Promise<Found[]> {
-    return findVmms(run_root, vmIdOf);
+    return findVmms(run_root, 'qemu', vmIdOf);
   }
 
   async start(spec: MachineSpec, signal: AbortSignal, onSpawn: (proc: ProcRef) => Promise<void>): Promise<Machine> {
+    const { accel, why, hint } = this.#facts;
+    if (accel === null) throw new Fault('host', `Cannot start VM ${spec.id}: ${why}.`, { hint });
     const undo = new Undo();
     try {
       signal.throwIfAborted();
@@ -85,8 +88,8 @@ class Qemu implements Vmm {
       undo.push('directory', () => dir[Symbol.dispose]());
       await this.#clearLeftovers(spec, dir);
       await ensureFifo(join(dir.path, CONSOLE_FIFO));
-      const child = await spawnQemu(spec, dir, this.#options.program, this.#env);
-      const machine = await this.#watch(spec, dir, child, undo);
+      const child = await spawnQemu(spec, dir, this.#facts, this.#env);
+      const machine = await this.#watch(spec, dir, child, accel, undo);
       await onSpawn(machine.proc);
       await this.#orEnd(spec, machine, this.#bringUp(machine, signal), signal);
       undo.commit();
@@ -125,7 +128,7 @@ class Qemu implements Vmm {
   }
 
   /** From here on the process has a keeper: whatever happens, it is ended and waited for. */
-  async #watch(spec: MachineSpec, dir: RunDir, child: ChildProcess, undo: Undo): Promise<QemuMachine> {
+  async #watch(spec: MachineSpec, dir: RunDir, child: ChildProcess, accel: Accel, undo: Undo): Promise<QemuMachine> {
     undo.push('process', async () => {
       child.kill('SIGKILL');
       if (child.exitCode === null && child.signalCode === null) {
@@ -141,7 +144,7 @@ class Qemu implements Vmm {
       id: spec.id,
       dir,
       proc,
-      accel: spec.accel,
+      accel,
       child,
       log,
       ...commandMs(this.#options),

@@ -1,6 +1,6 @@
 /** The command line of a QEMU machine. Pure. */
 import { Fault } from '../api/fault.ts';
-import type { MachineSpec } from './machine.ts';
+import type { MachineSpec, VmmFacts } from './machine.ts';
 import { BUS_PORTS } from './ports.ts';
 import { QMP_SOCKET } from './run_dir.ts';
 
@@ -19,13 +19,13 @@ const MAX_CMDLINE = 2047;
  * Reset is the guest's way to end (`-no-reboot`), by triple fault, for microvm has no keyboard controller; a panic does it at once.
  * Under emulation a busy host makes the calibration of the TSC fail or wrong: the guest's TSC is the host's, so its rate is given.
  */
-export const kernelCmdline = (spec: MachineSpec): string => {
+export const kernelCmdline = (spec: MachineSpec, { accel, tsc_khz }: Pick<VmmFacts, 'accel' | 'tsc_khz'>): string => {
   const words = ['console=ttyS0', 'reboot=t', 'panic=-1', 'quiet'];
-  if (spec.accel === 'tcg') {
-    if (spec.tsc_khz !== null) words.push(`tsc_early_khz=${spec.tsc_khz}`);
+  if (accel === 'tcg') {
+    if (tsc_khz !== null) words.push(`tsc_early_khz=${tsc_khz}`);
     words.push('tsc=reliable', 'no_timer_check');
   }
-  words.push(...spec.cmdline);
+  words.push('nexus.transport=serial', ...spec.cmdline);
   const line = words.join(' ');
   if (line.length > MAX_CMDLINE || !/^[\x20-\x7e]*$/.test(line)) {
     const why = line.length > MAX_CMDLINE ? `it is longer than ${MAX_CMDLINE} bytes` : 'it is not plain ASCII';
@@ -64,17 +64,17 @@ const disk = (spec: MachineSpec['disks'][number], fd: number, index: number): st
   ];
 };
 
-export const qemuArgs = (spec: MachineSpec, fds: PassedFds): string[] => [
+export const qemuArgs = (spec: MachineSpec, facts: Pick<VmmFacts, 'accel' | 'tsc_khz'>, fds: PassedFds): string[] => [
   ...['-name', spec.id],
   ...['-M', 'microvm'],
-  ...(spec.accel === 'kvm' ? ['-accel', 'kvm', '-cpu', 'host'] : ['-accel', 'tcg,thread=multi', '-cpu', 'max']),
+  ...(facts.accel === 'kvm' ? ['-accel', 'kvm', '-cpu', 'host'] : ['-accel', 'tcg,thread=multi', '-cpu', 'max']),
   ...['-smp', String(spec.vcpus), '-m', `${spec.memory_mib}M`],
   ...['-nodefaults', '-no-user-config', '-no-reboot', '-display', 'none', '-S'],
   ...['-sandbox', 'on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny'],
   ...['-qmp', `unix:${QMP_SOCKET},server=on,wait=off`],
   ...['-chardev', 'stdio,id=console,signal=off', '-serial', 'chardev:console'],
   ...['-kernel', `/proc/self/fd/${fds.kernel}`, '-initrd', `/proc/self/fd/${fds.initrd}`],
-  ...['-append', kernelCmdline(spec)],
+  ...['-append', kernelCmdline(spec, facts)],
   ...spec.disks.flatMap((d, i) => disk(d, fds.disks[i] ?? -1, i)),
   ...['-object', 'rng-builtin,id=rng', '-device', 'virtio-rng-device,rng=rng'],
   ...['-device', `virtio-serial-device,id=vs,max_ports=${BUS_PORTS}`],

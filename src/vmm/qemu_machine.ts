@@ -5,6 +5,7 @@
  * removed. After `release` or the end nothing here holds a socket, a timer or a descriptor.
  */
 import type { ChildProcess } from 'node:child_process';
+import { join } from 'node:path';
 import type { Duplex } from 'node:stream';
 import { z } from 'zod';
 import { Fault } from '../api/fault.ts';
@@ -12,8 +13,9 @@ import type { Accel } from '../api/vm.ts';
 import { DeadlineError, sleep, withDeadline } from '../lib/deadline.ts';
 import type { Log } from '../lib/log.ts';
 import { isAlive, type ProcRef, signalProc } from '../lib/proc.ts';
+import { procUsage } from '../lib/usage.ts';
 import { Egress } from './egress.ts';
-import type { Machine, MachineEnd } from './machine.ts';
+import type { Machine, MachineEnd, MachineUsage } from './machine.ts';
 import { Ports } from './ports.ts';
 import { COMMAND_MS, type Qmp, QmpError, type QmpEvent } from './qmp.ts';
 import { QmpLink } from './qmp_link.ts';
@@ -25,6 +27,7 @@ const LOG_CHECK_MS = 10_000;
 /** What QEMU said just before its end is read for this long. */
 const DRAIN_MS = 2000;
 
+const BlockStats = z.array(z.looseObject({ stats: z.looseObject({ rd_bytes: z.int(), wr_bytes: z.int() }) }));
 const Status = z.looseObject({ status: z.string() });
 
 export interface QemuMachineOptions {
@@ -42,6 +45,7 @@ export class QemuMachine implements Machine {
   readonly kind = 'qemu';
   readonly accel: Accel;
   readonly proc: ProcRef;
+  readonly api_socket: string;
   readonly ended: Promise<MachineEnd>;
   readonly #id: string;
   readonly #dir: RunDir;
@@ -57,6 +61,7 @@ export class QemuMachine implements Machine {
     const { id, dir, proc, accel, child } = options;
     this.#id = id;
     this.#dir = dir;
+    this.api_socket = join(dir.path, QMP_SOCKET);
     this.proc = proc;
     this.accel = accel;
     this.#log = options.log.child({ vm_id: id });
@@ -114,6 +119,20 @@ export class QemuMachine implements Machine {
 
   async paused(): Promise<boolean> {
     return Status.parse(await this.#say('ask for the state of', 'query-status')).status === 'paused';
+  }
+
+  /** The microvm machine has no keyboard controller. */
+  async ctrlAltDel(): Promise<boolean> {
+    return false;
+  }
+
+  async usage(): Promise<MachineUsage> {
+    const used = await procUsage(this.proc);
+    if (used === undefined) throw this.#fault('ask for the usage of', new Error('it has ended'));
+    const answer = await this.#say('ask for the usage of', 'query-blockstats');
+    const stats = BlockStats.parse(answer);
+    const sum = (field: 'rd_bytes' | 'wr_bytes') => stats.reduce((bytes, { stats: s }) => bytes + s[field], 0);
+    return { ...used, disk_read_bytes: sum('rd_bytes'), disk_write_bytes: sum('wr_bytes') };
   }
 
   async signal(signal: 'SIGTERM' | 'SIGKILL'): Promise<void> {

@@ -4,7 +4,8 @@ import { once } from 'node:events';
 import { closeSync, constants, fstatSync, openSync } from 'node:fs';
 import { stat } from 'node:fs/promises';
 import { Fault } from '../api/fault.ts';
-import type { MachineSpec } from './machine.ts';
+import type { Accel } from '../api/vm.ts';
+import type { MachineSpec, VmmFacts } from './machine.ts';
 import { type PassedFds, qemuArgs } from './qemu_args.ts';
 import type { RunDir } from './run_dir.ts';
 
@@ -43,13 +44,13 @@ const kvmGroup = async (spec: MachineSpec): Promise<string> => {
 };
 
 /** As another user: no groups but the one of /dev/kvm, and no way to get more rights. Node's own uid option keeps groups. */
-const asUser = async (spec: MachineSpec): Promise<string[]> => {
+const asUser = async (spec: MachineSpec, accel: Accel | null): Promise<string[]> => {
   const { uid } = spec;
   if (uid === null) return [];
   if (process.getuid?.() !== 0) {
     throw new Fault('host', `Cannot start VM ${spec.id} as uid ${uid}: only root can run a VMM as another user.`);
   }
-  const groups = spec.accel === 'kvm' ? await kvmGroup(spec) : '--clear-groups';
+  const groups = accel === 'kvm' ? await kvmGroup(spec) : '--clear-groups';
   return ['setpriv', `--reuid=${uid}`, `--regid=${uid}`, groups, '--no-new-privs', '--'];
 };
 
@@ -57,10 +58,11 @@ const asUser = async (spec: MachineSpec): Promise<string[]> => {
 export const spawnQemu = async (
   spec: MachineSpec,
   dir: RunDir,
-  program: string,
+  facts: VmmFacts,
   env: NodeJS.ProcessEnv,
 ): Promise<ChildProcess> => {
-  const before = await asUser(spec);
+  const before = await asUser(spec, facts.accel);
+  const { program } = facts;
   const opened: number[] = [];
   const open = (fd: number): number => {
     opened.push(fd);
@@ -81,7 +83,7 @@ export const spawnQemu = async (
       initrd: boot('initrd', spec.initrd),
       disks: spec.disks.map(d => open(openFor(spec, `disk ${d.id}`, d.path, d.read_only ? O_RDONLY : O_RDWR))),
     };
-    const [command = program, ...args] = [...before, program, ...qemuArgs(spec, fds)];
+    const [command = program, ...args] = [...before, program, ...qemuArgs(spec, facts, fds)];
     const child = spawn(command, args, { cwd: dir.path, env, detached: true, stdio: ['ignore', ...opened] });
     child.unref();
     if (child.pid === undefined) {

@@ -5,6 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Fault } from '../../src/api/fault.ts';
 import { OP_NAMES } from '../../src/api/ops.ts';
+import { blankVm, type Vm, vmOps } from '../../src/api/vm.ts';
 import { Nexus } from '../../src/client/nexus.ts';
 import type { Handlers } from '../../src/core/handler.ts';
 import { openHttp } from '../../src/daemon/http.ts';
@@ -75,25 +76,9 @@ export const testDoor = async (handlers: Partial<Handlers>, log: Log = silentLog
 };
 
 /** A VM as the contract wants it. */
-export const sampleVm = (name: string) => ({
-  id: 'vm_01k9zzzzzzzzzzzzzzzzzzzzzz',
-  name,
-  state: 'created' as const,
-  guest: null,
-  vcpus: 2,
-  memory_mib: 1024,
-  image_id: null,
-  kernel_id: null,
-  root_ws_id: null,
-  vmm: null,
-  accel: null,
-  pid: null,
-  guest_facts: null,
-  error: null,
-  last_exit: null,
-  created_at_ms: 1_700_000_000_000,
-  started_at_ms: null,
-  stopped_at_ms: null,
+export const sampleVm = (name: string): Vm => ({
+  ...blankVm(vmOps['vm.create'].input.parse({ name }), 'vm_01k9zzzzzzzzzzzzzzzzzzzzzz', 1_700_000_000_000),
+  vsock_cid: 3,
 });
 
 /** A job as the contract wants it. */

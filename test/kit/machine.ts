@@ -8,6 +8,7 @@ import { type Guest, openGuest } from '../../src/guest/guest.ts';
 import { silentLog } from '../../src/lib/log.ts';
 import { run } from '../../src/lib/proc.ts';
 import { type Console, openConsole } from '../../src/vmm/console.ts';
+import { gatherHostFacts } from '../../src/vmm/host_facts.ts';
 import type { Machine } from '../../src/vmm/machine.ts';
 import { openQemu } from '../../src/vmm/qemu.ts';
 import { agentBinaries } from './agent.ts';
@@ -58,8 +59,7 @@ export const bareMachine = async (options: BareOptions = {}): Promise<BareMachin
   const initrd = join(dir, 'initrd.cpio');
   await writeInitrd({ modules, agent: agent.agent_x86_64, out: initrd, signal });
   const log = silentLog();
-  const vmm = await openQemu({ probe: agent.probe, log });
-  const { accel, tsc_khz } = vmm.facts();
+  const vmm = await openQemu({ host: await gatherHostFacts(agent.probe, log), log });
   const console = await openConsole({ fifo: join(run_dir, 'console'), log: join(dir, 'console.log') });
   made.defer(() => console.close());
   const machine = await vmm.start(
@@ -68,17 +68,17 @@ export const bareMachine = async (options: BareOptions = {}): Promise<BareMachin
       dir: run_dir,
       vcpus: 2,
       memory_mib: 512,
-      accel,
       kernel: join(dir, 'vmlinux'),
       initrd,
       cmdline: [
         'nexus.root=/dev/vda',
         `nexus.init=${options.image === undefined ? 'agent' : 'image'}`,
         'nexus.hostname=bare',
-        'nexus.transport=serial',
       ],
       disks: [{ id: 'root', path: disk, read_only: false }],
-      tsc_khz,
+      disk_rate_bytes: null,
+      disk_rate_ops: null,
+      vsock_cid: 3,
       uid: null,
     },
     signal,

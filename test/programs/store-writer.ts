@@ -6,7 +6,7 @@ import { writeSync } from 'node:fs';
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Fault } from '../../src/api/fault.ts';
-import type { VmState } from '../../src/api/vm.ts';
+import type { VmState } from '../../src/api/vm_state.ts';
 import { lockDataDir } from '../../src/store/lock.ts';
 import { openStore } from '../../src/store/open.ts';
 

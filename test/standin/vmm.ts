@@ -7,6 +7,7 @@ import type { Duplex } from 'node:stream';
 import { poll } from '../../src/lib/deadline.ts';
 import { silentLog } from '../../src/lib/log.ts';
 import { signalProc } from '../../src/lib/proc.ts';
+import { gatherHostFacts } from '../../src/vmm/host_facts.ts';
 import type { Machine, MachineSpec, Vmm } from '../../src/vmm/machine.ts';
 import { openQemu, type QemuOptions } from '../../src/vmm/qemu.ts';
 
@@ -32,7 +33,7 @@ export const bench = async (
   dirName: string = ID,
 ): Promise<Bench> => {
   const vmm = await openQemu({
-    probe: PROBE,
+    host: await gatherHostFacts(PROBE, silentLog()),
     program: STANDIN,
     log: silentLog(),
     env: { PATH: STANDIN_PATH, ...Object.fromEntries(Object.entries(env).map(([k, v]) => [`QEMU_STANDIN_${k}`, v])) },
@@ -48,12 +49,13 @@ export const bench = async (
     dir: join(root, 'run', dirName),
     vcpus: 1,
     memory_mib: 64,
-    accel: 'tcg',
     kernel: await file('kernel'),
     initrd: await file('initrd'),
     cmdline: ['nexus.root=/dev/vda'],
     disks: [{ id: 'ws_1', path: await file('disk'), read_only: false }],
-    tsc_khz: vmm.facts().tsc_khz,
+    disk_rate_bytes: null,
+    disk_rate_ops: null,
+    vsock_cid: 3,
     uid: null,
   };
   const start = (change: Partial<MachineSpec> = {}) => vmm.start({ ...spec, ...change }, soon(), async () => {});

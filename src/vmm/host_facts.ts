@@ -1,0 +1,50 @@
+/** What the drivers must know of this host, asked once. */
+import { z } from 'zod';
+import type { Log } from '../lib/log.ts';
+import { run } from '../lib/proc.ts';
+import { plain } from '../lib/text.ts';
+
+const PROBE_MS = 20_000;
+
+const Kvm = z.looseObject({ usable: z.boolean(), reason: z.string(), detail: z.string().default('') });
+const Tsc = z.looseObject({ khz: z.number().int().positive().nullable() });
+
+export interface HostFacts {
+  kvm: {
+    usable: boolean;
+    /** As `nexus-probe` says it: `no-device`, `no-permission`, `guest-does-not-run`, …; `not-tried` without a probe. */
+    reason: string;
+    /** One sentence without its period. */
+    why: string;
+    /** The command that mends it, where there is one. */
+    hint?: string;
+  };
+  /** Rate of the time stamp counter. */
+  tsc_khz: number | null;
+}
+
+/** Asks the probe; undefined, and a line in the log, if it fails: what it finds out is a matter of speed, not of function. */
+const ask = async <T>(probe: string, what: string, schema: z.ZodType<T>, log: Log): Promise<T | undefined> => {
+  try {
+    const { stdout } = await run([probe, what], { timeout_ms: PROBE_MS });
+    return schema.parse(JSON.parse(stdout));
+  } catch (error) {
+    log.warn({ err: error, probe: what }, 'the probe of this host failed');
+    return undefined;
+  }
+};
+
+const hintFor = (reason: string): string =>
+  reason === 'no-permission'
+    ? 'usermod -aG kvm <user>, then log in again: guests run at full speed with access to /dev/kvm'
+    : 'a host on which /dev/kvm runs guests is many times faster';
+
+export const gatherHostFacts = async (probe: string, log: Log): Promise<HostFacts> => {
+  const [kvm, tsc] = await Promise.all([ask(probe, 'kvm', Kvm, log), ask(probe, 'tsc', Tsc, log)]);
+  const tsc_khz = tsc?.khz ?? null;
+  if (kvm?.usable === true)
+    return { kvm: { usable: true, reason: 'ok', why: 'KVM runs guests on this host' }, tsc_khz };
+  const reason = kvm?.reason ?? 'not-tried';
+  const why = kvm === undefined ? 'it could not be tried' : plain(kvm.detail || kvm.reason).replace(/\.$/, '');
+  return { kvm: { usable: false, reason, why, hint: hintFor(reason) }, tsc_khz };
+};
