@@ -14,6 +14,7 @@ const (
 	kvmGetAPIVersion = 0xae00
 	kvmCreateVM      = 0xae01
 	kvmVcpuMmapSize  = 0xae04
+	kvmGetCPUID      = 0xc008ae05 // KVM_GET_SUPPORTED_CPUID
 	kvmCreateVcpu    = 0xae41
 	kvmSetTSSAddr    = 0xae47
 	kvmSetMemory     = 0x4020ae46
@@ -21,6 +22,7 @@ const (
 	kvmSetRegs       = 0x4090ae82
 	kvmGetSregs      = 0x8138ae83
 	kvmSetSregs      = 0x4138ae84
+	kvmSetCPUID      = 0x4008ae90 // KVM_SET_CPUID2
 
 	apiVersion = 12
 	exitIO     = 2
@@ -35,6 +37,7 @@ const (
 	pdAt      = 0x12000
 	regsSize  = 18 * 8 // struct kvm_regs
 	sregsSize = 312    // struct kvm_sregs
+	maxCPUID  = 256    // KVM_MAX_CPUID_ENTRIES
 )
 
 // program runs in ring 0 of 64-bit mode with paging, as a kernel does: a loop of half a million rounds with a push, a pop and a
@@ -56,13 +59,27 @@ var program = []byte{
 func call(fd int, request, arg uintptr) (int, error) {
 	for {
 		n, _, no := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), request, arg)
-		if no == 0 {
-			return int(n), nil
-		}
 		if no != unix.EINTR {
-			return -1, no
+			return result(n, no)
 		}
 	}
+}
+
+// hand is call with a structure. It may be on the stack, which moves: only a pointer is moved with it.
+func hand(fd int, request uintptr, arg unsafe.Pointer) (int, error) {
+	for {
+		n, _, no := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), request, uintptr(arg))
+		if no != unix.EINTR {
+			return result(n, no)
+		}
+	}
+}
+
+func result(n uintptr, no unix.Errno) (int, error) {
+	if no != 0 {
+		return -1, no
+	}
+	return int(n), nil
 }
 
 // RunGuest makes a machine of 2 MiB and runs a small program in it. That /dev/kvm opens says little.
@@ -114,7 +131,7 @@ func makeGuest(kvm int) (*guest, error) {
 		slot, flags         uint32
 		at, size, userspace uint64
 	}{size: memory, userspace: uint64(uintptr(unsafe.Pointer(&ram[0])))}
-	if _, err := call(vm, kvmSetMemory, uintptr(unsafe.Pointer(&region))); err != nil {
+	if _, err := hand(vm, kvmSetMemory, unsafe.Pointer(&region)); err != nil {
 		return nil, fmt.Errorf("KVM_SET_USER_MEMORY_REGION: %w", err)
 	}
 	vcpu, err := call(vm, kvmCreateVcpu, 0)
@@ -129,16 +146,34 @@ func makeGuest(kvm int) (*guest, error) {
 	if err != nil {
 		return nil, fmt.Errorf("mmap of kvm_run: %w", err)
 	}
+	if err := setCPUID(kvm, vcpu); err != nil {
+		return nil, err
+	}
 	return &guest{vcpu, area}, setRegisters(vcpu)
+}
+
+// setCPUID gives the guest all features that the host's KVM has: newer kernels refuse a long mode that CPUID does not know of.
+func setCPUID(kvm, vcpu int) error {
+	list := struct {
+		count, _ uint32
+		entries  [maxCPUID][40]byte // struct kvm_cpuid_entry2
+	}{count: maxCPUID}
+	if _, err := hand(kvm, kvmGetCPUID, unsafe.Pointer(&list)); err != nil {
+		return fmt.Errorf("KVM_GET_SUPPORTED_CPUID: %w", err)
+	}
+	if _, err := hand(vcpu, kvmSetCPUID, unsafe.Pointer(&list)); err != nil {
+		return fmt.Errorf("KVM_SET_CPUID2: %w", err)
+	}
+	return nil
 }
 
 func setRegisters(vcpu int) error {
 	var sregs [sregsSize]byte
-	if _, err := call(vcpu, kvmGetSregs, uintptr(unsafe.Pointer(&sregs[0]))); err != nil {
+	if _, err := hand(vcpu, kvmGetSregs, unsafe.Pointer(&sregs[0])); err != nil {
 		return fmt.Errorf("KVM_GET_SREGS: %w", err)
 	}
 	longMode(&sregs)
-	if _, err := call(vcpu, kvmSetSregs, uintptr(unsafe.Pointer(&sregs[0]))); err != nil {
+	if _, err := hand(vcpu, kvmSetSregs, unsafe.Pointer(&sregs[0])); err != nil {
 		return fmt.Errorf("KVM_SET_SREGS: %w", err)
 	}
 	var regs [regsSize]byte
@@ -146,7 +181,7 @@ func setRegisters(vcpu int) error {
 	le.PutUint64(regs[6*8:], stackAt) // rsp
 	le.PutUint64(regs[16*8:], codeAt) // rip
 	le.PutUint64(regs[17*8:], 2)      // rflags: the bit that is always set
-	if _, err := call(vcpu, kvmSetRegs, uintptr(unsafe.Pointer(&regs[0]))); err != nil {
+	if _, err := hand(vcpu, kvmSetRegs, unsafe.Pointer(&regs[0])); err != nil {
 		return fmt.Errorf("KVM_SET_REGS: %w", err)
 	}
 	return nil
