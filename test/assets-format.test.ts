@@ -407,9 +407,12 @@ test('modules are loaded after what they depend on, also where they depend on ea
     ['ring', make('ring', ['virtio'])],
     ['virtio_blk', make('virtio_blk', ['virtio'])],
     ['unrelated', make('unrelated', [])],
+    ['asked_for', make('asked_for', [])],
   ]);
-  const found = await closure(new Set(all.keys()), async names => names.flatMap(n => all.get(n) ?? []));
-  assert.deepEqual([...found.keys()].sort(), ['ring', 'virtio', 'virtio_blk', 'virtio_mmio']);
+  const found = await closure(new Set(all.keys()), ['asked_for', 'not_there'], async names =>
+    names.flatMap(n => all.get(n) ?? []),
+  );
+  assert.deepEqual([...found.keys()].sort(), ['asked_for', 'ring', 'virtio', 'virtio_blk', 'virtio_mmio']);
   assert.deepEqual(
     bootOrder(found).map(m => m.name),
     ['ring', 'virtio', 'virtio_mmio', 'virtio_blk'],

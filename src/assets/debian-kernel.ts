@@ -16,6 +16,8 @@ import { verifyFile } from './verify.ts';
 export interface KernelDownload {
   /** A release or a series: `6.12.43+deb12-cloud-amd64`, `6.12`, `6.1`; the newest if not given. */
   version?: string | undefined;
+  /** Modules to pack besides those that a microVM needs; they are not loaded at boot. */
+  modules?: readonly string[] | undefined;
   /** Empty and private; ends with `vmlinux`, `bzImage` and `modules.cpio` in it. */
   dir: string;
   signal: AbortSignal;
@@ -170,7 +172,9 @@ const build = async (deb: string, pkg: AptPackage, work: string, input: KernelDo
   await writeFile(join(dir, 'bzImage'), parts.image, { signal });
   await writeFile(join(dir, 'vmlinux'), vmlinux, { signal });
   onProgress({ stage: 'modules', done: 1, total: 2, unit: 'steps' });
-  const modules = await closure(new Set(parts.modules.keys()), names => readModules(parts, names, signal));
+  const modules = await closure(new Set(parts.modules.keys()), input.modules ?? [], names =>
+    readModules(parts, names, signal),
+  );
   const archive = modulesCpio(parts.release, modules, parts.tables);
   await writeFile(join(dir, 'modules.cpio'), archive, { signal });
   onProgress({ stage: 'modules', done: 2, total: 2, unit: 'steps' });

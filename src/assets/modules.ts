@@ -68,17 +68,21 @@ export const parseModule = (path: string, data: Buffer): KernelModule => {
   };
 };
 
-/** The wanted modules that this kernel has as modules, and all that they depend on. `fetch` reads modules by name, in rounds. */
+/**
+ * The wanted modules and `more` that this kernel has as modules, and all that they depend on. `fetch` reads modules by name, in
+ * rounds.
+ */
 export const closure = async (
   known: ReadonlySet<string>,
+  more: readonly string[],
   fetch: (names: string[]) => Promise<KernelModule[]>,
 ): Promise<Map<string, KernelModule>> => {
   const found = new Map<string, KernelModule>();
-  let next = [...BOOT, ...OTHERS].filter(name => known.has(name));
+  let next = [...new Set([...BOOT, ...OTHERS, ...more])].filter(name => known.has(name));
   while (next.length > 0) {
     for (const module of await fetch(next)) found.set(module.name, module);
-    const more = new Set([...found.values()].flatMap(m => m.depends));
-    next = [...more].filter(name => known.has(name) && !found.has(name));
+    const needed = new Set([...found.values()].flatMap(m => m.depends));
+    next = [...needed].filter(name => known.has(name) && !found.has(name));
   }
   return found;
 };
