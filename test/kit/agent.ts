@@ -14,6 +14,8 @@ export interface AgentBinaries {
 
 const REPO = join(import.meta.dirname, '..', '..');
 const SOURCES = join(REPO, 'agent');
+/** What was made elsewhere and brought along, where it cannot be made: in the lab (kit/lab.ts). */
+export const FIXTURES = process.env.NEXUS_TEST_FIXTURES;
 const CACHE = join(REPO, '.cache', 'agent');
 const DAY_MS = 24 * 3600 * 1000;
 
@@ -39,6 +41,7 @@ const forgetOld = async (keep: string): Promise<void> => {
 
 /** Builds what is missing; test files that run at the same time wait for each other (flock ends with its process). */
 export const agentBinaries = async (): Promise<AgentBinaries> => {
+  if (FIXTURES !== undefined) return inFolder(join(FIXTURES, 'agent'));
   const key = await hashSources();
   const dir = join(await ensureDir(CACHE), key);
   if (!(await exists(dir))) {
@@ -47,10 +50,12 @@ export const agentBinaries = async (): Promise<AgentBinaries> => {
     await run(argv, { timeout_ms: 600_000 });
     await forgetOld(key);
   }
-  return {
-    agent_x86_64: join(dir, 'nexus-agent-x86_64'),
-    agent_aarch64: join(dir, 'nexus-agent-aarch64'),
-    probe: join(dir, 'nexus-probe'),
-    harness: join(dir, 'agent-harness'),
-  };
+  return inFolder(dir);
 };
+
+const inFolder = (dir: string): AgentBinaries => ({
+  agent_x86_64: join(dir, 'nexus-agent-x86_64'),
+  agent_aarch64: join(dir, 'nexus-agent-aarch64'),
+  probe: join(dir, 'nexus-probe'),
+  harness: join(dir, 'agent-harness'),
+});

@@ -12,7 +12,7 @@ import { gatherHostFacts } from '../../src/vmm/host_facts.ts';
 import type { Machine } from '../../src/vmm/machine.ts';
 import { openQemu } from '../../src/vmm/qemu.ts';
 import { agentBinaries } from './agent.ts';
-import { testKernel } from './assets.ts';
+import { type TestKernel, testKernel } from './assets.ts';
 import { seed } from './world.ts';
 
 export interface BareMachine extends AsyncDisposable {
@@ -28,13 +28,18 @@ export interface BareMachine extends AsyncDisposable {
 }
 
 export interface BareOptions {
-  /** A root of another make, which is copied; its own init becomes PID 1. */
+  /** A root of another make, which is copied; its own init becomes PID 1, unless `init` says otherwise. */
   image?: string;
+  init?: 'agent' | 'image';
+  kernel?: TestKernel;
+  memory_mib?: number;
+  /** Files that become /dev/vdb and so on; they are used as they are. */
+  disks?: readonly string[];
 }
 
 /** The files of a kernel and of a root: the seed's, or those asked for. */
-const files = async ({ image }: BareOptions) => {
-  if (image !== undefined) return { ...(await testKernel('6.12')), image };
+const files = async ({ image, kernel: other }: BareOptions) => {
+  if (image !== undefined) return { ...(other ?? (await testKernel('6.12'))), image };
   const from = await seed();
   const one = async (name: string) => join(from, name, (await readdir(join(from, name)))[0] ?? '');
   const kernel = await one('kernels');
@@ -67,15 +72,15 @@ export const bareMachine = async (options: BareOptions = {}): Promise<BareMachin
       id: 'vm_01h455vb4pex5vsknk084sn02q',
       dir: run_dir,
       vcpus: 2,
-      memory_mib: 512,
+      memory_mib: options.memory_mib ?? 512,
       kernel: join(dir, 'vmlinux'),
       initrd,
       cmdline: [
         'nexus.root=/dev/vda',
-        `nexus.init=${options.image === undefined ? 'agent' : 'image'}`,
+        `nexus.init=${options.init ?? (options.image === undefined ? 'agent' : 'image')}`,
         'nexus.hostname=bare',
       ],
-      disks: [{ id: 'root', path: disk, read_only: false }],
+      disks: [disk, ...(options.disks ?? [])].map((path, n) => ({ id: `disk${n}`, path, read_only: false })),
       disk_rate_bytes: null,
       disk_rate_ops: null,
       vsock_cid: 3,

@@ -10,7 +10,7 @@ import { Nexus } from '../../src/client/nexus.ts';
 import { poll } from '../../src/lib/deadline.ts';
 import { exists } from '../../src/lib/files.ts';
 import { bootId, isAlive, type ProcRef, procRef, type RunResult, runAny } from '../../src/lib/proc.ts';
-import { agentBinaries } from './agent.ts';
+import { agentBinaries, FIXTURES } from './agent.ts';
 import { openStandin } from './standin.ts';
 
 export const REPO = join(import.meta.dirname, '../..');
@@ -177,6 +177,7 @@ const forgetSeeds = async (root: string, keep: string): Promise<void> => {
 
 /** A data directory with a kernel and an image, made through the API once a day and kept in .cache. */
 export const seed = async (): Promise<string> => {
+  if (FIXTURES !== undefined) return join(FIXTURES, 'seed');
   const agent = await agentBinaries();
   const day = new Date().toISOString().slice(0, 10);
   const hash = createHash('sha256')
