@@ -32,6 +32,20 @@ export const Job = z.strictObject({
 });
 export type Job = z.infer<typeof Job>;
 
+/** A job that has just begun. */
+export const runningJob = (id: string, kind: string, subject: string, now_ms: number): Job => ({
+  id,
+  kind,
+  subject,
+  state: 'running',
+  progress: null,
+  error: null,
+  result_id: null,
+  created_at_ms: now_ms,
+  started_at_ms: now_ms,
+  ended_at_ms: null,
+});
+
 export const JobMessage = z.discriminatedUnion('type', [
   z.strictObject({ type: z.literal('log'), at_ms: TimeMs, line: z.string() }),
   z.strictObject({ type: z.literal('progress'), progress: JobProgress }),

@@ -4,6 +4,7 @@ import type { Guest } from '../guest/guest.ts';
 import type { Joined } from '../lib/joined.ts';
 import type { Locks } from '../lib/lock.ts';
 import type { Log } from '../lib/log.ts';
+import type { Step } from '../lib/step.ts';
 import type { Uses } from '../lib/uses.ts';
 import type { StateStore } from '../store/store.ts';
 import type { Console } from '../vmm/console.ts';
@@ -17,6 +18,8 @@ export interface Host {
   readonly started_at_ms: number;
   readonly paths: Paths;
   readonly log: Log;
+  /** Around every effect on the world outside. */
+  readonly step: Step;
   readonly store: StateStore;
   readonly disks: Disks;
   readonly vmms: Vmms;

@@ -27,8 +27,8 @@ export const imageHandlers = (host: Host): HandlersOf<'image'> => ({
   'image.remove': async (_ctx, { image }) => {
     const { id, name } = await needImage(host, image);
     using _taken = takeAsset(host, { id }, `image '${name}'`);
-    await host.store.removeImage(id);
-    await host.disks.removeImage(id);
+    await host.step('image.record', () => host.store.removeImage(id));
+    await host.step('image.disk', () => host.disks.removeImage(id));
     return {};
   },
 });
@@ -47,39 +47,43 @@ const build = (host: Host, job: JobContext, input: OpIn<'image.build'>, rootfs: 
     const agent = await readFile(host.agent.path);
     let init: Image['init'] = 'agent';
     const out = join(temp, 'disk.raw');
-    const made = await buildExt4({
-      archive: join(rootfsDir(host.paths, rootfs.id), 'rootfs.tar'),
-      archive_sha256: rootfs.sha256,
-      overlays: (scan, facts) => {
-        init = input.init === 'auto' ? facts.init : input.init;
-        const label = { id, name, rootfs_id: rootfs.id, agent_version: host.agent.version, created_at_ms };
-        return guestOverlays(scan, facts, { init, agent, label });
-      },
-      out,
-      tools: { env: workEnv(host.paths) },
-      ...(input.size_bytes === undefined ? {} : { size_bytes: input.size_bytes }),
-      signal: job.signal,
-      onProgress: job.progress,
-      onLog: job.log,
-    });
+    const made = await host.step('build.programs', () =>
+      buildExt4({
+        archive: join(rootfsDir(host.paths, rootfs.id), 'rootfs.tar'),
+        archive_sha256: rootfs.sha256,
+        overlays: (scan, facts) => {
+          init = input.init === 'auto' ? facts.init : input.init;
+          const label = { id, name, rootfs_id: rootfs.id, agent_version: host.agent.version, created_at_ms };
+          return guestOverlays(scan, facts, { init, agent, label });
+        },
+        out,
+        tools: { env: workEnv(host.paths) },
+        ...(input.size_bytes === undefined ? {} : { size_bytes: input.size_bytes }),
+        signal: job.signal,
+        onProgress: job.progress,
+        onLog: job.log,
+      }),
+    );
     const { os, arch } = made.facts;
     if (arch !== undefined && arch !== rootfs.arch) {
       throw new Fault('unsupported', `Cannot build image '${name}': its programs are for ${arch}, not ${rootfs.arch}.`);
     }
-    await host.disks.importImage(out, id, job.signal, { move: true });
+    await host.step('build.import', () => host.disks.importImage(out, id, job.signal, { move: true }));
     try {
-      await host.store.insertImage({
-        id,
-        name,
-        arch: rootfs.arch,
-        init,
-        os,
-        rootfs_id: rootfs.id,
-        agent_version: host.agent.version,
-        sha256: made.sha256,
-        size_bytes: made.size_bytes,
-        created_at_ms,
-      });
+      await host.step('build.insert', () =>
+        host.store.insertImage({
+          id,
+          name,
+          arch: rootfs.arch,
+          init,
+          os,
+          rootfs_id: rootfs.id,
+          agent_version: host.agent.version,
+          sha256: made.sha256,
+          size_bytes: made.size_bytes,
+          created_at_ms,
+        }),
+      );
     } catch (error) {
       await host.disks.removeImage(id);
       throw error;

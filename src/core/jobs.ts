@@ -10,9 +10,10 @@ import { createWriteStream, type WriteStream } from 'node:fs';
 import { rm } from 'node:fs/promises';
 import { finished } from 'node:stream/promises';
 import { Fault } from '../api/fault.ts';
-import type { Job, JobMessage, JobProgress, JobState } from '../api/job.ts';
+import { type Job, type JobMessage, type JobProgress, type JobState, runningJob } from '../api/job.ts';
 import { withDeadline } from '../lib/deadline.ts';
 import type { Log } from '../lib/log.ts';
+import type { Step } from '../lib/step.ts';
 import { plain } from '../lib/text.ts';
 import type { JobStore } from '../store/store.ts';
 import type { Events } from './events.ts';
@@ -54,22 +55,24 @@ interface Running {
   readonly watchers: Set<(message: JobMessage) => void>;
 }
 
+interface Options {
+  readonly store: JobStore;
+  /** Where the logs lie. */
+  readonly dir: string;
+  readonly events: Events;
+  readonly log: Log;
+  readonly step: Step;
+  readonly closing: AbortSignal;
+}
+
 export class JobRunner {
   readonly #running = new Map<string, Running>();
-  readonly #store: JobStore;
-  readonly #dir: string;
-  readonly #events: Events;
-  readonly #log: Log;
-  readonly #closing: AbortSignal;
+  readonly #own: Options;
   /** Jobs whose end is not on disk yet. */
   readonly #unstored = new Map<string, Job>();
 
-  constructor(options: { store: JobStore; dir: string; events: Events; log: Log; closing: AbortSignal }) {
-    this.#store = options.store;
-    this.#dir = options.dir;
-    this.#events = options.events;
-    this.#log = options.log;
-    this.#closing = options.closing;
+  constructor(options: Options) {
+    this.#own = options;
   }
 
   /**
@@ -90,18 +93,7 @@ export class JobRunner {
         },
       );
     }
-    const job: Job = {
-      id: newId('job'),
-      kind,
-      subject,
-      state: 'running',
-      progress: null,
-      error: null,
-      result_id: null,
-      created_at_ms: Date.now(),
-      started_at_ms: Date.now(),
-      ended_at_ms: null,
-    };
+    const job = runningJob(newId('job'), kind, subject, Date.now());
     const done = Promise.withResolvers<Job>();
     const running: Running = {
       request,
@@ -114,19 +106,19 @@ export class JobRunner {
     };
     this.#running.set(job.id, running);
     try {
-      await this.#store.insertJob(job);
+      await this.#own.step('job.insert', () => this.#own.store.insertJob(job));
     } catch (error) {
       this.#running.delete(job.id);
       throw error;
     }
-    this.#events.emit('job.state', job.id, { state: job.state, kind, subject });
+    this.#own.events.emit('job.state', job.id, { state: job.state, kind, subject });
     void this.#run(running, work).then(done.resolve);
     return job;
   }
 
   /** The job as it is now, its progress included. */
   async get(id: string): Promise<Job> {
-    const job = this.#running.get(id)?.job ?? this.#unstored.get(id) ?? (await this.#store.findJob(id));
+    const job = this.#running.get(id)?.job ?? this.#unstored.get(id) ?? (await this.#own.store.findJob(id));
     if (job === undefined) throw new Fault('not_found', `There is no job '${id}'.`, { hint: 'nexusctl job list' });
     return job;
   }
@@ -134,7 +126,9 @@ export class JobRunner {
   /** As the store's, with what is known better. */
   async list(filter: { state?: JobState; limit: number }): Promise<Job[]> {
     const { state, limit } = filter;
-    const all = await this.#store.listJobs(this.#unstored.size === 0 ? filter : { limit: limit + this.#unstored.size });
+    const all = await this.#own.store.listJobs(
+      this.#unstored.size === 0 ? filter : { limit: limit + this.#unstored.size },
+    );
     const now = all.map(job => this.#running.get(job.id)?.job ?? this.#unstored.get(job.id) ?? job);
     return now.filter(job => state === undefined || job.state === state).slice(0, limit);
   }
@@ -159,15 +153,15 @@ export class JobRunner {
     const all = [...this.#running.values()];
     for (const r of all) r.abort.abort(new Fault('canceled', 'The daemon stopped.'));
     await withDeadline('the end of all jobs', CLOSE_MS, Promise.allSettled(all.map(r => r.done))).catch(error =>
-      this.#log.error({ err: error, jobs: [...this.#running.keys()] }, 'jobs do not end; they are left'),
+      this.#own.log.error({ err: error, jobs: [...this.#running.keys()] }, 'jobs do not end; they are left'),
     );
   }
 
   /** Removes logs of jobs that nobody knows; gives their paths. */
   async sweep(): Promise<string[]> {
-    const known = await this.#store.listJobs({ limit: Number.MAX_SAFE_INTEGER });
+    const known = await this.#own.store.listJobs({ limit: Number.MAX_SAFE_INTEGER });
     return sweepJobLogs(
-      this.#dir,
+      this.#own.dir,
       known.map(job => job.id),
     );
   }
@@ -176,7 +170,7 @@ export class JobRunner {
     const running = this.#running.get(id);
     if (running === undefined) {
       const job = await this.get(id);
-      yield* readJobLog(this.#dir, id);
+      yield* readJobLog(this.#own.dir, id);
       yield { type: 'end', job };
       return;
     }
@@ -211,8 +205,8 @@ export class JobRunner {
 
   async #run(running: Running, work: (ctx: JobContext) => Promise<string>): Promise<Job> {
     const { id } = running.job;
-    const file = createWriteStream(jobLogPath(this.#dir, id), { mode: 0o600 });
-    file.on('error', error => this.#log.warn({ err: error, job: id }, 'cannot write the log of a job'));
+    const file = createWriteStream(jobLogPath(this.#own.dir, id), { mode: 0o600 });
+    file.on('error', error => this.#own.log.warn({ err: error, job: id }, 'cannot write the log of a job'));
     let patch: Partial<Job>;
     try {
       const result_id = await work(this.#context(running, file));
@@ -225,27 +219,29 @@ export class JobRunner {
     const end: Partial<Job> = { ...patch, progress: running.job.progress, ended_at_ms: Date.now() };
     const job: Job = { ...running.job, ...end };
     this.#unstored.set(id, job);
-    await this.#store.updateJob(id, end).then(
-      () => this.#unstored.delete(id),
-      error => this.#storeLater(id, end, error),
-    );
+    await this.#own
+      .step('job.end', () => this.#own.store.updateJob(id, end))
+      .then(
+        () => this.#unstored.delete(id),
+        error => this.#storeLater(id, end, error),
+      );
     this.#publish(running, job);
     void this.#prune();
     return job;
   }
 
   #storeLater(id: string, end: Partial<Job>, first: unknown): void {
-    this.#log.error({ err: first, job: id }, 'the end of a job cannot be stored');
-    insist({ log: this.#log, closing: this.#closing }, 'the end of a job', () => this.#store.updateJob(id, end)).then(
+    this.#own.log.error({ err: first, job: id }, 'the end of a job cannot be stored');
+    insist(this.#own, 'the end of a job', () => this.#own.store.updateJob(id, end)).then(
       () => this.#unstored.delete(id),
-      error => this.#log.error({ err: error, job: id }, 'the end of a job is not stored'),
+      error => this.#own.log.error({ err: error, job: id }, 'the end of a job is not stored'),
     );
   }
 
   #publish(running: Running, job: Job): void {
     running.job = job;
     this.#running.delete(job.id);
-    this.#events.emit('job.state', job.id, { state: job.state, kind: job.kind, subject: job.subject });
+    this.#own.events.emit('job.state', job.id, { state: job.state, kind: job.kind, subject: job.subject });
     for (const push of running.watchers) push({ type: 'end', job });
   }
 
@@ -259,7 +255,7 @@ export class JobRunner {
         error: { code, detail: message, ...(hint === undefined ? {} : { hint }) },
       };
     }
-    this.#log.error({ err: error, job: running.job.id }, 'a job failed in a way that was not foreseen');
+    this.#own.log.error({ err: error, job: running.job.id }, 'a job failed in a way that was not foreseen');
     const detail = `${running.job.kind} failed: ${error instanceof Error ? error.message : String(error)}`;
     return { state: 'failed', error: { code: 'internal', detail } };
   }
@@ -292,9 +288,10 @@ export class JobRunner {
 
   async #prune(): Promise<void> {
     try {
-      for (const id of await this.#store.pruneJobs(KEEP_JOBS)) await rm(jobLogPath(this.#dir, id), { force: true });
+      for (const id of await this.#own.store.pruneJobs(KEEP_JOBS))
+        await rm(jobLogPath(this.#own.dir, id), { force: true });
     } catch (error) {
-      this.#log.warn({ err: error }, 'cannot prune old jobs');
+      this.#own.log.warn({ err: error }, 'cannot prune old jobs');
     }
   }
 }

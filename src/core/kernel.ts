@@ -28,9 +28,9 @@ export const kernelHandlers = (host: Host): HandlersOf<'kernel'> => ({
   'kernel.remove': async (_ctx, { kernel }) => {
     const { id, version } = await needKernel(host, kernel);
     using _taken = takeAsset(host, { id }, `kernel '${version}'`);
-    await host.store.removeKernel(id);
+    await host.step('kernel.record', () => host.store.removeKernel(id));
     await removeInitrds(host, id);
-    await removeTree(host.paths.data, kernelDir(host.paths, id));
+    await host.step('kernel.files', () => removeTree(host.paths.data, kernelDir(host.paths, id)));
     return {};
   },
 });
@@ -38,13 +38,15 @@ export const kernelHandlers = (host: Host): HandlersOf<'kernel'> => ({
 const download = (host: Host, job: JobContext, version: string | undefined): Promise<string> =>
   inTemp(host, job.job_id, async temp => {
     const dir = await ensureDir(join(temp, 'kernel'), 0o700);
-    const made = await downloadDebianKernel({
-      ...(version === undefined ? {} : { version }),
-      dir,
-      signal: job.signal,
-      onProgress: job.progress,
-      onLog: job.log,
-    });
+    const made = await host.step('kernel.fetch', () =>
+      downloadDebianKernel({
+        ...(version === undefined ? {} : { version }),
+        dir,
+        signal: job.signal,
+        onProgress: job.progress,
+        onLog: job.log,
+      }),
+    );
     const same = await host.store.findKernel(made.version);
     if (same !== undefined && same.sha256 === made.sha256) {
       job.log(`kernel ${made.version} is on disk already`);
@@ -52,9 +54,9 @@ const download = (host: Host, job: JobContext, version: string | undefined): Pro
     }
     job.signal.throwIfAborted();
     const kernel: Kernel = { id: newId('krn'), provider: 'debian', ...made, created_at_ms: Date.now() };
-    await landDir(dir, kernelDir(host.paths, kernel.id));
+    await host.step('kernel.land', () => landDir(dir, kernelDir(host.paths, kernel.id)));
     try {
-      await host.store.insertKernel(kernel);
+      await host.step('kernel.insert', () => host.store.insertKernel(kernel));
     } catch (error) {
       await removeTree(host.paths.data, kernelDir(host.paths, kernel.id));
       throw error;

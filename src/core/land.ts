@@ -6,13 +6,13 @@ import type { Host } from './host.ts';
 
 /** Makes a private folder for a job, gives it to `work`, and removes it whatever happens. */
 export const inTemp = async <T>(host: Host, name: string, work: (dir: string) => Promise<T>): Promise<T> => {
-  const dir = await ensureDir(join(host.paths.tmp, name), 0o700);
+  const dir = await host.step('job.temp', () => ensureDir(join(host.paths.tmp, name), 0o700));
   try {
     return await work(dir);
   } catch (error) {
     throw diskFull(error, host.paths.data);
   } finally {
-    await removeTree(host.paths.data, dir);
+    await host.step('job.tidy', () => removeTree(host.paths.data, dir));
   }
 };
 

@@ -88,7 +88,7 @@ const onGuest = async (
   try {
     if (live.gone.signal.aborted) return;
     const patch = { guest: state, ...(facts === undefined ? {} : { guest_facts: publicFacts(facts) }) };
-    await host.store.patchVm(live.vm_id, patch);
+    await host.step('guest.record', () => host.store.patchVm(live.vm_id, patch));
     host.events.emit('vm.guest', live.vm_id, { guest: state, ...timing(state, live.times) });
   } catch (error) {
     if (!(error instanceof Fault && error.code === 'not_found')) {
@@ -121,8 +121,8 @@ const watchEnd = async (host: Host, live: Live, end: MachineEnd): Promise<void> 
   live.end_owner = 'watcher';
   try {
     const exit = await describeEnd(live, end);
-    await letGo(host, live);
-    await insist(host, 'the end of a VM', () => storeEnd(host, live, exit));
+    await host.step('end.letgo', () => letGo(host, live));
+    await insist(host, 'the end of a VM', () => host.step('end.record', () => storeEnd(host, live, exit)));
   } catch (error) {
     if (!host.closing.aborted) host.log.error({ err: error, vm: live.vm_id }, 'cannot store the end of a VM');
   } finally {

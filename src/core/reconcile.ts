@@ -19,8 +19,8 @@ import { endOldWork, endProcess } from './stray.ts';
 const CONSOLE_TAIL = 20;
 
 export const reconcile = async (host: Host): Promise<void> => {
-  await endOldWork(host);
-  for (const job of await host.store.interruptJobs(Date.now())) {
+  await host.step('reconcile.work', () => endOldWork(host));
+  for (const job of await host.step('reconcile.jobs', () => host.store.interruptJobs(Date.now()))) {
     host.log.info({ job: job.id, kind: job.kind }, 'a job was interrupted by the end of the daemon');
   }
   const vms = await host.store.listVms();
@@ -47,7 +47,7 @@ const end = async (host: Host, step: Extract<Step, { do: 'end' }>): Promise<void
   const { vm_id, proc, why } = step;
   host.log.warn({ vm: vm_id, pid: proc.pid, why }, 'ending a VMM');
   try {
-    await endProcess(proc);
+    await host.step('reconcile.end', () => endProcess(proc));
   } catch (error) {
     host.log.error({ err: error, vm: vm_id, pid: proc.pid }, 'a VMM that nobody may own does not end');
     throw error;
@@ -64,13 +64,9 @@ const write = async (host: Host, step: Pick<Extract<Step, { do: 'write' }>, 'vm_
           stopped_at_ms: at_ms,
           last_exit: { at_ms, reason: why, exit_code: null, signal: null, console_tail: await lastLines(host, vm_id) },
         };
-  await host.store.transitionVm(vm_id, {
-    to,
-    why,
-    actor: 'daemon',
-    patch: { pid: null, run: null, guest: null, ...told },
-  });
-  await removeSockets(host, vm_id);
+  const patch = { pid: null, run: null, guest: null, ...told };
+  await host.step('reconcile.record', () => host.store.transitionVm(vm_id, { to, why, actor: 'daemon', patch }));
+  await host.step('reconcile.sockets', () => removeSockets(host, vm_id));
 };
 
 const lastLines = (host: Host, id: string): Promise<string[]> =>
@@ -122,7 +118,7 @@ const takeUp = async (host: Host, vm: VmRecord, step: Extract<Step, { do: 'adopt
     // the driver has its own deadline for a VMM that does not answer
     const { id, vsock_cid } = vm;
     const options = { id, dir, vsock_cid, proc: step.proc, accel: vm.accel ?? 'tcg' } as const;
-    const machine = await host.vmms.of(step.kind).adopt(options, host.closing);
+    const machine = await host.step('reconcile.adopt', () => host.vmms.of(step.kind).adopt(options, host.closing));
     await host.store.patchVm(vm.id, { guest: 'connecting' });
     return [machine, console];
   } catch (error) {
@@ -152,7 +148,7 @@ const sweep = async (host: Host): Promise<void> => {
     () => host.jobs.sweep(),
   ]) {
     try {
-      const gone = await work();
+      const gone = await host.step('reconcile.sweep', work);
       if (gone.length > 0) host.log.info({ gone }, 'removed leftovers');
     } catch (error) {
       host.log.error({ err: error }, 'cannot remove leftovers');

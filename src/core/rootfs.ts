@@ -28,8 +28,8 @@ export const rootfsHandlers = (host: Host): HandlersOf<'rootfs'> => ({
   'rootfs.remove': async (_ctx, { rootfs }) => {
     const { id, distro, version } = await needRootfs(host, rootfs);
     using _taken = takeAsset(host, { id }, `archive '${distro}:${version}'`);
-    await host.store.removeRootfs(id);
-    await removeTree(host.paths.data, rootfsDir(host.paths, id));
+    await host.step('rootfs.record', () => host.store.removeRootfs(id));
+    await host.step('rootfs.files', () => removeTree(host.paths.data, rootfsDir(host.paths, id)));
     return {};
   },
 });
@@ -37,19 +37,21 @@ export const rootfsHandlers = (host: Host): HandlersOf<'rootfs'> => ({
 const download = (host: Host, job: JobContext, input: OpIn<'rootfs.download'>): Promise<string> =>
   inTemp(host, job.job_id, async temp => {
     const dir = await ensureDir(join(temp, 'rootfs'), 0o700);
-    const made = await downloadDebianRootfs({
-      version: input.version,
-      packages: input.packages,
-      dir,
-      signal: job.signal,
-      onProgress: job.progress,
-      onLog: job.log,
-    });
+    const made = await host.step('rootfs.fetch', () =>
+      downloadDebianRootfs({
+        version: input.version,
+        packages: input.packages,
+        dir,
+        signal: job.signal,
+        onProgress: job.progress,
+        onLog: job.log,
+      }),
+    );
     job.signal.throwIfAborted();
     const rootfs: Rootfs = { id: newId('rfs'), provider: 'debian', ...made, created_at_ms: Date.now() };
-    await landDir(dir, rootfsDir(host.paths, rootfs.id));
+    await host.step('rootfs.land', () => landDir(dir, rootfsDir(host.paths, rootfs.id)));
     try {
-      await host.store.insertRootfs(rootfs);
+      await host.step('rootfs.insert', () => host.store.insertRootfs(rootfs));
     } catch (error) {
       await removeTree(host.paths.data, rootfsDir(host.paths, rootfs.id));
       throw error;

@@ -81,34 +81,38 @@ const launch = async (host: Host, id: string, actor: string, onStarting: () => v
   await using _ = held;
   const vm = await needVm(host, id);
   admit(vm, 'start');
-  using assets = await admitAssets(host, vm);
+  using assets = await host.step('start.admit', () => admitAssets(host, vm));
   held.signal.throwIfAborted();
-  await host.store.transitionVm(id, {
-    to: 'starting',
-    why: 'start was asked for',
-    actor,
-    patch: { error: null, pid: null, run: null, guest: null, guest_facts: null },
-  });
+  await host.step('start.starting', () =>
+    host.store.transitionVm(id, {
+      to: 'starting',
+      why: 'start was asked for',
+      actor,
+      patch: { error: null, pid: null, run: null, guest: null, guest_facts: null },
+    }),
+  );
   host.events.emit('vm.state', id, { state: 'starting' });
   onStarting();
   const undo = new Undo();
   try {
     const live = await boot(host, vm, assets, held.signal, undo, asked);
     const { machine } = live;
-    await host.store.transitionVm(id, {
-      to: 'running',
-      why: `${machine.kind} runs as process ${machine.proc.pid}`,
-      actor,
-      patch: {
-        pid: machine.proc.pid,
-        guest: live.guest.state,
-        runs_on: machine.kind,
-        vmm_version: host.vmms.of(machine.kind).facts().version,
-        accel: machine.accel,
-        started_at_ms: Date.now(),
-        stopped_at_ms: null,
-      },
-    });
+    await host.step('start.running', () =>
+      host.store.transitionVm(id, {
+        to: 'running',
+        why: `${machine.kind} runs as process ${machine.proc.pid}`,
+        actor,
+        patch: {
+          pid: machine.proc.pid,
+          guest: live.guest.state,
+          runs_on: machine.kind,
+          vmm_version: host.vmms.of(machine.kind).facts().version,
+          accel: machine.accel,
+          started_at_ms: Date.now(),
+          stopped_at_ms: null,
+        },
+      }),
+    );
     undo.commit();
     live.stored.resolve();
     host.events.emit('vm.state', id, { state: 'running' });
@@ -141,7 +145,7 @@ const failed = async (host: Host, vm: VmRecord, cause: unknown, aborted: boolean
     error: aborted ? null : { at_ms: Date.now(), code, detail: message, ...(hint === undefined ? {} : { hint }) },
   };
   const store = async () => {
-    await host.store.transitionVm(vm.id, { to, why: message, actor: 'daemon', patch });
+    await host.step('start.failed', () => host.store.transitionVm(vm.id, { to, why: message, actor: 'daemon', patch }));
     host.events.emit('vm.state', vm.id, { state: to, why: message });
   };
   await store().catch(e => storeLater(host, vm, store, e));
@@ -225,13 +229,11 @@ const boot = async (
 ): Promise<Live> => {
   const times: StartTimes = { asked, spawned: asked, bell: null };
   const { vmm } = assets;
-  const dir = await ensureDir(runDir(host.paths, vm.id), 0o700);
-  const initrd = await initrdFor(host, assets.kernel, signal);
+  const dir = await host.step('start.dir', () => ensureDir(runDir(host.paths, vm.id), 0o700));
+  const initrd = await host.step('start.initrd', () => initrdFor(host, assets.kernel, signal));
   signal.throwIfAborted();
-  const console = await openConsole({
-    fifo: join(dir, 'console'),
-    log: join(vmDir(host.paths, vm.id), 'console.log'),
-  });
+  const log = join(vmDir(host.paths, vm.id), 'console.log');
+  const console = await host.step('start.console', () => openConsole({ fifo: join(dir, 'console'), log }));
   undo.push('console', () => console.close());
   console.note(`start of VM '${vm.name}', kernel ${assets.kernel.version}`);
   const machine = await vmm.start(
@@ -252,7 +254,7 @@ const boot = async (
     signal,
     async proc => {
       times.spawned = performance.now();
-      await host.store.patchVm(vm.id, { run: { ...proc }, pid: proc.pid });
+      await host.step('start.process', () => host.store.patchVm(vm.id, { run: { ...proc }, pid: proc.pid }));
     },
   );
   const live = hold(host, vm, machine, console, times);

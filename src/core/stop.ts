@@ -92,7 +92,7 @@ const stopHeld = async (host: Host, vm: Vm, live: Live, options: StopOptions, si
   const { end, how } = await endMachine(host, live, options, signal);
   live.stopped_how = how;
   const exit = await describeEnd(live, end);
-  await letGo(host, live);
+  await host.step('stop.letgo', () => letGo(host, live));
   const stopped = await stored(host, vm.id, { ...exit, reason: how }, options.actor);
   forget(host, live);
   return stopped;
@@ -101,7 +101,7 @@ const stopHeld = async (host: Host, vm: Vm, live: Live, options: StopOptions, si
 /** A full disk is no reason to let a VM run that shall not: it may be what fills it. */
 const stopping = async (host: Host, vm: Vm, why: string, actor: string): Promise<void> => {
   try {
-    await host.store.transitionVm(vm.id, { to: 'stopping', why, actor });
+    await host.step('stop.stopping', () => host.store.transitionVm(vm.id, { to: 'stopping', why, actor }));
     host.events.emit('vm.state', vm.id, { state: 'stopping' });
   } catch (error) {
     if (!cannotWrite(error)) throw error;
@@ -110,12 +110,14 @@ const stopping = async (host: Host, vm: Vm, why: string, actor: string): Promise
 };
 
 const stored = async (host: Host, id: string, exit: LastExit, actor: string): Promise<Vm> => {
-  const stopped = await host.store.transitionVm(id, {
-    to: 'stopped',
-    why: exit.reason,
-    actor,
-    patch: { pid: null, run: null, guest: null, stopped_at_ms: exit.at_ms, last_exit: exit },
-  });
+  const stopped = await host.step('stop.record', () =>
+    host.store.transitionVm(id, {
+      to: 'stopped',
+      why: exit.reason,
+      actor,
+      patch: { pid: null, run: null, guest: null, stopped_at_ms: exit.at_ms, last_exit: exit },
+    }),
+  );
   host.events.emit('vm.state', id, { state: 'stopped', why: exit.reason });
   return publicVm(stopped);
 };
@@ -139,13 +141,13 @@ const endMachine = async (
     const asked = await askGuest(host, live, options.timeout_ms, signal);
     signal.throwIfAborted();
     if (asked !== undefined) return { end: asked, how: endedHow(live, asked) };
-    await machine.signal('SIGTERM');
+    await host.step('stop.term', () => machine.signal('SIGTERM'));
     const termed = await within(machine.ended, TERM_MS, signal);
     signal.throwIfAborted();
     if (termed !== undefined)
       return { end: termed, how: 'The guest did not shut down in time; the VMM was ended by SIGTERM.' };
   }
-  await machine.signal('SIGKILL');
+  await host.step('stop.kill', () => machine.signal('SIGKILL'));
   const killed = await within(machine.ended, KILL_MS);
   if (killed === undefined) {
     throw undying(machine.proc);
@@ -170,7 +172,9 @@ const askGuest = async (
   const deadline = AbortSignal.timeout(timeout_ms);
   try {
     const grace_ms = Math.max(100, Math.round(timeout_ms * GRACE_SHARE));
-    await live.guest.power('poweroff', grace_ms, AbortSignal.any([deadline, signal, ended(live)]));
+    await host.step('stop.power', () =>
+      live.guest.power('poweroff', grace_ms, AbortSignal.any([deadline, signal, ended(live)])),
+    );
   } catch (error) {
     if (signal.aborted) return undefined;
     host.log.warn({ err: error, vm: live.vm_id }, 'the guest does not take the order to shut down');
@@ -199,8 +203,8 @@ export const deleteVm = async (host: Host, ref: string, options: { keep_disk: bo
   host.events.emit('vm.deleted', id, {});
   // from here on it is gone for everybody: what cannot be removed now, the next start of a daemon sweeps
   for (const work of [
-    ...removed.map(ws => () => host.disks.removeWs(ws.id)),
-    () => removeTree(host.paths.data, vmDir(host.paths, id)),
+    ...removed.map(ws => () => host.step('delete.disk', () => host.disks.removeWs(ws.id))),
+    () => host.step('delete.dir', () => removeTree(host.paths.data, vmDir(host.paths, id))),
   ]) {
     await work().catch(error => host.log.error({ err: error, vm: id }, 'cannot remove a part of a deleted VM'));
   }
@@ -216,14 +220,14 @@ const removeRecord = async (
   const live = host.live.get(vm.id);
   if (live === undefined) {
     if (VM_LIVE.includes(vm.state)) await endStrays(host, vm.id);
-    return host.store.removeVm(vm.id, options);
+    return host.step('delete.record', () => host.store.removeVm(vm.id, options));
   }
   const watched = live.end_owner === 'watcher'; // it goes on watching: it finds no record, or stores the end
   live.end_owner ??= 'stop';
   try {
-    await endMachine(host, live, { force: true, timeout_ms: 0 }, signal);
-    await letGo(host, live);
-    const removed = await host.store.removeVm(vm.id, options);
+    await host.step('delete.kill', () => endMachine(host, live, { force: true, timeout_ms: 0 }, signal));
+    await host.step('delete.letgo', () => letGo(host, live));
+    const removed = await host.step('delete.record', () => host.store.removeVm(vm.id, options));
     forget(host, live);
     return removed;
   } catch (error) {

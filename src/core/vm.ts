@@ -97,15 +97,12 @@ const createWithImage = async (
     owned: true,
     created_at_ms: Date.now(),
   };
-  await host.disks.clone(
-    image.id,
-    ws_id,
-    input.root_size_bytes,
-    AbortSignal.any([AbortSignal.timeout(CLONE_MS), host.closing]),
-  );
+  const deadline = AbortSignal.any([AbortSignal.timeout(CLONE_MS), host.closing]);
+  await host.step('create.clone', () => host.disks.clone(image.id, ws_id, input.root_size_bytes, deadline));
   try {
     const vm = { ...blank(input, id, kernel_id), image_id: image.id, root_ws_id: ws_id };
-    return created(host, await host.store.insertVm(vm, { ws, ...uidOption(host) }));
+    const inserted = await host.step('create.insert', () => host.store.insertVm(vm, { ws, ...uidOption(host) }));
+    return created(host, inserted);
   } catch (error) {
     await host.disks.removeWs(ws_id);
     throw error;
@@ -126,7 +123,7 @@ const createWithWs = async (
     });
   }
   const vm = { ...blank(input, id, kernel_id), image_id: ws.image_id, root_ws_id: ws.id };
-  return created(host, await host.store.insertVm(vm, uidOption(host)));
+  return created(host, await host.step('create.insert', () => host.store.insertVm(vm, uidOption(host))));
 };
 
 const created = (host: Host, vm: VmRecord): Vm => {

@@ -17,7 +17,9 @@ export const wsHandlers = (host: Host): HandlersOf<'ws'> => ({
   'ws.get': (_ctx, input) => needWs(host, input.ws),
   'ws.attach': async (_ctx, { ws, vm, role }) => {
     const workspace = await needWs(host, ws);
-    return withVm(host, await needVm(host, vm), 'ws.attach', id => host.store.attachWs(workspace.id, id, role));
+    return withVm(host, await needVm(host, vm), 'ws.attach', id =>
+      host.step('ws.attach', () => host.store.attachWs(workspace.id, id, role)),
+    );
   },
   'ws.detach': async (_ctx, { ws }) => {
     const workspace = await needWs(host, ws);
@@ -25,14 +27,16 @@ export const wsHandlers = (host: Host): HandlersOf<'ws'> => ({
     const vm = await needVm(host, workspace.vm_id);
     return withVm(host, vm, 'ws.detach', async () => {
       // it may have gone to another VM meanwhile, whose lock this is not
-      if ((await needWs(host, workspace.id)).vm_id === vm.id) return host.store.detachWs(workspace.id);
+      if ((await needWs(host, workspace.id)).vm_id === vm.id)
+        return host.step('ws.detach', () => host.store.detachWs(workspace.id));
       throw new Fault('bad_state', `Workspace '${workspace.name}' is not attached to VM '${vm.name}' any more.`);
     });
   },
   'ws.remove': async (_ctx, { ws }) => {
     const { id } = await needWs(host, ws);
-    await host.store.removeWs(id); // the record first: a crash in between leaves a file that the next start sweeps
-    await host.disks.removeWs(id);
+    // the record first: a crash in between leaves a file that the next start sweeps
+    await host.step('ws.record', () => host.store.removeWs(id));
+    await host.step('ws.disk', () => host.disks.removeWs(id));
     return {};
   },
 });
@@ -60,9 +64,9 @@ const createWs = async (host: Host, input: OpIn<'ws.create'>): Promise<Workspace
   }
   using _used = image === null ? undefined : await useAsset(host, image, needImage);
   const deadline = AbortSignal.any([AbortSignal.timeout(CLONE_MS), host.closing]);
-  await (image === null
-    ? host.disks.empty(id, size_bytes, deadline)
-    : host.disks.clone(image.id, id, size_bytes, deadline));
+  await host.step('ws.make', () =>
+    image === null ? host.disks.empty(id, size_bytes, deadline) : host.disks.clone(image.id, id, size_bytes, deadline),
+  );
   const ws: Workspace = {
     id,
     name,
@@ -74,7 +78,7 @@ const createWs = async (host: Host, input: OpIn<'ws.create'>): Promise<Workspace
     created_at_ms: Date.now(),
   };
   try {
-    await host.store.insertWs(ws);
+    await host.step('ws.insert', () => host.store.insertWs(ws));
   } catch (error) {
     await host.disks.removeWs(id);
     throw error;

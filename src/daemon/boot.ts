@@ -19,6 +19,7 @@ import { Joined } from '../lib/joined.ts';
 import { Locks } from '../lib/lock.ts';
 import type { Log } from '../lib/log.ts';
 import { run } from '../lib/proc.ts';
+import { faultyStep, plainStep, type Step } from '../lib/step.ts';
 import { Uses } from '../lib/uses.ts';
 import { VERSION } from '../lib/version.ts';
 import { lockDataDir } from '../store/lock.ts';
@@ -39,6 +40,8 @@ export interface DaemonOptions {
   log: Log;
   /** Parse every answer with its schema; for tests. */
   check_output?: boolean;
+  /** A file that says at which step to die or to fail; for tests, with `check_output`. */
+  faults?: string | undefined;
 }
 
 export interface Daemon extends AsyncDisposable {
@@ -50,6 +53,7 @@ const FIRST_HOST_UID = 61_184;
 
 export const bootDaemon = async (options: DaemonOptions): Promise<Daemon> => {
   const { log } = options;
+  const step = stepOf(options);
   const stack = new AsyncDisposableStack();
   try {
     const agent = await agentFiles(options.agent_dir);
@@ -59,17 +63,18 @@ export const bootDaemon = async (options: DaemonOptions): Promise<Daemon> => {
     const store = stack.use(await openStore(options.data_dir));
     const probe = join(options.agent_dir, 'nexus-probe');
     const [disks, vmms] = await Promise.all([
-      pickDisks(options.data_dir, log),
-      openVmms({ probe, qemu: options.qemu, log }),
+      pickDisks(options.data_dir, log, step),
+      openVmms({ probe, qemu: options.qemu, log, step }),
     ]);
     const closing = new AbortController();
     const events = new Events();
-    const jobs = new JobRunner({ store, dir: paths.jobs, events, log, closing: closing.signal });
+    const jobs = new JobRunner({ store, dir: paths.jobs, events, log, step, closing: closing.signal });
     const host: Host = {
       version: VERSION,
       started_at_ms: Date.now(),
       paths,
       log,
+      step,
       store,
       disks,
       vmms,
@@ -103,6 +108,13 @@ export const bootDaemon = async (options: DaemonOptions): Promise<Daemon> => {
     await stack.disposeAsync();
     throw error;
   }
+};
+
+/** Nobody comes upon the faults of the tests by a variable that was left behind. */
+const stepOf = ({ faults, check_output }: DaemonOptions): Step => {
+  if (faults === undefined) return plainStep;
+  if (check_output === true) return faultyStep(faults);
+  throw new Fault('invalid', 'Cannot start with NEXUS_FAULTS: it is for tests, which set NEXUS_CHECK_OUTPUT=1 too.');
 };
 
 /** Starts are undone, stops are left to the next daemon, jobs end. */

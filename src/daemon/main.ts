@@ -69,6 +69,7 @@ export const main = async (argv: readonly string[]): Promise<number> => {
       agent_dir: process.env.NEXUS_AGENT_DIR ?? join(import.meta.dirname, 'agent'),
       qemu: process.env.NEXUS_QEMU,
       check_output: process.env.NEXUS_CHECK_OUTPUT === '1',
+      faults: process.env.NEXUS_FAULTS,
       log,
     });
     log.info({ data, socket, pid: process.pid, version: VERSION }, 'ready');

@@ -11,6 +11,7 @@ import { ID_PATTERN } from '../api/common.ts';
 import { Fault } from '../api/fault.ts';
 import { ensureDir, exists, publish, removeTree } from '../lib/files.ts';
 import { formatBytes } from '../lib/size.ts';
+import type { Step } from '../lib/step.ts';
 import type { Way } from './ways.ts';
 
 export type DiskKind = 'images' | 'workspaces';
@@ -72,10 +73,12 @@ export class FileDisks implements Disks {
   readonly why: string;
   readonly #data: string;
   readonly #way: Way;
+  readonly #step: Step;
 
-  constructor(data_dir: string, way: Way) {
+  constructor(data_dir: string, way: Way, step: Step) {
     this.#data = data_dir;
     this.#way = way;
+    this.#step = step;
     this.backend = way.backend;
     this.why = way.why;
   }
@@ -97,7 +100,7 @@ export class FileDisks implements Disks {
     try {
       await fill(temp);
       signal.throwIfAborted();
-      await publish(temp, target);
+      await this.#step('disk.publish', () => publish(temp, target));
       return final;
     } catch (cause) {
       await removeTree(this.#data, temp).catch(() => {}); // the next sweep takes it

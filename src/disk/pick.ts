@@ -3,6 +3,7 @@ import { mkdtemp, rename, statfs, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { ensureDir, exists, removeTree } from '../lib/files.ts';
 import type { Log } from '../lib/log.ts';
+import { plainStep, type Step } from '../lib/step.ts';
 import { type Disks, FileDisks } from './disk.ts';
 import { btrfsWay, copyWay, reflink, reflinkWay, type Way } from './ways.ts';
 
@@ -50,13 +51,13 @@ const pickWay = async (data_dir: string, dir: string): Promise<Way> => {
 };
 
 /** Picks the best backend that works in this data directory. */
-export const pickDisks = async (data_dir: string, log: Log): Promise<Disks> => {
+export const pickDisks = async (data_dir: string, log: Log, step: Step = plainStep): Promise<Disks> => {
   await ensureDir(data_dir);
   const dir = await mkdtemp(join(data_dir, '.probe-'));
   try {
     const way = await pickWay(data_dir, dir);
     log.info({ backend: way.backend, why: way.why }, 'disks');
-    return new FileDisks(data_dir, way);
+    return new FileDisks(data_dir, way, step);
   } finally {
     await removeTree(data_dir, dir);
   }

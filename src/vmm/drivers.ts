@@ -2,6 +2,7 @@
 import { Fault } from '../api/fault.ts';
 import type { VmmKind } from '../api/vm.ts';
 import type { Log } from '../lib/log.ts';
+import type { Step } from '../lib/step.ts';
 import { gatherHostFacts, type HostFacts } from './host_facts.ts';
 import type { Vmm, Vmms } from './machine.ts';
 import { openQemu } from './qemu.ts';
@@ -12,13 +13,14 @@ export interface DriversOptions {
   /** The QEMU program; default: from PATH. */
   qemu?: string | undefined;
   log: Log;
+  step: Step;
 }
 
 /** The drivers in the order in which they are chosen. */
 export const openVmms = async (options: DriversOptions): Promise<Vmms & { readonly host: HostFacts }> => {
-  const { log, qemu } = options;
+  const { log, step, qemu } = options;
   const host = await gatherHostFacts(options.probe, log);
-  const all: readonly Vmm[] = [await openQemu({ host, log, ...(qemu === undefined ? {} : { program: qemu }) })];
+  const all: readonly Vmm[] = [await openQemu({ host, log, step, ...(qemu === undefined ? {} : { program: qemu }) })];
   const of = (kind: VmmKind): Vmm => {
     const driver = all.find(vmm => vmm.kind === kind);
     if (driver === undefined) throw new Fault('unsupported', `This Nexus has no driver for ${kind}.`);

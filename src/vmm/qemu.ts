@@ -6,6 +6,7 @@ import type { Accel } from '../api/vm.ts';
 import { DeadlineError, raced, sleep, withDeadline } from '../lib/deadline.ts';
 import type { Log } from '../lib/log.ts';
 import { isAlive, type ProcRef, procRef } from '../lib/proc.ts';
+import { plainStep, type Step } from '../lib/step.ts';
 import { Undo } from '../lib/undo.ts';
 import { ensureFifo } from './fifo.ts';
 import { findVmms } from './find.ts';
@@ -23,6 +24,7 @@ export interface QemuOptions {
   host: HostFacts;
   program?: string;
   log: Log;
+  step?: Step;
   /** Added to the little that the VMM gets of our environment (PATH, QEMU_*): the rest may hold secrets. */
   env?: Record<string, string>;
   /** How long a new QEMU may take to answer, ms. An emulating, busy host takes seconds. */
@@ -63,11 +65,13 @@ class Qemu implements Vmm {
   readonly #options: QemuOptions & { program: string };
   readonly #env: NodeJS.ProcessEnv;
   readonly #facts: VmmFacts;
+  readonly #step: Step;
 
   constructor(options: QemuOptions & { program: string }, env: NodeJS.ProcessEnv, facts: VmmFacts) {
     this.#options = options;
     this.#env = env;
     this.#facts = facts;
+    this.#step = options.step ?? plainStep;
   }
 
   facts(): VmmFacts {
@@ -88,7 +92,7 @@ class Qemu implements Vmm {
       undo.push('directory', () => dir[Symbol.dispose]());
       await this.#clearLeftovers(spec, dir);
       await ensureFifo(join(dir.path, CONSOLE_FIFO));
-      const child = await spawnQemu(spec, dir, this.#facts, this.#env);
+      const child = await this.#step('start.spawn', () => spawnQemu(spec, dir, this.#facts, this.#env));
       const machine = await this.#watch(spec, dir, child, accel, undo);
       await onSpawn(machine.proc);
       await this.#orEnd(spec, machine, this.#bringUp(machine, signal), signal);
@@ -157,8 +161,8 @@ class Qemu implements Vmm {
   }
 
   async #bringUp(machine: QemuMachine, signal: AbortSignal): Promise<void> {
-    await machine.connect(this.#options.answer_ms ?? 20_000, signal);
-    await raced(machine.resume(), signal);
+    await this.#step('start.answer', () => machine.connect(this.#options.answer_ms ?? 20_000, signal));
+    await this.#step('start.cont', () => raced(machine.resume(), signal));
   }
 
   async #orEnd(spec: MachineSpec, machine: QemuMachine, up: Promise<void>, signal: AbortSignal): Promise<void> {
