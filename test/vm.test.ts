@@ -80,8 +80,14 @@ test('created, started, stopped, started, stopped by force, deleted: records, hi
   await poll('the last event', 5000, () => seen.events.at(-1)?.type === 'vm.deleted' || undefined);
   await seen.stop();
   assert.deepEqual(
-    seen.events.filter(e => e.type === 'vm.state').map(e => e.data.state),
-    states.slice(1),
+    seen.events
+      .filter(e => e.type === 'vm.state')
+      .map(({ data: { state, why, actor } }) => ({ to: state, why, actor })),
+    history
+      .slice(0, -1)
+      .reverse()
+      .map(({ to, why, actor }) => ({ to, why, actor })),
+    'each row of the history has its event',
   );
   assert.ok(seen.events.some(e => e.type === 'vm.guest' && e.data.guest === 'ready'));
   const seqs = seen.events.map(e => e.seq);

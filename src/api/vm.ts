@@ -92,6 +92,7 @@ export const Vm = z.strictObject({
   created_at_ms: TimeMs,
   started_at_ms: TimeMs.nullable(),
   stopped_at_ms: TimeMs.nullable(),
+  boot_ms: z.int().min(0).nullable().describe('of the last start: from the spawn of its VMM to the bell of its guest'),
 });
 export type Vm = z.infer<typeof Vm>;
 
@@ -143,6 +144,7 @@ export const blankVm = (input: NewVmInput, id: string, created_at_ms: number): O
   created_at_ms,
   started_at_ms: null,
   stopped_at_ms: null,
+  boot_ms: null,
 });
 
 const VmRef = z.strictObject({ vm: Ref });

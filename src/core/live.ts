@@ -14,6 +14,7 @@ import type { Console } from '../vmm/console.ts';
 import type { Machine, MachineEnd } from '../vmm/machine.ts';
 import type { Host, Live, StartTimes } from './host.ts';
 import { insist } from './insist.ts';
+import { moveVm } from './move.ts';
 
 const CONSOLE_TAIL = 20;
 
@@ -87,9 +88,15 @@ const onGuest = async (
 ): Promise<void> => {
   try {
     if (live.gone.signal.aborted) return;
-    const patch = { guest: state, ...(facts === undefined ? {} : { guest_facts: publicFacts(facts) }) };
+    const times = timing(state, live.times);
+    const patch = {
+      guest: state,
+      ...(facts === undefined ? {} : { guest_facts: publicFacts(facts) }),
+      ...(times.bell_ms === undefined ? {} : { boot_ms: Math.round(times.bell_ms - times.spawn_ms) }),
+    };
     await host.step('guest.record', () => host.store.patchVm(live.vm_id, patch));
-    host.events.emit('vm.guest', live.vm_id, { guest: state, ...timing(state, live.times) });
+    host.events.emit('vm.guest', live.vm_id, { guest: state, ...times });
+    host.log.info({ vm: live.vm_id, guest: state, ...times }, 'a guest came to another state');
   } catch (error) {
     if (!(error instanceof Fault && error.code === 'not_found')) {
       host.log.error({ err: error, vm: live.vm_id }, "cannot store the guest's state");
@@ -98,7 +105,10 @@ const onGuest = async (
 };
 
 /** How long the parts of a start took: request to spawn, request to bell. */
-const timing = (state: string, times: StartTimes | null): Record<string, number> => {
+const timing = (
+  state: string,
+  times: StartTimes | null,
+): { spawn_ms: number; bell_ms: number } | { spawn_ms?: never; bell_ms?: never } => {
   if (state !== 'ready' || times === null || times.bell === null) return {};
   return { spawn_ms: times.spawned - times.asked, bell_ms: times.bell - times.asked };
 };
@@ -122,7 +132,8 @@ const watchEnd = async (host: Host, live: Live, end: MachineEnd): Promise<void> 
   try {
     const exit = await describeEnd(live, end);
     await host.step('end.letgo', () => letGo(host, live));
-    await insist(host, 'the end of a VM', () => host.step('end.record', () => storeEnd(host, live, exit)));
+    const patient = { log: host.log.child({ vm: live.vm_id }), closing: host.closing };
+    await insist(patient, 'the end of a VM', () => host.step('end.record', () => storeEnd(host, live, exit)));
   } catch (error) {
     if (!host.closing.aborted) host.log.error({ err: error, vm: live.vm_id }, 'cannot store the end of a VM');
   } finally {
@@ -139,13 +150,12 @@ const storeEnd = async (host: Host, live: Live, exit: LastExit): Promise<void> =
   const to = asked ? 'stopped' : 'crashed';
   const last_exit = stopped_how === undefined ? exit : { ...exit, reason: stopped_how };
   const why = last_exit.reason;
-  await host.store.transitionVm(live.vm_id, {
+  await moveVm(host, live.vm_id, {
     to,
     why,
     actor: live.ending === undefined ? 'daemon' : 'guest',
     patch: { pid: null, run: null, guest: null, stopped_at_ms: exit.at_ms, last_exit },
   });
-  host.events.emit('vm.state', live.vm_id, { state: to, why });
 };
 
 /** The end of a VMM as evidence: how it went, and the last words of console and VMM. */

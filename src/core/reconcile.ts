@@ -10,6 +10,7 @@ import type { Machine } from '../vmm/machine.ts';
 import type { Host } from './host.ts';
 import { sweepInitrds } from './initrd.ts';
 import { hold } from './live.ts';
+import { moveVm } from './move.ts';
 import { runDir, vmDir } from './paths.ts';
 import { plan, type Step } from './plan.ts';
 import { stopVm } from './stop.ts';
@@ -65,7 +66,7 @@ const write = async (host: Host, step: Pick<Extract<Step, { do: 'write' }>, 'vm_
           last_exit: { at_ms, reason: why, exit_code: null, signal: null, console_tail: await lastLines(host, vm_id) },
         };
   const patch = { pid: null, run: null, guest: null, ...told };
-  await host.step('reconcile.record', () => host.store.transitionVm(vm_id, { to, why, actor: 'daemon', patch }));
+  await host.step('reconcile.record', () => moveVm(host, vm_id, { to, why, actor: 'daemon', patch }));
   await host.step('reconcile.sockets', () => removeSockets(host, vm_id));
 };
 

@@ -15,6 +15,7 @@ import { initrdFor } from './initrd.ts';
 import { insist } from './insist.ts';
 import { diskFull } from './land.ts';
 import { forget, guestReady, hold, letGo } from './live.ts';
+import { moveVm } from './move.ts';
 import { kernelDir, runDir, vmDir } from './paths.ts';
 import { useAsset } from './using.ts';
 
@@ -84,21 +85,20 @@ const launch = async (host: Host, id: string, actor: string, onStarting: () => v
   using assets = await host.step('start.admit', () => admitAssets(host, vm));
   held.signal.throwIfAborted();
   await host.step('start.starting', () =>
-    host.store.transitionVm(id, {
+    moveVm(host, id, {
       to: 'starting',
       why: 'start was asked for',
       actor,
-      patch: { error: null, pid: null, run: null, guest: null, guest_facts: null },
+      patch: { error: null, pid: null, run: null, guest: null, guest_facts: null, boot_ms: null },
     }),
   );
-  host.events.emit('vm.state', id, { state: 'starting' });
   onStarting();
   const undo = new Undo();
   try {
     const live = await boot(host, vm, assets, held.signal, undo, asked);
     const { machine } = live;
     await host.step('start.running', () =>
-      host.store.transitionVm(id, {
+      moveVm(host, id, {
         to: 'running',
         why: `${machine.kind} runs as process ${machine.proc.pid}`,
         actor,
@@ -115,7 +115,6 @@ const launch = async (host: Host, id: string, actor: string, onStarting: () => v
     );
     undo.commit();
     live.stored.resolve();
-    host.events.emit('vm.state', id, { state: 'running' });
     return live;
   } catch (error) {
     await undo.unwind((step, e) => host.log.error({ err: e, vm: id, step }, 'cannot undo a step of a start'));
@@ -145,8 +144,7 @@ const failed = async (host: Host, vm: VmRecord, cause: unknown, aborted: boolean
     error: aborted ? null : { at_ms: Date.now(), code, detail: message, ...(hint === undefined ? {} : { hint }) },
   };
   const store = async () => {
-    await host.step('start.failed', () => host.store.transitionVm(vm.id, { to, why: message, actor: 'daemon', patch }));
-    host.events.emit('vm.state', vm.id, { state: to, why: message });
+    await host.step('start.failed', () => moveVm(host, vm.id, { to, why: message, actor: 'daemon', patch }));
   };
   await store().catch(e => storeLater(host, vm, store, e));
   if (code === 'internal') host.log.error({ err: error, vm: vm.id }, 'a start failed in a way that was not foreseen');
@@ -160,7 +158,7 @@ const storeLater = (host: Host, { id }: VmRecord, store: () => Promise<void>, fi
     await using _held = await host.locks.take(id, 'the daemon', { signal: host.closing });
     if ((await host.store.findVm(id))?.state === 'starting') await store();
   };
-  insist(host, 'the end of a start', again).catch(error => {
+  insist({ log: host.log.child({ vm: id }), closing: host.closing }, 'the end of a start', again).catch(error => {
     if (!host.closing.aborted) host.log.error({ err: error, vm: id }, 'the end of a start is not stored');
   });
 };

@@ -11,6 +11,7 @@ import { admit, busy, needVm, publicVm } from './find.ts';
 import type { Host, Live } from './host.ts';
 import { cannotWrite } from './insist.ts';
 import { describeEnd, forget, handBack, letGo } from './live.ts';
+import { moveVm } from './move.ts';
 import { vmDir } from './paths.ts';
 import { endStrays, undying } from './stray.ts';
 
@@ -101,8 +102,7 @@ const stopHeld = async (host: Host, vm: Vm, live: Live, options: StopOptions, si
 /** A full disk is no reason to let a VM run that shall not: it may be what fills it. */
 const stopping = async (host: Host, vm: Vm, why: string, actor: string): Promise<void> => {
   try {
-    await host.step('stop.stopping', () => host.store.transitionVm(vm.id, { to: 'stopping', why, actor }));
-    host.events.emit('vm.state', vm.id, { state: 'stopping' });
+    await host.step('stop.stopping', () => moveVm(host, vm.id, { to: 'stopping', why, actor }));
   } catch (error) {
     if (!cannotWrite(error)) throw error;
     host.log.error({ err: error, vm: vm.id }, 'cannot store that a VM is being stopped');
@@ -111,14 +111,13 @@ const stopping = async (host: Host, vm: Vm, why: string, actor: string): Promise
 
 const stored = async (host: Host, id: string, exit: LastExit, actor: string): Promise<Vm> => {
   const stopped = await host.step('stop.record', () =>
-    host.store.transitionVm(id, {
+    moveVm(host, id, {
       to: 'stopped',
       why: exit.reason,
       actor,
       patch: { pid: null, run: null, guest: null, stopped_at_ms: exit.at_ms, last_exit: exit },
     }),
   );
-  host.events.emit('vm.state', id, { state: 'stopped', why: exit.reason });
   return publicVm(stopped);
 };
 

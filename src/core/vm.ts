@@ -11,6 +11,7 @@ import type { HandlersOf } from './handler.ts';
 import type { Host } from './host.ts';
 import { newId } from './ids.ts';
 import { liveOf } from './live.ts';
+import { tellState } from './move.ts';
 import { vmDir } from './paths.ts';
 import { startVm } from './start.ts';
 import { deleteVm, stopVm } from './stop.ts';
@@ -127,7 +128,7 @@ const createWithWs = async (
 };
 
 const created = (host: Host, vm: VmRecord): Vm => {
-  host.events.emit('vm.state', vm.id, { state: 'created' });
+  tellState(host, vm, { to: 'created', why: 'created', actor: 'api' });
   return publicVm(vm);
 };
 

@@ -4,7 +4,7 @@ import { join, resolve } from 'node:path';
 import process from 'node:process';
 import { parseArgs } from 'node:util';
 import { Fault } from '../api/fault.ts';
-import { makeLog } from '../lib/log.ts';
+import { LOG_LEVELS, makeLog } from '../lib/log.ts';
 import { VERSION } from '../lib/version.ts';
 import { bootDaemon } from './boot.ts';
 
@@ -13,10 +13,11 @@ const HELP = `usage: nexusd [--data-dir DIR] [--socket PATH] [--log-level LEVEL]
   --data-dir DIR      where everything lies (root: /var/lib/nexus, else ~/.local/share/nexus)
   --socket PATH       where clients connect (default: with --data-dir DIR/nexusd.sock; root: /run/nexus/nexusd.sock,
                       else $XDG_RUNTIME_DIR/nexus/nexusd.sock, else ~/.local/share/nexus/nexusd.sock)
-  --log-level LEVEL   debug, info, warn or error (default: info)
+  --log-level LEVEL   trace, debug, info, warn, error or silent (default: $NEXUS_LOG, else info)
   --version
 
 environment:
+  NEXUS_LOG           the level of the log, as --log-level
   NEXUS_AGENT_DIR     folder of nexus-agent-<arch> and nexus-probe
   NEXUS_QEMU          the QEMU program (default: qemu-system-<arch> from PATH)
   NEXUS_MKE2FS        the mke2fs program (1.47.2 or later builds images without fakeroot)
@@ -25,7 +26,7 @@ environment:
 const options = {
   'data-dir': { type: 'string' },
   socket: { type: 'string' },
-  'log-level': { type: 'string', default: 'info' },
+  'log-level': { type: 'string' },
   version: { type: 'boolean' },
   help: { type: 'boolean', short: 'h' },
 } as const;
@@ -36,6 +37,12 @@ const parse = (argv: readonly string[]) => {
   } catch (error) {
     throw new Fault('invalid', error instanceof Error ? error.message : String(error), { hint: 'nexusd --help' });
   }
+};
+
+const logLevel = (flag: string | undefined): string => {
+  const level = flag ?? (process.env.NEXUS_LOG || 'info');
+  if (LOG_LEVELS.some(known => known === level)) return level;
+  throw new Fault('invalid', `There is no log level '${level}'.`, { hint: `one of ${LOG_LEVELS.join(', ')}` });
 };
 
 const places = (data_dir: string | undefined, socket: string | undefined) => {
@@ -59,7 +66,7 @@ export const main = async (argv: readonly string[]): Promise<number> => {
     }
     process.umask(0o022); // the data directory is its owner's alone; what lies in it a VMM's own user may have to read
     const { data, socket } = places(flags['data-dir'], flags.socket);
-    const log = makeLog({ level: flags['log-level'] });
+    const log = makeLog({ level: logLevel(flags['log-level']) });
     const stop = Promise.withResolvers<string>();
     for (const signal of ['SIGTERM', 'SIGINT'] as const) process.on(signal, () => stop.resolve(signal));
     process.on('SIGHUP', () => {}); // a terminal that closes does not end a daemon

@@ -3,6 +3,8 @@ import { type Logger, pino } from 'pino';
 
 export type Log = Logger;
 
+export const LOG_LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'silent'] as const;
+
 export const makeLog = (options: { level?: string; file?: string } = {}): Log =>
   pino(
     { level: options.level ?? 'info', base: null },

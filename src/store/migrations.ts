@@ -142,9 +142,15 @@ create table notes (
 ) strict;
 `;
 
+/** How long the last boot took. */
+const THIRD = `
+alter table vms add column boot_ms integer;
+`;
+
 export const MIGRATIONS: readonly Migration[] = [
   { version: 1, sql: FIRST },
   { version: 2, sql: SECOND },
+  { version: 3, sql: THIRD },
 ];
 
 const versionOf = (db: DatabaseSync): number => Number(db.prepare('pragma user_version').get()?.user_version ?? 0);

@@ -99,7 +99,9 @@ class Qemu implements Vmm {
       undo.commit();
       return machine;
     } catch (error) {
-      await undo.unwind((name, err) => this.#options.log.error({ err, name, vm_id: spec.id }, 'could not be undone'));
+      await undo.unwind((name, err) =>
+        this.#options.log.error({ err, vm: spec.id, step: name }, 'could not be undone'),
+      );
       throw error;
     }
   }
@@ -125,7 +127,7 @@ class Qemu implements Vmm {
         await machine.release();
         throw signal.reason;
       }
-      log.warn({ err: error, vm_id: id }, 'the VMM lives but does not answer: it is adopted and asked again');
+      log.warn({ err: error, vm: id }, 'the VMM lives but does not answer: it is adopted and asked again');
       machine.keepTrying();
     }
     return machine;

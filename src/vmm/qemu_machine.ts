@@ -64,7 +64,7 @@ export class QemuMachine implements Machine {
     this.api_socket = join(dir.path, QMP_SOCKET);
     this.proc = proc;
     this.accel = accel;
-    this.#log = options.log.child({ vm_id: id });
+    this.#log = options.log.child({ vm: id });
     this.#ports = new Ports({
       command: (command, args, ms) => this.#link.command(command, args, ms),
       connect: (name, signal) => dir.connect(name, signal),
