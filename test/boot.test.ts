@@ -102,6 +102,21 @@ test('the clock of a guest runs as fast as the host clock', { timeout: 300_000 }
   assert.ok(Math.abs(last.date - last.wall) < 2, `guest ${last.date}, host ${last.wall}`);
 });
 
+test('a kernel that patches itself while both its processors run lives on', { timeout: 300_000 }, async () => {
+  await using w = await world({ qemu: 'real', seed: 'booted' });
+  await w.client.vm.create({ name: 'patch', vcpus: 2, memory_mib: 512 });
+  await w.client.vm.start({ vm: 'patch' });
+  const busy = 'while true; do /bin/true; done';
+  // a static key in the scheduler: the kernel's own code changes at each write (under emulation with a thread for each processor: dead in 12 s)
+  const key = '/proc/sys/kernel/sched_schedstats';
+  const patch = `timeout 20 sh -c 'while true; do echo 1 > ${key}; echo 0 > ${key}; echo; done'`;
+  const { stdout } = await sh(w, 'patch', `${busy} & ${busy} & ${patch} | wc -l; kill %1 %2`);
+  assert.ok(Number(stdout.toString()) > 20, `it patched itself ${stdout.toString().trim()} times`);
+  const vm = await w.client.vm.get({ vm: 'patch' });
+  assert.deepEqual([vm.state, vm.guest], ['running', 'ready']);
+  await w.client.vm.delete({ vm: 'patch' });
+});
+
 test('both kernels of Debian 12 boot: 6.12 and 6.1', { timeout: 600_000 }, async () => {
   await using w = await world({ qemu: 'real', seed: 'booted' });
   const job = await w.client.job.wait({
