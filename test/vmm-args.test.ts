@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Fault } from '../src/api/fault.ts';
+import { vmOf } from '../src/vmm/find.ts';
 import type { MachineSpec } from '../src/vmm/machine.ts';
-import { vmIdOf } from '../src/vmm/qemu.ts';
 import { kernelCmdline, qemuArgs } from '../src/vmm/qemu_args.ts';
 
 const spec: MachineSpec = {
@@ -63,9 +63,10 @@ test('disks are passed by descriptor, in order, locked, and honour flushes', () 
 
 test('a VMM is known by its arguments, whatever stands before them', () => {
   const args = qemuArgs(spec, tcg, fds);
-  assert.equal(vmIdOf(['qemu-system-x86_64', ...args, '']), 'vm_01abc');
-  assert.equal(vmIdOf(['setpriv', '--reuid=5', '--', 'qemu-system-x86_64', ...args, '']), 'vm_01abc');
-  assert.equal(vmIdOf(['qemu-system-x86_64', '-name', 'vm_01abc', '']), undefined);
-  assert.equal(vmIdOf(['qemu-system-x86_64', '-name', 'other', '-qmp', 'x', '']), undefined);
-  assert.equal(vmIdOf(['bash', '']), undefined);
+  const vm = { kind: 'qemu', vm_id: 'vm_01abc' };
+  assert.deepEqual(vmOf(['qemu-system-x86_64', ...args, '']), vm);
+  assert.deepEqual(vmOf(['setpriv', '--reuid=5', '--', 'qemu-system-x86_64', ...args, '']), vm);
+  assert.equal(vmOf(['qemu-system-x86_64', '-name', 'vm_01abc', '']), undefined);
+  assert.equal(vmOf(['qemu-system-x86_64', '-name', 'other', '-qmp', 'x', '']), undefined);
+  assert.equal(vmOf(['bash', '']), undefined);
 });

@@ -189,7 +189,7 @@ const admitAssets = async (host: Host, vm: VmRecord): Promise<Assets> => {
       hint: 'nexusctl kernel download --provider debian',
     });
   }
-  const vmm = host.vmms.choose(vm.vmm);
+  const vmm = await host.vmms.choose(vm.vmm);
   const { disks, init } = await admitDisks(host, vm);
   const used = await useAsset(host, kernel, needKernel);
   return { vmm, kernel, disks, init, [Symbol.dispose]: () => used[Symbol.dispose]() };

@@ -37,6 +37,8 @@ export interface DaemonOptions {
   agent_dir: string;
   /** The QEMU program; default: qemu-system-<arch> from PATH. */
   qemu?: string | undefined;
+  /** The Firecracker program; default: firecracker from PATH. */
+  firecracker?: string | undefined;
   log: Log;
   /** Parse every answer with its schema; for tests. */
   check_output?: boolean;
@@ -64,7 +66,7 @@ export const bootDaemon = async (options: DaemonOptions): Promise<Daemon> => {
     const probe = join(options.agent_dir, 'nexus-probe');
     const [disks, vmms] = await Promise.all([
       pickDisks(options.data_dir, log, step),
-      openVmms({ probe, qemu: options.qemu, log, step }),
+      openVmms({ probe, qemu: options.qemu, firecracker: options.firecracker, log, step }),
     ]);
     const closing = new AbortController();
     const events = new Events();

@@ -20,6 +20,7 @@ environment:
   NEXUS_LOG           the level of the log, as --log-level
   NEXUS_AGENT_DIR     folder of nexus-agent-<arch> and nexus-probe
   NEXUS_QEMU          the QEMU program (default: qemu-system-<arch> from PATH)
+  NEXUS_FIRECRACKER   the Firecracker program (default: firecracker from PATH)
   NEXUS_MKE2FS        the mke2fs program (1.47.2 or later builds images without fakeroot)
 `;
 
@@ -75,6 +76,7 @@ export const main = async (argv: readonly string[]): Promise<number> => {
       socket,
       agent_dir: process.env.NEXUS_AGENT_DIR ?? join(import.meta.dirname, 'agent'),
       qemu: process.env.NEXUS_QEMU,
+      firecracker: process.env.NEXUS_FIRECRACKER,
       check_output: process.env.NEXUS_CHECK_OUTPUT === '1',
       faults: process.env.NEXUS_FAULTS,
       log,

@@ -7,7 +7,8 @@
 import type { Duplex } from 'node:stream';
 import { sleep } from '../lib/deadline.ts';
 import type { Log } from '../lib/log.ts';
-import type { Port, Ports } from './ports.ts';
+import { Handover } from './handover.ts';
+import type { Ports } from './ports.ts';
 
 const MIN_BACKOFF_MS = 10;
 const MAX_BACKOFF_MS = 1000;
@@ -19,8 +20,7 @@ export class Egress {
   readonly #log: Log;
   readonly #stop = new AbortController();
   readonly #first = Promise.withResolvers<void>();
-  #handler: ((stream: Duplex) => void) | undefined;
-  #waiting: Duplex | undefined;
+  readonly #handover = new Handover();
   #running: Promise<void> | undefined;
 
   constructor(ports: Ports, log: Log) {
@@ -36,10 +36,7 @@ export class Egress {
   }
 
   onStream(handler: (stream: Duplex) => void): void {
-    this.#handler = handler;
-    const waiting = this.#waiting;
-    this.#waiting = undefined;
-    if (waiting !== undefined && !waiting.destroyed) handler(waiting);
+    this.#handover.onStream(handler);
   }
 
   close(): void {
@@ -53,7 +50,7 @@ export class Egress {
       try {
         const port = await this.#ports.open('egress', signal);
         this.#first.resolve();
-        this.#give(port);
+        this.#handover.give(port.socket);
         await port.gone;
       } catch (error) {
         this.#first.reject(error);
@@ -62,10 +59,5 @@ export class Egress {
       if (performance.now() - since > GOOD_MS) backoff = MIN_BACKOFF_MS;
       await sleep(backoff, undefined, { signal }).catch(() => {});
     }
-  }
-
-  #give(port: Port): void {
-    if (this.#handler === undefined) this.#waiting = port.socket;
-    else this.#handler(port.socket);
   }
 }

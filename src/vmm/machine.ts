@@ -50,7 +50,7 @@ export interface MachineUsage {
   cpu_ms: number;
   /** Of the host's memory, the guest's pages among them. */
   memory_bytes: number;
-  /** By the guest, of all disks; null: the VMM does not say. */
+  /** By the guest, of all disks; null: the VMM has not said yet. What it said while no daemon was there may be missing. */
   disk_read_bytes: number | null;
   disk_write_bytes: number | null;
 }
@@ -112,6 +112,8 @@ export interface AdoptOptions {
 export interface Vmm {
   readonly kind: VmmKind;
   facts(): VmmFacts;
+  /** Asks again if there was no program: it may have been installed meanwhile. */
+  refresh(): Promise<VmmFacts>;
   /** Resolves when the VMM has answered and the guest runs. If it throws, process and sockets are gone. */
   start(spec: MachineSpec, signal: AbortSignal, onSpawn: (proc: ProcRef) => Promise<void>): Promise<Machine>;
   /** Takes over a living VMM. One that does not answer is taken over too; its channels come when it does. */
@@ -125,6 +127,6 @@ export interface Vmms {
   readonly all: readonly Vmm[];
   of(kind: VmmKind): Vmm;
   /** The driver for a VM that wants this VMM, or any. Throws `host`, with what mends it, where there is none. */
-  choose(wish: VmmKind | null): Vmm;
+  choose(wish: VmmKind | null): Promise<Vmm>;
   find(run_root: string): Promise<Found[]>;
 }

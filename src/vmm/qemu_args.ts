@@ -1,19 +1,9 @@
 /** The command line of a QEMU machine. Pure. */
-import { Fault } from '../api/fault.ts';
+import { kernelLine } from './cmdline.ts';
 import type { MachineSpec, VmmFacts } from './machine.ts';
 import { BUS_PORTS } from './ports.ts';
 import { QMP_SOCKET } from './run_dir.ts';
-
-/** Descriptors in the VMM's own table: everything it may open was opened for it. */
-export interface PassedFds {
-  kernel: number;
-  initrd: number;
-  /** As `spec.disks`. */
-  disks: number[];
-}
-
-/** x86 Linux takes 2048 bytes, the NUL included (COMMAND_LINE_SIZE). */
-const MAX_CMDLINE = 2047;
+import type { PassedFds } from './spawn.ts';
 
 /**
  * Reset is the guest's way to end (`-no-reboot`), by triple fault, for microvm has no keyboard controller; a panic does it at once.
@@ -26,12 +16,7 @@ export const kernelCmdline = (spec: MachineSpec, { accel, tsc_khz }: Pick<VmmFac
     words.push('tsc=reliable', 'no_timer_check');
   }
   words.push('nexus.transport=serial', ...spec.cmdline);
-  const line = words.join(' ');
-  if (line.length > MAX_CMDLINE || !/^[\x20-\x7e]*$/.test(line)) {
-    const why = line.length > MAX_CMDLINE ? `it is longer than ${MAX_CMDLINE} bytes` : 'it is not plain ASCII';
-    throw new Fault('invalid', `Cannot use this kernel command line: ${why}.`);
-  }
-  return line;
+  return kernelLine(words);
 };
 
 const disk = (spec: MachineSpec['disks'][number], fd: number, index: number): string[] => {

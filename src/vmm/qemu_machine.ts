@@ -4,44 +4,31 @@
  * INVARIANTS: `ended` settles once, after the process is gone, its last control messages are read and its sockets are
  * removed. After `release` or the end nothing here holds a socket, a timer or a descriptor.
  */
-import type { ChildProcess } from 'node:child_process';
 import { join } from 'node:path';
 import type { Duplex } from 'node:stream';
 import { z } from 'zod';
 import { Fault } from '../api/fault.ts';
 import type { Accel } from '../api/vm.ts';
-import { DeadlineError, sleep, withDeadline } from '../lib/deadline.ts';
+import { DeadlineError, withDeadline } from '../lib/deadline.ts';
 import type { Log } from '../lib/log.ts';
-import { isAlive, type ProcRef, signalProc } from '../lib/proc.ts';
+import { type ProcRef, signalProc } from '../lib/proc.ts';
 import { procUsage } from '../lib/usage.ts';
+import type { HeldMachine, Parts } from './driver.ts';
 import { Egress } from './egress.ts';
-import type { Machine, MachineEnd, MachineUsage } from './machine.ts';
+import { watchEnd } from './end.ts';
+import type { MachineEnd, MachineUsage } from './machine.ts';
 import { Ports } from './ports.ts';
 import { COMMAND_MS, type Qmp, QmpError, type QmpEvent } from './qmp.ts';
 import { QmpLink } from './qmp_link.ts';
 import { QMP_SOCKET, type RunDir } from './run_dir.ts';
 
-/** An adopted process leaves no exit event: /proc is asked this often. */
-const POLL_MS = 100;
-const LOG_CHECK_MS = 10_000;
 /** What QEMU said just before its end is read for this long. */
 const DRAIN_MS = 2000;
 
 const BlockStats = z.array(z.looseObject({ stats: z.looseObject({ rd_bytes: z.int(), wr_bytes: z.int() }) }));
 const Status = z.looseObject({ status: z.string() });
 
-export interface QemuMachineOptions {
-  id: string;
-  dir: RunDir;
-  proc: ProcRef;
-  accel: Accel;
-  /** Only where we are the parent. */
-  child: ChildProcess | undefined;
-  log: Log;
-  command_ms?: number;
-}
-
-export class QemuMachine implements Machine {
+export class QemuMachine implements HeldMachine {
   readonly kind = 'qemu';
   readonly accel: Accel;
   readonly proc: ProcRef;
@@ -57,7 +44,7 @@ export class QemuMachine implements Machine {
   #guest_reset = false;
   #guest_panicked = false;
 
-  constructor(options: QemuMachineOptions) {
+  constructor(options: Parts) {
     const { id, dir, proc, accel, child } = options;
     this.#id = id;
     this.#dir = dir;
@@ -79,8 +66,15 @@ export class QemuMachine implements Machine {
       command_ms: options.command_ms ?? COMMAND_MS,
     });
     this.#egress = new Egress(this.#ports, this.#log);
-    this.ended = this.#watch(child);
-    void this.#boundLog();
+    this.ended = watchEnd({
+      proc,
+      child,
+      dir,
+      log: this.#log,
+      released: this.#released.signal,
+      lastSigns: () => this.#lastSigns(),
+      close: () => this.#close(),
+    });
   }
 
   /** Waits until QEMU has answered and the egress port is plugged. */
@@ -91,9 +85,14 @@ export class QemuMachine implements Machine {
     await withDeadline('plugging the egress port', Math.max(1, end - performance.now()), plugged, signal);
   }
 
-  /** Gives up waiting, not trying: the channels come when QEMU answers. */
-  keepTrying(): void {
-    this.#egress.start().catch(() => {});
+  async takeOver(ms: number, signal: AbortSignal): Promise<void> {
+    try {
+      await this.connect(ms, signal);
+    } catch (error) {
+      // the waiting is given up, not the trying: the channels come when QEMU answers
+      if (!signal.aborted) this.#egress.start().catch(() => {});
+      throw error;
+    }
   }
 
   async openControl(signal: AbortSignal): Promise<Duplex> {
@@ -170,31 +169,9 @@ export class QemuMachine implements Machine {
     await this.#ports.sweep(qmp);
   }
 
-  async #watch(child: ChildProcess | undefined): Promise<MachineEnd> {
-    const { exit_code, signal } = child === undefined ? await this.#watchProc() : await exitOf(child);
-    if (this.#released.signal.aborted) return new Promise(() => {});
+  async #lastSigns(): Promise<Pick<MachineEnd, 'guest_reset' | 'guest_panicked'>> {
     await withDeadline('the last events of QEMU', DRAIN_MS, this.#link.drained()).catch(() => {});
-    this.#close();
-    const last_words = await this.#dir.lastWords();
-    await this.#dir.removeSockets().catch(error => this.#log.warn({ err: error }, 'sockets could not be removed'));
-    this.#dir[Symbol.dispose]();
-    const seen = { guest_reset: this.#guest_reset, guest_panicked: this.#guest_panicked };
-    return { exit_code, signal, known: child !== undefined, ...seen, last_words };
-  }
-
-  async #watchProc(): Promise<{ exit_code: null; signal: null }> {
-    const { signal } = this.#released;
-    while (!signal.aborted && (await isAlive(this.proc))) await sleep(POLL_MS, undefined, { signal }).catch(() => {});
-    return { exit_code: null, signal: null };
-  }
-
-  async #boundLog(): Promise<void> {
-    const { signal } = this.#released;
-    for (;;) {
-      await sleep(LOG_CHECK_MS, undefined, { signal, ref: false }).catch(() => {});
-      if (signal.aborted) return;
-      await this.#dir.boundLog().catch(() => {});
-    }
+    return { guest_reset: this.#guest_reset, guest_panicked: this.#guest_panicked };
   }
 
   #close(): void {
@@ -204,11 +181,3 @@ export class QemuMachine implements Machine {
     this.#link.close();
   }
 }
-
-const exitOf = (child: ChildProcess): Promise<{ exit_code: number | null; signal: string | null }> =>
-  new Promise(resolve => {
-    if (child.exitCode !== null || child.signalCode !== null) {
-      resolve({ exit_code: child.exitCode, signal: child.signalCode });
-    }
-    child.once('exit', (exit_code, signal) => resolve({ exit_code, signal }));
-  });

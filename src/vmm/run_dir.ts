@@ -2,18 +2,27 @@
  * A VM's run directory, held by a descriptor: paths through it are short (a Unix socket's path ends at 107 bytes,
  * and Node cuts a longer one silently), and nobody can put another directory in its place meanwhile.
  */
-import { closeSync, constants, openSync } from 'node:fs';
-import { chmod, chown, mkdir, open, readdir, unlink } from 'node:fs/promises';
+import { closeSync, constants, fchownSync, fstatSync, openSync } from 'node:fs';
+import { chmod, chown, type FileHandle, lchown, mkdir, open, readdir, unlink } from 'node:fs/promises';
 import { connect, type Socket } from 'node:net';
 import { resolve } from 'node:path';
 import { plain } from '../lib/text.ts';
 
-const { O_APPEND, O_CREAT, O_DIRECTORY, O_NOFOLLOW, O_RDONLY, O_RDWR, O_TRUNC, O_WRONLY } = constants;
+const { O_APPEND, O_CREAT, O_DIRECTORY, O_NOFOLLOW, O_NONBLOCK, O_RDONLY, O_RDWR, O_TRUNC, O_WRONLY } = constants;
+/** Linux' own, the same on x86_64 and aarch64: a descriptor of the file itself, whatever it is. open(2). */
+const O_PATH = 0o10000000;
 
 export const QMP_SOCKET = 'qmp.sock';
+export const API_SOCKET = 'api.sock';
+export const VSOCK_SOCKET = 'v.sock';
 export const CONSOLE_FIFO = 'console';
+export const METRICS_FIFO = 'metrics';
+/** The VMM's stderr. */
 export const VMM_LOG = 'vmm.log';
+/** Where a VMM writes its log by itself. */
+export const OWN_LOG = 'own.log';
 
+const SOCKET = /\.sock(_\d+)?$/;
 const MAX_LOG_BYTES = 1024 * 1024;
 /** What QEMU says when a guest speaks of a port that was unplugged a moment ago. */
 const NOISE = /virtio-serial-bus: Unexpected port id/;
@@ -43,7 +52,7 @@ export class RunDir implements Disposable {
   }
 
   async sockets(): Promise<string[]> {
-    return (await readdir(this.at('.'))).filter(name => name.endsWith('.sock'));
+    return (await readdir(this.at('.'))).filter(name => SOCKET.test(name));
   }
 
   /** Nothing happens once the directory has been let go. */
@@ -58,14 +67,25 @@ export class RunDir implements Disposable {
     });
   }
 
-  /** A connected socket; rejects as connect(2) does. Unlimited wait is impossible: a Unix socket answers at once. */
+  /**
+   * A connected socket; rejects as connect(2) does. Unlimited wait is impossible: a Unix socket answers at once. The directory is
+   * the VMM's own: a link that it puts there must not lead us to somebody else's socket, so what is opened is the socket itself.
+   */
   connect(name: string, signal: AbortSignal): Promise<Socket> {
     return new Promise((resolve, reject) => {
       signal.throwIfAborted();
-      const socket = connect({ path: this.at(name) });
+      const fd = openSync(this.at(name), O_PATH | O_NOFOLLOW);
+      if (!fstatSync(fd).isSocket()) {
+        closeSync(fd);
+        throw new Error(`${name} is no socket`);
+      }
+      const socket = connect({ path: `/proc/self/fd/${fd}` });
       const onAbort = () => socket.destroy(signal.reason);
       signal.addEventListener('abort', onAbort, { once: true });
-      const done = () => signal.removeEventListener('abort', onAbort);
+      const done = () => {
+        closeSync(fd);
+        signal.removeEventListener('abort', onAbort);
+      };
       socket.once('error', error => {
         done();
         reject(error);
@@ -78,44 +98,80 @@ export class RunDir implements Disposable {
     });
   }
 
+  /** Gives a file, FIFO or socket that we made to the VMM's uid, which owns the directory. */
+  async give(name: string): Promise<void> {
+    const { uid, gid } = fstatSync(this.#fd);
+    if (uid !== process.getuid?.()) await lchown(this.at(name), uid, gid);
+  }
+
   /** The descriptor of the FIFO that becomes the VMM's stdout: read and write, so that opening never waits. */
   openConsole(): number {
     return openSync(this.at(CONSOLE_FIFO), O_RDWR | O_NOFOLLOW);
   }
 
-  /** The descriptor of the file that becomes the VMM's stderr. Appending, so that it can be cut while in use. */
-  openLog(): number {
-    return openSync(this.at(VMM_LOG), O_WRONLY | O_APPEND | O_CREAT | O_TRUNC | O_NOFOLLOW, 0o600);
+  /** The descriptor of a FIFO's reading end. */
+  openReader(name: string): number {
+    const fd = openSync(this.at(name), O_RDONLY | O_NONBLOCK | O_NOFOLLOW);
+    if (fstatSync(fd).isFIFO()) return fd;
+    closeSync(fd);
+    throw new Error(`${name} is no named pipe`);
   }
 
-  /** Empties the VMM's log when it has grown beyond 1 MiB. A guest can make some VMMs talk without end. */
-  async boundLog(): Promise<void> {
-    const file = await open(this.at(VMM_LOG), O_WRONLY | O_NOFOLLOW);
+  /** The descriptor of the file that becomes the VMM's stderr. Appending, so that it can be cut while in use. */
+  openLog(): number {
+    return openSync(this.at(VMM_LOG), O_WRONLY | O_APPEND | O_CREAT | O_TRUNC | O_NOFOLLOW | O_NONBLOCK, 0o600);
+  }
+
+  /** A new empty log for a VMM that opens it by its name. */
+  makeOwnLog(): void {
+    const fd = openSync(this.at(OWN_LOG), O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_NONBLOCK, 0o600);
     try {
-      if ((await file.stat()).size > MAX_LOG_BYTES) await file.truncate(0);
+      const { uid, gid } = fstatSync(this.#fd);
+      if (uid !== process.getuid?.()) fchownSync(fd, uid, gid);
     } finally {
-      await file.close();
+      closeSync(fd);
     }
   }
 
-  /** The last lines of the VMM's stderr, safe to print. */
+  /**
+   * Empties the VMM's logs when they take more than 1 MiB of the disk. A guest can make some VMMs talk without end. (One that does not
+   * append goes on at its old offset: the file has a hole there.)
+   */
+  async boundLogs(): Promise<void> {
+    for (const name of [VMM_LOG, OWN_LOG]) {
+      await this.#withFile(name, O_WRONLY, async file => {
+        if ((await file.stat()).blocks * 512 > MAX_LOG_BYTES) await file.truncate(0);
+      });
+    }
+  }
+
+  /** The last lines of the VMM's stderr and log, safe to print. */
   async lastWords(lines = 5): Promise<string[]> {
+    const said = [...(await this.#tail(OWN_LOG)), ...(await this.#tail(VMM_LOG))];
+    return said.slice(-lines);
+  }
+
+  async #tail(name: string): Promise<string[]> {
+    const text = await this.#withFile(name, O_RDONLY, async file => {
+      const { size } = await file.stat();
+      const length = Math.min(size, 8192);
+      const { buffer, bytesRead } = await file.read(Buffer.alloc(length), 0, length, size - length);
+      return buffer.subarray(0, bytesRead).toString('utf8');
+    });
+    return (text ?? '')
+      .split('\n')
+      .map(line => plain(line).trim().slice(0, 500))
+      .filter(line => line !== '' && !NOISE.test(line));
+  }
+
+  /** Undefined if there is no such file: whatever the VMM has put in its place is left alone. */
+  async #withFile<T>(name: string, flags: number, use: (file: FileHandle) => Promise<T>): Promise<T | undefined> {
+    const file = await open(this.at(name), flags | O_NOFOLLOW | O_NONBLOCK).catch(() => undefined);
+    if (file === undefined) return undefined;
     try {
-      const file = await open(this.at(VMM_LOG), O_RDONLY | O_NOFOLLOW);
-      try {
-        const { size } = await file.stat();
-        const length = Math.min(size, 8192);
-        const { buffer, bytesRead } = await file.read(Buffer.alloc(length), 0, length, size - length);
-        const text = buffer.subarray(0, bytesRead).toString('utf8').split('\n');
-        return text
-          .map(line => plain(line).trim().slice(0, 500))
-          .filter(line => line !== '' && !NOISE.test(line))
-          .slice(-lines);
-      } finally {
-        await file.close();
-      }
-    } catch {
-      return [];
+      return (await file.stat()).isFile() ? await use(file) : undefined;
+    } finally {
+      await file.close();
     }
   }
 

@@ -1,16 +1,35 @@
-/** The spawn of a QEMU process: what it may open is opened here and passed on, so its uid needs no right on our files. */
+/** The spawn of a VMM: what it may open is opened here and passed on, so its uid needs no right on the way to our files. */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { closeSync, constants, fstatSync, openSync } from 'node:fs';
+import { closeSync, constants, fchownSync, fstatSync, openSync } from 'node:fs';
 import { stat } from 'node:fs/promises';
 import { Fault } from '../api/fault.ts';
 import type { Accel } from '../api/vm.ts';
-import type { MachineSpec, VmmFacts } from './machine.ts';
-import { type PassedFds, qemuArgs } from './qemu_args.ts';
+import type { MachineSpec } from './machine.ts';
 import type { RunDir } from './run_dir.ts';
+
+/** Descriptors in the VMM's own table. */
+export interface PassedFds {
+  kernel: number;
+  initrd: number;
+  /** As `spec.disks`. */
+  disks: number[];
+}
+
+export interface Spawning {
+  spec: MachineSpec;
+  dir: RunDir;
+  accel: Accel;
+  env: NodeJS.ProcessEnv;
+  /** The VMM opens disks again by the names of their descriptors: a writable one must be its uid's own. */
+  reopens_disks: boolean;
+  /** Program and arguments, from the descriptors. */
+  argv: (fds: PassedFds) => string[];
+}
 
 /** stdin, stdout and stderr come first in the child's table. */
 const FIRST_FD = 3;
+const { O_RDONLY, O_RDWR } = constants;
 
 const openFor = (spec: MachineSpec, what: string, path: string, flags: number): number => {
   try {
@@ -21,16 +40,26 @@ const openFor = (spec: MachineSpec, what: string, path: string, flags: number): 
   }
 };
 
-/**
- * QEMU opens kernel and initrd again by the names of their descriptors: the way to the file needs no right then, the file
- * itself does. (Disks are taken as they are.)
- */
+/** What is opened again by the name of its descriptor: the way to the file needs no right then, the file itself does. */
 const checkReadable = (spec: MachineSpec, path: string, fd: number): void => {
   if (spec.uid === null) return;
   const { mode, uid } = fstatSync(fd);
   if ((mode & 0o004) !== 0 || (uid === spec.uid && (mode & 0o400) !== 0)) return;
   const hint = `chmod a+r ${path}`;
   throw new Fault('host', `Cannot start VM ${spec.id}: ${path} is not readable for its VMM's user.`, { hint });
+};
+
+const openDisk = ({ spec, reopens_disks }: Spawning, disk: MachineSpec['disks'][number]): number => {
+  const fd = openFor(spec, `disk ${disk.id}`, disk.path, disk.read_only ? O_RDONLY : O_RDWR);
+  if (!reopens_disks || spec.uid === null) return fd;
+  try {
+    if (disk.read_only) checkReadable(spec, disk.path, fd);
+    else fchownSync(fd, spec.uid, spec.uid);
+    return fd;
+  } catch (error) {
+    closeSync(fd);
+    throw error;
+  }
 };
 
 /** The group through which a user may open /dev/kvm. Never root's own. */
@@ -44,7 +73,7 @@ const kvmGroup = async (spec: MachineSpec): Promise<string> => {
 };
 
 /** As another user: no groups but the one of /dev/kvm, and no way to get more rights. Node's own uid option keeps groups. */
-const asUser = async (spec: MachineSpec, accel: Accel | null): Promise<string[]> => {
+const asUser = async (spec: MachineSpec, accel: Accel): Promise<string[]> => {
   const { uid } = spec;
   if (uid === null) return [];
   if (process.getuid?.() !== 0) {
@@ -55,35 +84,29 @@ const asUser = async (spec: MachineSpec, accel: Accel | null): Promise<string[]>
 };
 
 /** Starts the process in a session of its own, with no pipe to us: it lives on when we are gone. */
-export const spawnQemu = async (
-  spec: MachineSpec,
-  dir: RunDir,
-  facts: VmmFacts,
-  env: NodeJS.ProcessEnv,
-): Promise<ChildProcess> => {
-  const before = await asUser(spec, facts.accel);
-  const { program } = facts;
+export const spawnVmm = async (options: Spawning): Promise<{ child: ChildProcess; fds: PassedFds }> => {
+  const { spec, dir, accel, env } = options;
+  const before = await asUser(spec, accel);
   const opened: number[] = [];
-  const open = (fd: number): number => {
+  const pass = (fd: number): number => {
     opened.push(fd);
     return opened.length - 1 + FIRST_FD - 2; // the first two are stdout and stderr
   };
   try {
-    const { O_RDONLY, O_RDWR } = constants;
-    open(dir.openConsole());
-    open(dir.openLog());
+    pass(dir.openConsole());
+    pass(dir.openLog());
     const boot = (what: string, path: string): number => {
       const fd = openFor(spec, what, path, O_RDONLY);
-      const passed = open(fd);
+      const passed = pass(fd);
       checkReadable(spec, path, fd);
       return passed;
     };
     const fds: PassedFds = {
       kernel: boot('kernel', spec.kernel),
       initrd: boot('initrd', spec.initrd),
-      disks: spec.disks.map(d => open(openFor(spec, `disk ${d.id}`, d.path, d.read_only ? O_RDONLY : O_RDWR))),
+      disks: spec.disks.map(disk => pass(openDisk(options, disk))),
     };
-    const [command = program, ...args] = [...before, program, ...qemuArgs(spec, facts, fds)];
+    const [command = '', ...args] = [...before, ...options.argv(fds)];
     const child = spawn(command, args, { cwd: dir.path, env, detached: true, stdio: ['ignore', ...opened] });
     child.unref();
     if (child.pid === undefined) {
@@ -92,7 +115,7 @@ export const spawnQemu = async (
         cause: error,
       });
     }
-    return child;
+    return { child, fds };
   } finally {
     for (const fd of opened) closeSync(fd);
   }

@@ -1,0 +1,63 @@
+/** The end of a VMM's process: seen, told, and cleaned up after. */
+import type { ChildProcess } from 'node:child_process';
+import { sleep } from '../lib/deadline.ts';
+import type { Log } from '../lib/log.ts';
+import { isAlive, type ProcRef } from '../lib/proc.ts';
+import type { MachineEnd } from './machine.ts';
+import type { RunDir } from './run_dir.ts';
+
+/** An adopted process leaves no exit event: /proc is asked this often. */
+const POLL_MS = 100;
+const LOG_CHECK_MS = 10_000;
+
+export type Exit = Pick<MachineEnd, 'exit_code' | 'signal' | 'known'>;
+
+export interface Watched {
+  proc: ProcRef;
+  /** Only where we are the parent. */
+  child: ChildProcess | undefined;
+  dir: RunDir;
+  log: Log;
+  /** Aborted when the machine is let go. */
+  released: AbortSignal;
+  /** The process is gone: takes what it said last. */
+  lastSigns(exit: Exit): Promise<Pick<MachineEnd, 'guest_reset' | 'guest_panicked'>>;
+  /** Lets go of every socket, timer and descriptor. */
+  close(): void;
+}
+
+const exitOf = (child: ChildProcess): Promise<Exit> =>
+  new Promise(resolve => {
+    const tell = (exit_code: number | null, signal: string | null) => resolve({ exit_code, signal, known: true });
+    if (child.exitCode !== null || child.signalCode !== null) tell(child.exitCode, child.signalCode);
+    else child.once('exit', tell);
+  });
+
+const goneOf = async ({ proc, released }: Watched): Promise<Exit> => {
+  while (!released.aborted && (await isAlive(proc))) {
+    await sleep(POLL_MS, undefined, { signal: released }).catch(() => {});
+  }
+  return { exit_code: null, signal: null, known: false };
+};
+
+/** Settles when the process is gone, its last signs are read and its sockets are removed. Never after a release. */
+export const watchEnd = async (watched: Watched): Promise<MachineEnd> => {
+  const { child, dir, log, released } = watched;
+  void boundLogs(watched);
+  const exit = child === undefined ? await goneOf(watched) : await exitOf(child);
+  if (released.aborted) return new Promise(() => {});
+  const signs = await watched.lastSigns(exit);
+  watched.close();
+  const last_words = await dir.lastWords();
+  await dir.removeSockets().catch(error => log.warn({ err: error }, 'sockets could not be removed'));
+  dir[Symbol.dispose]();
+  return { ...exit, ...signs, last_words };
+};
+
+const boundLogs = async ({ dir, released }: Watched): Promise<void> => {
+  for (;;) {
+    await sleep(LOG_CHECK_MS, undefined, { signal: released, ref: false }).catch(() => {});
+    if (released.aborted) return;
+    await dir.boundLogs().catch(() => {});
+  }
+};

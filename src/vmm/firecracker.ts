@@ -1,0 +1,54 @@
+/**
+ * The `firecracker` driver: starts, adopts and finds Firecracker machines.
+ *
+ * A machine is configured through the API and not by a configuration file: the guest starts when its process is on record and
+ * not before, a refusal names the part that was refused, and a name that is misspelt is refused at all (in the file
+ * Firecracker ignores it). It costs half a dozen requests on one connection, a few milliseconds.
+ */
+import { join } from 'node:path';
+import { Driver, type DriverOptions } from './driver.ts';
+import { ensureFifo } from './fifo.ts';
+import { configuration, firecrackerArgv, kernelCmdline } from './firecracker_config.ts';
+import { FIRECRACKER_PROGRAM, gatherFacts } from './firecracker_facts.ts';
+import { FirecrackerMachine } from './firecracker_machine.ts';
+import type { HostFacts } from './host_facts.ts';
+import type { Vmm } from './machine.ts';
+import { METRICS_FIFO } from './run_dir.ts';
+import { spawnVmm } from './spawn.ts';
+
+const ANSWER_MS = 20_000;
+
+export interface FirecrackerOptions extends DriverOptions {
+  host: HostFacts;
+  program?: string;
+  /** Added to the little that the VMM gets of our environment (PATH): the rest may hold secrets. */
+  env?: Record<string, string>;
+}
+
+export const openFirecracker = (options: FirecrackerOptions): Promise<Vmm> => {
+  const { host, program = FIRECRACKER_PROGRAM, answer_ms = ANSWER_MS } = options;
+  const env = { PATH: process.env.PATH, LANG: 'C.UTF-8', ...options.env };
+  return Driver.open<FirecrackerMachine>(
+    {
+      kind: 'firecracker',
+      name: 'Firecracker',
+      ask: () => gatherFacts({ host, program, env }),
+      spawn: async (spec, dir, _facts, accel) => {
+        kernelCmdline(spec); // refused before anything is there
+        await ensureFifo(join(dir.path, METRICS_FIFO));
+        await dir.give(METRICS_FIFO);
+        dir.makeOwnLog();
+        const argv = () => firecrackerArgv(spec, program);
+        const { child, fds } = await spawnVmm({ spec, dir, accel, env, reopens_disks: true, argv });
+        const puts = configuration(spec, fds);
+        return {
+          child,
+          answer: (machine, signal) => machine.configure(puts, answer_ms, signal),
+          go: (machine, signal) => machine.go(signal),
+        };
+      },
+      hold: parts => new FirecrackerMachine(parts),
+    },
+    options,
+  );
+};
