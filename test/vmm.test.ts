@@ -227,7 +227,7 @@ test('pause and resume', async () => {
 });
 
 test('its own user has nothing but what it was given', { skip: process.getuid?.() !== 0 && 'needs root' }, async () => {
-  await using standin = await openStandin();
+  await using standin = await openStandin('qemu');
   await using b = await bench({}, { program: standin.program });
   const machine = await b.start({ uid: 64_123 });
   const status = await readFile(`/proc/${machine.proc.pid}/status`, 'utf8');

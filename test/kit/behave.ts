@@ -1,16 +1,14 @@
-/** A daemon whose stand-in VMM can be told, before each start, how to behave: see the header of test/standin/qemu.ts. */
+/** A daemon whose stand-in VMM can be told, before each start, how to behave: see the headers of test/standin/qemu.ts and firecracker.ts. */
 import assert from 'node:assert/strict';
-import { chmod, readFile, writeFile } from 'node:fs/promises';
-import { dirname, join } from 'node:path';
+import { readFile } from 'node:fs/promises';
 import process from 'node:process';
 import { Fault, type FaultCode } from '../../src/api/fault.ts';
-import type { Vm } from '../../src/api/vm.ts';
+import type { Vm, VmmKind } from '../../src/api/vm.ts';
 import type { VmState } from '../../src/api/vm_state.ts';
 import { poll } from '../../src/lib/deadline.ts';
 import { procStat } from '../../src/lib/proc.ts';
-import { agentBinaries } from './agent.ts';
+import { vmOf } from '../../src/vmm/find.ts';
 import { NO_TRACES, traces } from './audit.ts';
-import { openStandin } from './standin.ts';
 import { type World, world } from './world.ts';
 
 export interface Stage extends AsyncDisposable {
@@ -19,33 +17,9 @@ export interface Stage extends AsyncDisposable {
   behave(vars?: Record<string, string | number>): Promise<void>;
 }
 
-export const stage = async (): Promise<Stage> => {
-  const standin = await openStandin();
-  const harness = await standin.share((await agentBinaries()).harness, 'agent-harness');
-  const manner = join(dirname(standin.program), 'manner');
-  const behave = (vars: Record<string, string | number> = {}) =>
-    writeFile(
-      manner,
-      Object.entries(vars)
-        .map(([name, value]) => `export QEMU_STANDIN_${name}='${value}'\n`)
-        .join(''),
-      { mode: 0o644 },
-    );
-  await behave();
-  const program = join(dirname(standin.program), 'moody');
-  await writeFile(program, `#!/bin/sh\n. ${manner}\nexec ${standin.program} "$@"\n`);
-  await chmod(program, 0o755);
-  try {
-    const w = await world({ qemu: program, seed: 'booted', env: { QEMU_STANDIN_HARNESS: harness } });
-    const dispose = async () => {
-      await w[Symbol.asyncDispose]();
-      await standin[Symbol.asyncDispose]();
-    };
-    return { w, behave, [Symbol.asyncDispose]: dispose };
-  } catch (error) {
-    await standin[Symbol.asyncDispose]();
-    throw error;
-  }
+export const stage = async (vmm: VmmKind = 'qemu'): Promise<Stage> => {
+  const w = await world({ [vmm]: 'standin', seed: 'booted' });
+  return { w, behave: w.behave, [Symbol.asyncDispose]: () => w[Symbol.asyncDispose]() };
 };
 
 /** The fault of that code; its message and hint fit on a line. */
@@ -74,9 +48,9 @@ export const vmmsByVm = async (w: World): Promise<Map<string, number[]>> => {
   const pids = await w.vmms();
   for (const pid of pids) {
     const args = (await readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => '')).split('\0');
-    const id = args[args.indexOf('-name') + 1];
+    const id = vmOf(args)?.vm_id;
     const parent = (await procStat(pid))?.ppid;
-    if (id?.startsWith('vm_') && parent !== undefined && !pids.includes(parent))
+    if (id !== undefined && parent !== undefined && !pids.includes(parent))
       found.set(id, [...(found.get(id) ?? []), pid]);
   }
   return found;

@@ -2,23 +2,29 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { createWriteStream } from 'node:fs';
-import { cp, link, mkdir, mkdtemp, readdir, readFile, rename, rm, stat } from 'node:fs/promises';
+import { chmod, cp, link, mkdir, mkdtemp, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import process from 'node:process';
+import type { VmmKind } from '../../src/api/vm.ts';
 import { Nexus } from '../../src/client/nexus.ts';
 import { poll } from '../../src/lib/deadline.ts';
 import { exists } from '../../src/lib/files.ts';
 import { bootId, isAlive, type ProcRef, procRef, type RunResult, runAny } from '../../src/lib/proc.ts';
+import { vmOf } from '../../src/vmm/find.ts';
+import { QEMU_PROGRAM } from '../../src/vmm/qemu_facts.ts';
 import { agentBinaries, FIXTURES } from './agent.ts';
-import { openStandin } from './standin.ts';
+import { firecrackerProgram } from './firecracker.ts';
+import { agentDirWithKvm, openStandin, type Standin } from './standin.ts';
 
 export const REPO = join(import.meta.dirname, '../..');
 const MAIN = join(REPO, 'src/main.ts');
 
 export interface WorldOptions {
-  /** `standin`: a program that speaks QMP and rings at once; `real`: QEMU; a path: that program. Default: standin. */
+  /** `standin`: a program that speaks QMP and rings at once; `real`: QEMU; a path: that program. Default: the stand-in, if no Firecracker is asked for. */
   qemu?: 'standin' | 'real' | string;
+  /** As `qemu`; with `standin` the probe says that KVM works. Default: none. */
+  firecracker?: 'standin' | 'real' | string;
   /** `booted`: a real kernel and a real Debian image are there. Default: empty. */
   seed?: 'empty' | 'booted';
   env?: Record<string, string>;
@@ -42,34 +48,64 @@ export interface World extends AsyncDisposable {
   stop(): Promise<void>;
   /** A new daemon on the same directory. */
   start(env?: Record<string, string>): Promise<void>;
+  /** Says how every stand-in that is started from now on behaves: see the headers of test/standin/qemu.ts and firecracker.ts. */
+  behave(vars?: Record<string, string | number>): Promise<void>;
   /** VMMs of this data directory. */
   vmms(): Promise<number[]>;
   log(): Promise<string>;
 }
 
-const nodeEnv = async (extra: Record<string, string>): Promise<NodeJS.ProcessEnv> => {
+/** No program: a driver of which it is the program can start nothing. */
+const NONE = '/nonexistent';
+
+/** The VMMs as the daemon's environment names them, and the stand-in if there is one. */
+const openVmm = async (
+  options: WorldOptions,
+): Promise<{ env: Record<string, string>; standin: Standin | undefined }> => {
   const agent = await agentBinaries();
-  return { ...process.env, NEXUS_AGENT_DIR: dirname(agent.probe), NEXUS_CHECK_OUTPUT: '1', ...extra };
+  const { firecracker, qemu = firecracker === undefined ? 'standin' : NONE } = options;
+  const kind = firecracker === 'standin' ? 'firecracker' : qemu === 'standin' ? 'qemu' : undefined;
+  const standin = kind === undefined ? undefined : await openStandin(kind, { harness: agent.harness });
+  const programOf = async (of: VmmKind, wish: string, real: () => Promise<string>) =>
+    of === kind ? (standin?.program ?? wish) : wish === 'real' ? await real() : wish;
+  const env = {
+    NEXUS_AGENT_DIR: dirname(agent.probe),
+    NEXUS_CHECK_OUTPUT: '1',
+    NEXUS_QEMU: await programOf('qemu', qemu, async () => QEMU_PROGRAM),
+    NEXUS_FIRECRACKER: await programOf('firecracker', firecracker ?? NONE, firecrackerProgram),
+    ...(kind === 'firecracker' && standin && { NEXUS_AGENT_DIR: await agentDirWithKvm(standin, agent) }),
+  };
+  return { env, standin };
+};
+
+/**
+ * A VMM's own user needs /dev/kvm, and where that is root's alone none is started. For a stand-in, which does not open it, an
+ * ordinary file takes its place, for the daemon and its children alone.
+ */
+const openKvm = async (standin: Standin): Promise<string[]> => {
+  const device = await stat('/dev/kvm').catch(() => undefined);
+  if (process.getuid?.() !== 0 || device === undefined) return [];
+  const file = join(dirname(standin.program), 'kvm');
+  await writeFile(file, '');
+  await chmod(file, 0o666);
+  const script = 'mount --bind "$0" /dev/kvm && exec "$@"';
+  return ['unshare', '--mount', '--propagation', 'slave', 'sh', '-c', script, file];
 };
 
 export const world = async (options: WorldOptions = {}): Promise<World> => {
   const data_dir = await mkdtemp(join(options.parent ?? tmpdir(), 'nx-'));
   const socket = join(data_dir, 'nexusd.sock');
-  const qemu = options.qemu ?? 'standin';
   const main = options.main ?? MAIN;
-  const agent = await agentBinaries();
-  const standin = qemu === 'standin' ? await openStandin() : undefined;
-  const env = await nodeEnv({
-    ...(qemu === 'real' ? {} : { NEXUS_QEMU: standin?.program ?? qemu }),
-    ...(standin && { QEMU_STANDIN_HARNESS: await standin.share(agent.harness, 'agent-harness') }),
-    ...options.env,
-  });
+  const { env: vmm, standin } = await openVmm(options);
+  const standin_kvm = options.firecracker === 'standin' && standin !== undefined ? await openKvm(standin) : [];
+  const env = { ...process.env, ...vmm, ...options.env };
   if (options.seed === 'booted') await copySeed(await seed(), data_dir);
   let child: ChildProcess | undefined;
   let ref: ProcRef | undefined;
   const start = async (extra: Record<string, string> = {}): Promise<void> => {
     const log = createWriteStream(join(data_dir, 'nexusd.log'), { flags: 'a' });
-    const started = spawn(process.execPath, [main, 'nexusd', '--data-dir', data_dir], {
+    const [program = '', ...before] = [...standin_kvm, process.execPath];
+    const started = spawn(program, [...before, main, 'nexusd', '--data-dir', data_dir], {
       env: { ...env, ...extra },
       stdio: ['ignore', 'ignore', 'pipe'],
     });
@@ -100,7 +136,7 @@ export const world = async (options: WorldOptions = {}): Promise<World> => {
     const found: number[] = [];
     for (const pid of await processesIn(data_dir, ref?.pid)) {
       const args = await readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => '');
-      if (args.includes('\0-name\0vm_')) found.push(pid);
+      if (vmOf(args.split('\0')) !== undefined) found.push(pid);
     }
     return found;
   };
@@ -125,6 +161,7 @@ export const world = async (options: WorldOptions = {}): Promise<World> => {
     kill: () => end('SIGKILL'),
     stop: () => end('SIGTERM'),
     start,
+    behave: vars => standin?.behave(vars) ?? Promise.reject(new Error('this world has no stand-in')),
     vmms,
     log: () => readFile(join(data_dir, 'nexusd.log'), 'utf8'),
     [Symbol.asyncDispose]: async () => {

@@ -1,7 +1,7 @@
 /** The ports of the stand-in's machine, and the guest behind them. */
-import { type ChildProcess, spawn } from 'node:child_process';
-import { existsSync, rmSync } from 'node:fs';
-import { connect, createServer, type Server, type Socket } from 'node:net';
+import { rmSync } from 'node:fs';
+import { createServer, type Server, type Socket } from 'node:net';
+import { type Harness, join, saysEnding, startHarness } from './harness.ts';
 
 const MAX_PORTS = 30;
 
@@ -54,7 +54,7 @@ export class Guest {
   readonly #chardevs = new Map<string, Chardev>();
   #started = false;
   #booted = false;
-  #harness: ChildProcess | undefined;
+  #harness: Harness | undefined;
   /** Egress streams the harness has dialled, not yet joined to a port. */
   #dialled: Socket[] = [];
 
@@ -75,11 +75,11 @@ export class Guest {
     };
     const later = () => setTimeout(boot, this.#options.boot_ms);
     if (this.#options.harness === undefined) later();
-    else this.#startHarness(this.#options.harness, later);
+    else this.#harness = this.#startHarness(this.#options.harness, later);
   }
 
   kill(): void {
-    this.#harness?.kill('SIGKILL');
+    this.#harness?.kill();
     for (const dev of this.#chardevs.values()) rmSync(dev.path, { force: true });
   }
 
@@ -160,7 +160,7 @@ export class Guest {
     if (typeof port !== 'object' || port.open || !this.#booted) return;
     const egress = dev.id.startsWith('nexus.egress.');
     if (this.#options.harness !== undefined) {
-      const guest = egress ? this.#dialled.shift() : connect('harness.control');
+      const guest = egress ? this.#dialled.shift() : this.#harness?.control();
       if (guest !== undefined) this.#join(dev, port, guest);
       return;
     }
@@ -180,34 +180,19 @@ export class Guest {
     }
     port.guest = guest;
     this.#setOpen(dev, true);
-    host.pipe(guest, { end: false });
-    guest.pipe(host, { end: false });
-    // the body of POST /v1/ending, as it goes over HTTP/2
+    join(host, guest);
     guest.on('data', (chunk: Buffer) => {
-      if (dev.id.startsWith('nexus.egress.') && chunk.includes('"by":"host"')) this.#options.onEnding();
+      if (dev.id.startsWith('nexus.egress.') && saysEnding(chunk)) this.#options.onEnding();
     });
     guest.once('close', () => this.#setOpen(dev, false));
     host.once('close', () => guest.destroy());
   }
 
-  #startHarness(program: string, onReady: () => void): void {
-    for (const path of ['harness.control', 'harness.egress']) rmSync(path, { force: true });
-    const server = createServer(stream => {
+  #startHarness(program: string, onReady: () => void): Harness {
+    const onDial = (stream: Socket) => {
       this.#dialled = [...this.#dialled.filter(s => !s.destroyed), stream];
       for (const dev of this.#chardevs.values()) if (dev.id.startsWith('nexus.egress.')) this.#opens(dev);
-    });
-    server.listen('harness.egress', () => {
-      // our death ends it too, even by SIGKILL, and even one that comes before the first of these words is run
-      const script = '[ "$PPID" = "$0" ] && exec "$@"';
-      const harness = [program, '-egress', 'harness.egress', 'harness.control'];
-      const command = ['--pdeathsig', 'KILL', 'sh', '-c', script, String(process.pid), ...harness];
-      this.#harness = spawn('setpriv', command, { stdio: ['ignore', 2, 2] });
-      this.#harness.once('exit', code => this.#options.onHarnessEnd(code));
-      const look = setInterval(() => {
-        if (!existsSync('harness.control')) return;
-        clearInterval(look);
-        onReady();
-      }, 1);
-    });
+    };
+    return startHarness({ program, onDial, onReady, onEnd: this.#options.onHarnessEnd });
   }
 }

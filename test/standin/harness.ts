@@ -1,0 +1,52 @@
+/** `agent-harness` as the guest of a stand-in: the real agent's code behind two sockets in the working directory. */
+import { spawn } from 'node:child_process';
+import { existsSync, rmSync } from 'node:fs';
+import { connect, createServer, type Socket } from 'node:net';
+
+const CONTROL = 'harness.control';
+const EGRESS = 'harness.egress';
+
+export interface HarnessOptions {
+  /** Path of `agent-harness`. */
+  program: string;
+  /** It has dialled its host. */
+  onDial: (stream: Socket) => void;
+  /** It takes control connections. */
+  onReady: () => void;
+  onEnd: (code: number | null) => void;
+}
+
+export interface Harness {
+  control(): Socket;
+  kill(): void;
+}
+
+/** True for what the guest says on its egress stream when it goes down as its host asked: the body of POST /v1/ending. */
+export const saysEnding = (chunk: Buffer): boolean => chunk.includes('"by":"host"');
+
+/** Both ways between the two, as long as both are there. */
+export const join = (host: Socket, guest: Socket): void => {
+  host.pipe(guest, { end: false });
+  guest.pipe(host, { end: false });
+};
+
+export const startHarness = (options: HarnessOptions): Harness => {
+  for (const path of [CONTROL, EGRESS]) rmSync(path, { force: true });
+  let kill = () => {};
+  createServer(options.onDial).listen(EGRESS, () => {
+    // our death ends it too, even by SIGKILL, and even one that comes before the first of these words is run
+    const script = '[ "$PPID" = "$0" ] && exec "$@"';
+    const command = ['--pdeathsig', 'KILL', 'sh', '-c', script, String(process.pid)];
+    const child = spawn('setpriv', [...command, options.program, '-egress', EGRESS, CONTROL], {
+      stdio: ['ignore', 2, 2],
+    });
+    kill = () => child.kill('SIGKILL');
+    child.once('exit', code => options.onEnd(code));
+    const look = setInterval(() => {
+      if (!existsSync(CONTROL)) return;
+      clearInterval(look);
+      options.onReady();
+    }, 1);
+  });
+  return { control: () => connect(CONTROL), kill: () => kill() };
+};
