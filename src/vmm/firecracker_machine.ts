@@ -7,6 +7,7 @@
  * INVARIANTS: `ended` settles once, after the process is gone, its last metrics are read and its sockets are removed. After
  * `release` or the end nothing here holds a socket, a timer or a descriptor.
  */
+import type { Socket } from 'node:net';
 import { join } from 'node:path';
 import type { Duplex } from 'node:stream';
 import { z } from 'zod';
@@ -51,6 +52,7 @@ export class FirecrackerMachine implements HeldMachine {
   readonly #api: FirecrackerApi;
   readonly #egress: VsockEgress;
   readonly #metrics: Metrics | undefined;
+  readonly #control = new Set<Socket>();
   readonly #released = new AbortController();
   #flushed = Number.NEGATIVE_INFINITY;
 
@@ -102,6 +104,8 @@ export class FirecrackerMachine implements HeldMachine {
         both.throwIfAborted();
         throw new VsockError('absent', `its vsock cannot be reached: ${error.message}`, error);
       });
+      // one that nobody reads would not see the end of the VMM
+      this.#control.add(socket.once('close', () => this.#control.delete(socket)));
       return await dialGuest(socket, CONTROL_PORT, CONNECT_MS, both);
     } catch (error) {
       signal.throwIfAborted();
@@ -222,6 +226,7 @@ export class FirecrackerMachine implements HeldMachine {
 
   #close(): void {
     this.#released.abort(new Error('the machine has been let go'));
+    for (const socket of this.#control) socket.destroy();
     this.#egress.close();
     this.#metrics?.close();
     this.#api.close();

@@ -1,21 +1,26 @@
 /** A real machine and its guest in this very process: no daemon in between, so that a test may cut what it likes. */
-import { chmod, copyFile, mkdir, mkdtemp, readdir, rm } from 'node:fs/promises';
+import { chmod, copyFile, mkdir, mkdtemp, readdir, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { Duplex } from 'node:stream';
+import type { VmmKind } from '../../src/api/vm.ts';
 import { writeInitrd } from '../../src/assets/initrd.ts';
 import { type Guest, openGuest } from '../../src/guest/guest.ts';
 import { silentLog } from '../../src/lib/log.ts';
-import { run } from '../../src/lib/proc.ts';
+import { run, signalProc } from '../../src/lib/proc.ts';
 import { type Console, openConsole } from '../../src/vmm/console.ts';
+import { openFirecracker } from '../../src/vmm/firecracker.ts';
 import { gatherHostFacts } from '../../src/vmm/host_facts.ts';
-import type { Machine } from '../../src/vmm/machine.ts';
+import type { Machine, Vmm } from '../../src/vmm/machine.ts';
 import { openQemu } from '../../src/vmm/qemu.ts';
 import { agentBinaries } from './agent.ts';
 import { type TestKernel, testKernel } from './assets.ts';
+import { firecrackerProgram } from './firecracker.ts';
+import { openStandin } from './standin.ts';
 import { seed } from './world.ts';
 
 export interface BareMachine extends AsyncDisposable {
+  readonly vmm: Vmm;
   readonly machine: Machine;
   readonly guest: Guest;
   readonly console: Console;
@@ -23,11 +28,21 @@ export interface BareMachine extends AsyncDisposable {
   readonly endings: string[];
   /** The file of its root. */
   readonly disk: string;
+  /** How often the guest rang. */
+  bells(): number;
   /** Cuts the control connection from the host's side, in the middle of whatever it carries. */
   cut(): void;
+  /** Cuts every egress connection. */
+  cutEgress(): void;
+  /** Lets go of machine and guest as a daemon that ends does, and takes the VMM over as the next one does. */
+  adopt(): Promise<void>;
 }
 
 export interface BareOptions {
+  /** Default: QEMU. */
+  vmm?: VmmKind;
+  /** Its program: the real one, its stand-in, or a path. Default: real. */
+  program?: 'real' | 'standin' | string;
   /** A root of another make, which is copied; its own init becomes PID 1, unless `init` says otherwise. */
   image?: string;
   init?: 'agent' | 'image';
@@ -35,7 +50,11 @@ export interface BareOptions {
   memory_mib?: number;
   /** Files that become /dev/vdb and so on; they are used as they are. */
   disks?: readonly string[];
+  disk_rate_bytes?: number;
+  disk_rate_ops?: number;
 }
+
+const ID = 'vm_01h455vb4pex5vsknk084sn02q';
 
 /** The files of a kernel and of a root: the seed's, or those asked for. */
 const files = async ({ image, kernel: other }: BareOptions) => {
@@ -47,75 +66,140 @@ const files = async ({ image, kernel: other }: BareOptions) => {
   return { vmlinux: at('vmlinux'), modules: at('modules.cpio'), image: join(await one('images'), 'disk.raw') };
 };
 
+/** Files in `dir` of which a machine is made. */
+const place = async (dir: string, options: BareOptions, signal: AbortSignal) => {
+  const at = (name: string) => join(dir, name);
+  const placed = { kernel: at('vmlinux'), initrd: at('initrd.cpio'), disk: at('disk.raw') };
+  if (options.program === 'standin') {
+    for (const path of Object.values(placed)) await writeFile(path, 'x'.repeat(4096));
+    return placed;
+  }
+  const { vmlinux, modules, image } = await files(options);
+  await run(['cp', '--sparse=always', image, placed.disk]);
+  await chmod(placed.disk, 0o600); // an image is read-only, and only root would not notice
+  await copyFile(vmlinux, placed.kernel);
+  const { agent_x86_64: agent } = await agentBinaries();
+  await writeInitrd({ modules, agent, out: placed.initrd, signal });
+  return placed;
+};
+
+const log = silentLog();
+
+const driver = async (options: BareOptions, made: AsyncDisposableStack): Promise<Vmm> => {
+  const { vmm: kind = 'qemu', program = 'real' } = options;
+  const { probe, harness } = await agentBinaries();
+  if (program === 'standin') {
+    const host = { kvm: { usable: kind === 'firecracker', reason: 'standin', why: 'it is a stand-in' }, tsc_khz: null };
+    const standin = made.use(await openStandin(kind, { harness }));
+    return OPEN[kind]({ host, log, program: standin.program });
+  }
+  const host = await gatherHostFacts(probe, log);
+  if (program !== 'real') return OPEN[kind]({ host, log, program });
+  return OPEN[kind]({ host, log, ...(kind === 'firecracker' && { program: await firecrackerProgram() }) });
+};
+
+const OPEN = { qemu: openQemu, firecracker: openFirecracker } as const;
+
+/** A machine in the hands of a daemon in little. */
+class Held {
+  readonly machine: Machine;
+  readonly guest: Guest;
+  readonly endings: string[];
+  bells = 0;
+  #control: Duplex | undefined;
+  readonly #egress = new Set<Duplex>();
+
+  constructor(machine: Machine, endings: string[]) {
+    this.machine = machine;
+    this.endings = endings;
+    this.guest = openGuest({
+      open: async signal => {
+        this.#control = await machine.openControl(signal);
+        return this.#control;
+      },
+      onBell: () => {
+        this.bells++;
+      },
+      onState: () => {},
+      onEnding: (kind, by) => endings.push(`${kind} by ${by}`),
+      log,
+    });
+    machine.onEgress(stream => {
+      this.#egress.add(stream.once('close', () => this.#egress.delete(stream)));
+      void this.guest.serveEgress(stream);
+    });
+  }
+
+  cut(): void {
+    this.#control?.destroy();
+  }
+
+  cutEgress(): void {
+    for (const stream of this.#egress) stream.destroy();
+  }
+
+  async letGo(): Promise<void> {
+    await this.guest[Symbol.asyncDispose]();
+    await this.machine.release();
+  }
+}
+
 /** Boots the seed's kernel and image, or another image; resolves when the guest is ready. */
 export const bareMachine = async (options: BareOptions = {}): Promise<BareMachine> => {
-  const { vmlinux, modules, image } = await files(options);
-  const agent = await agentBinaries();
   await using made = new AsyncDisposableStack();
+  const signal = AbortSignal.timeout(120_000);
   const dir = await mkdtemp(join(tmpdir(), 'nxm-'));
   made.defer(() => rm(dir, { recursive: true }));
-  const signal = AbortSignal.timeout(120_000);
   const run_dir = join(dir, 'run');
   await mkdir(run_dir);
-  const disk = join(dir, 'disk.raw');
-  await run(['cp', '--sparse=always', image, disk]);
-  await chmod(disk, 0o600); // an image is read-only, and only root would not notice
-  await copyFile(vmlinux, join(dir, 'vmlinux'));
-  const initrd = join(dir, 'initrd.cpio');
-  await writeInitrd({ modules, agent: agent.agent_x86_64, out: initrd, signal });
-  const log = silentLog();
-  const vmm = await openQemu({ host: await gatherHostFacts(agent.probe, log), log });
+  const { kernel, initrd, disk } = await place(dir, options, signal);
+  const vmm = await driver(options, made);
   const console = await openConsole({ fifo: join(run_dir, 'console'), log: join(dir, 'console.log') });
   made.defer(() => console.close());
-  const machine = await vmm.start(
-    {
-      id: 'vm_01h455vb4pex5vsknk084sn02q',
-      dir: run_dir,
-      vcpus: 2,
-      memory_mib: options.memory_mib ?? 512,
-      kernel: join(dir, 'vmlinux'),
-      initrd,
-      cmdline: [
-        'nexus.root=/dev/vda',
-        `nexus.init=${options.init ?? (options.image === undefined ? 'agent' : 'image')}`,
-        'nexus.hostname=bare',
-      ],
-      disks: [disk, ...(options.disks ?? [])].map((path, n) => ({ id: `disk${n}`, path, read_only: false })),
-      disk_rate_bytes: null,
-      disk_rate_ops: null,
-      vsock_cid: 3,
-      uid: null,
-    },
-    signal,
-    async () => {},
-  );
-  made.defer(async () => {
-    await machine.signal('SIGKILL');
-    await machine.ended;
-    await machine.release();
-  });
-  let control: Duplex | undefined;
+  const init = options.init ?? (options.image === undefined ? 'agent' : 'image');
+  const spec = {
+    id: ID,
+    dir: run_dir,
+    vcpus: 2,
+    memory_mib: options.memory_mib ?? 512,
+    kernel,
+    initrd,
+    cmdline: ['nexus.root=/dev/vda', `nexus.init=${init}`, 'nexus.hostname=bare'],
+    disks: [disk, ...(options.disks ?? [])].map((path, n) => ({ id: `disk${n}`, path, read_only: false })),
+    disk_rate_bytes: options.disk_rate_bytes ?? null,
+    disk_rate_ops: options.disk_rate_ops ?? null,
+    vsock_cid: 3,
+    uid: null,
+  };
   const endings: string[] = [];
-  const guest = openGuest({
-    open: async s => {
-      control = await machine.openControl(s);
-      return control;
-    },
-    onState: () => {},
-    onEnding: (kind, by) => endings.push(`${kind} by ${by}`),
-    log,
+  let held = new Held(await vmm.start(spec, signal, async () => {}), endings);
+  made.defer(async () => {
+    await signalProc(held.machine.proc, 'SIGKILL');
+    await held.machine.ended;
+    await held.letGo();
   });
-  made.use(guest);
-  machine.onEgress(stream => void guest.serveEgress(stream));
-  await guest.ready(signal);
+  await held.guest.ready(signal);
   const owned = made.move();
   return {
-    machine,
-    guest,
+    vmm,
+    get machine() {
+      return held.machine;
+    },
+    get guest() {
+      return held.guest;
+    },
     console,
     endings,
     disk,
-    cut: () => control?.destroy(),
+    bells: () => held.bells,
+    cut: () => held.cut(),
+    cutEgress: () => held.cutEgress(),
+    adopt: async () => {
+      const { proc, accel } = held.machine;
+      await held.letGo();
+      const limit = AbortSignal.timeout(60_000);
+      held = new Held(await vmm.adopt({ id: ID, dir: run_dir, vsock_cid: 3, proc, accel }, limit), endings);
+    },
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
   };
 };

@@ -103,6 +103,9 @@ export const stall = async (
 const FIRST = 100_000_000;
 const LINE = 10;
 
+/** A command that writes so many lines. */
+export const seq = (lines: number): string[] => ['seq', String(FIRST), String(FIRST + lines - 1)];
+
 const expected = (offset: number, length: number): Buffer => {
   const line = Math.floor(offset / LINE);
   const skip = offset - line * LINE;

@@ -79,7 +79,7 @@ export class Vsock {
   }
 
   kill(): void {
-    this.#harness?.kill();
+    this.#harness?.signal('SIGKILL');
   }
 
   #take(socket: Socket): void {

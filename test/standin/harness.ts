@@ -1,5 +1,5 @@
 /** `agent-harness` as the guest of a stand-in: the real agent's code behind two sockets in the working directory. */
-import { spawn } from 'node:child_process';
+import { type ChildProcess, spawn } from 'node:child_process';
 import { existsSync, rmSync } from 'node:fs';
 import { connect, createServer, type Socket } from 'node:net';
 
@@ -18,7 +18,7 @@ export interface HarnessOptions {
 
 export interface Harness {
   control(): Socket;
-  kill(): void;
+  signal(signal: 'SIGKILL' | 'SIGSTOP' | 'SIGCONT'): void;
 }
 
 /** True for what the guest says on its egress stream when it goes down as its host asked: the body of POST /v1/ending. */
@@ -32,15 +32,14 @@ export const join = (host: Socket, guest: Socket): void => {
 
 export const startHarness = (options: HarnessOptions): Harness => {
   for (const path of [CONTROL, EGRESS]) rmSync(path, { force: true });
-  let kill = () => {};
+  let child: ChildProcess | undefined;
   createServer(options.onDial).listen(EGRESS, () => {
     // our death ends it too, even by SIGKILL, and even one that comes before the first of these words is run
     const script = '[ "$PPID" = "$0" ] && exec "$@"';
     const command = ['--pdeathsig', 'KILL', 'sh', '-c', script, String(process.pid)];
-    const child = spawn('setpriv', [...command, options.program, '-egress', EGRESS, CONTROL], {
+    child = spawn('setpriv', [...command, options.program, '-egress', EGRESS, CONTROL], {
       stdio: ['ignore', 2, 2],
     });
-    kill = () => child.kill('SIGKILL');
     child.once('exit', code => options.onEnd(code));
     const look = setInterval(() => {
       if (!existsSync(CONTROL)) return;
@@ -48,5 +47,5 @@ export const startHarness = (options: HarnessOptions): Harness => {
       options.onReady();
     }, 1);
   });
-  return { control: () => connect(CONTROL), kill: () => kill() };
+  return { control: () => connect(CONTROL), signal: signal => child?.kill(signal) };
 };

@@ -69,6 +69,7 @@ const guest = new Guest({
 const cont = (): object => {
   const first = !running && !guest.booted;
   running = true;
+  guest.pause(false);
   event('RESUME');
   if (!first) return {};
   writeSync(1, env('CONSOLE') ?? 'stand-in: up\r\n');
@@ -80,6 +81,7 @@ const cont = (): object => {
 
 const stop = (): object => {
   running = false;
+  guest.pause(true);
   event('STOP');
   return {};
 };
@@ -92,6 +94,7 @@ const commands: Record<string, (args: Args) => object | Promise<object>> = {
   device_del: args => guest.deviceDel(args),
   'query-chardev': () => guest.list(),
   'query-status': () => ({ status: running ? 'running' : guest.booted ? 'paused' : 'prelaunch', running }),
+  'query-blockstats': () => [{ device: '', stats: { rd_bytes: 1000, wr_bytes: 500 } }],
   stop,
   cont,
 };

@@ -79,8 +79,12 @@ export class Guest {
   }
 
   kill(): void {
-    this.#harness?.kill();
+    this.#harness?.signal('SIGKILL');
     for (const dev of this.#chardevs.values()) rmSync(dev.path, { force: true });
+  }
+
+  pause(paused: boolean): void {
+    this.#harness?.signal(paused ? 'SIGSTOP' : 'SIGCONT');
   }
 
   list(): object[] {
