@@ -1,14 +1,15 @@
 import assert from 'node:assert/strict';
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtemp, readFile, rm, stat, writeFile } from 'node:fs/promises';
+import { mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { test } from 'node:test';
 import { poll } from '../src/lib/deadline.ts';
-import { type Console, openConsole, readConsole } from '../src/vmm/console.ts';
-import type { ConsoleItem } from '../src/vmm/follower.ts';
+import { type Console, openConsole, readConsole, readLog } from '../src/vmm/console.ts';
+import { type ConsoleItem, textOf } from '../src/vmm/console_marks.ts';
+import type { Wanted } from '../src/vmm/console_view.ts';
 import { LineCutter, MAX_LINE } from '../src/vmm/lines.ts';
 
 interface Place extends AsyncDisposable {
@@ -94,7 +95,7 @@ test('follow with past: every line once, whatever happens between', async () => 
   const vmm = p.vmm(`i=0; while [ $i -lt 3000 ]; do echo "line $i"; i=$((i+1)); done; echo end; exec sleep 60`);
   try {
     await poll('first lines', 10_000, async () => ((await p.console.tail(1)).length > 0 ? true : undefined));
-    const items = await until(p.console.follow(AbortSignal.timeout(20_000), 100_000), lineIs('end'));
+    const items = await until(p.console.follow(AbortSignal.timeout(20_000), { tail: 100_000 }), lineIs('end'));
     const lines = items.map(item => (item.type === 'line' ? item.line : item.detail));
     assert.deepEqual(lines, [...Array.from({ length: 3000 }, (_, i) => `line ${i}`), 'end']);
   } finally {
@@ -162,6 +163,147 @@ test('tail spans both files of the log, also without a console', async () => {
   );
   assert.deepEqual(await readConsole(join(p.log, 'none'), 5), []);
   assert.deepEqual(await readConsole(p.log, 0), []);
+});
+
+test('a boot is found by its number, also when the console was opened anew', async () => {
+  await using p = await place();
+  const past = (wanted: Wanted) => Array.fromAsync(p.console.past(wanted), textOf);
+  await p.say(`printf 'before any boot\\n'`);
+  assert.deepEqual(await past({ boot: 0 }), ['before any boot'], 'a log of an older Nexus');
+  for (let boot = 1; boot <= 3; boot++) {
+    p.console.begin(`start ${boot}`);
+    await p.say(`printf 'in boot ${boot}\\nunfinished'`);
+    await p.console.tail(0);
+  }
+  assert.equal(p.console.boot, 3);
+  const [start = '', ...rest] = await past({ boot: 0 });
+  assert.match(start, /^--- \d{4}-\d\d-\d\dT[\d:.]+Z: start 3$/);
+  assert.deepEqual(rest, ['in boot 3', 'unfinished']);
+  assert.deepEqual((await past({ boot: -2 })).slice(1), ['in boot 1', 'unfinished']);
+  assert.deepEqual((await past({ boot: -1, tail: 1 })).slice(0), ['unfinished']);
+  assert.equal((await past({ boot: -1, open_end: true })).length, 6);
+  assert.deepEqual((await past({ after_boot: 2 })).slice(1), ['in boot 3', 'unfinished']);
+  assert.deepEqual(await past({ after_boot: 3 }), []);
+  await assert.rejects(past({ boot: -3 }), /There is no boot -3 of this VM: there were 3/);
+  await p.console.close();
+  const again = await openConsole({ fifo: p.fifo, log: p.log });
+  again.begin('start 4');
+  assert.equal(again.boot, 4);
+  await again.close();
+  assert.match((await readConsole(p.log, 1))[0] ?? '', /: start 4$/);
+  assert.equal((await Array.fromAsync(readLog(p.log, { boot: -1 }))).length, 3);
+});
+
+test('what was written since a time, to about a second; marks of time are not shown', async () => {
+  await using p = await place();
+  const vmm = p.vmm(`for i in 1 2 3 4 5 6 7 8; do echo "line $i"; sleep 0.5; done; echo end; exec sleep 60`);
+  try {
+    const follow = p.console.follow(AbortSignal.timeout(30_000), { tail: 0 });
+    const times = new Map<string, number>();
+    for await (const item of follow) {
+      times.set(textOf(item), Date.now());
+      if (textOf(item) === 'end') break;
+    }
+    assert.deepEqual([...times.keys()], [...Array.from({ length: 8 }, (_, i) => `line ${i + 1}`), 'end']);
+    for (const [line, at] of times) {
+      const since = await Array.fromAsync(p.console.past({ since_ms: at - 100 }), textOf);
+      assert.ok(since.includes(line), `${line} is missing`);
+      assert.ok((times.get(since[0] ?? '') ?? 0) > at - 2500, `${since[0]} is too old for ${line}`);
+      assert.equal(since.at(-1), 'end');
+    }
+    assert.deepEqual(await Array.fromAsync(p.console.past({ since_ms: Date.now() + 60_000 })), []);
+    assert.equal((await p.console.tail(4)).length, 4);
+    const marks = (await readFile(p.log, 'latin1')).match(/\x1eT/g) ?? [];
+    assert.ok(marks.length >= 3 && marks.length <= 6, `${marks.length} marks in 4 s`);
+  } finally {
+    vmm.kill('SIGKILL');
+  }
+});
+
+test('what was rotated away is told as a gap, and two files bound the log', async () => {
+  await using p = await place(8192);
+  const past = (wanted: Wanted) => Array.fromAsync(p.console.past(wanted));
+  const began = Date.now();
+  p.console.begin('start 1');
+  const flood = (from: number) =>
+    p.say(`i=${from}; while [ $i -lt ${from + 100} ]; do echo "line $i of this console"; i=$((i+1)); done`);
+  await flood(0);
+  assert.ok((await past({ since_ms: began, boot: 0 })).every(item => item.type === 'line'));
+  for (let round = 1; round < 9; round++) {
+    await flood(100 * round);
+    await p.console.tail(0);
+  }
+  for (const wanted of [{ since_ms: began - 5000 }, { boot: 0 }, { after_boot: 0 }, { since_ms: began, boot: 0 }]) {
+    const items = await past(wanted);
+    assert.equal(items[0]?.type, 'gap', JSON.stringify(wanted));
+    assert.match(textOf(items[0] ?? { type: 'line', line: '' }), /rotated away/);
+    assert.ok(items.slice(1).every(item => /^line \d+ of this console$/.test(textOf(item))));
+    assert.equal(textOf(items.at(-1) ?? { type: 'line', line: '' }), 'line 899 of this console');
+    const numbers = items.slice(1).map(item => Number(textOf(item).split(' ')[1]));
+    assert.deepEqual(
+      numbers,
+      Array.from({ length: numbers.length }, (_, i) => 900 - numbers.length + i),
+      'none missing',
+    );
+  }
+  p.console.begin('start 2');
+  for (let round = 9; round < 18; round++) await flood(100 * round);
+  assert.deepEqual(await past({ boot: -1 }), [{ type: 'gap', detail: 'what this boot wrote was rotated away' }]);
+  await assert.rejects(past({ boot: -2 }), /there were 2/);
+  assert.deepEqual(await p.console.tail(1), ['line 1799 of this console'], 'a tail has no gap');
+  for (const path of [p.log, `${p.log}.1`]) assert.ok((await stat(path)).size <= 8192 + 4096, path);
+});
+
+test('a view goes on over rotations, and nobody who goes away leaves it open', async () => {
+  await using p = await place(4096);
+  const fds = async () => (await readdir('/proc/self/fd')).length;
+  await p.say(`i=0; while [ $i -lt 200 ]; do echo "line $i"; i=$((i+1)); done`);
+  await p.console.tail(0);
+  const before = await fds();
+  const slow = p.console.past({ tail: 100 });
+  const first = textOf((await slow.next()).value ?? { type: 'line', line: '' });
+  await p.say(`i=0; while [ $i -lt 2000 ]; do echo "other $i"; i=$((i+1)); done`);
+  const rest = await Array.fromAsync(slow, textOf);
+  assert.deepEqual(
+    [first, ...rest],
+    Array.from({ length: 100 }, (_, i) => `line ${100 + i}`),
+  );
+  const gone = new AbortController();
+  p.console.follow(gone.signal, { tail: 5 });
+  gone.abort();
+  for await (const _ of p.console.follow(AbortSignal.timeout(10_000), { tail: 5 })) break;
+  await poll('closed descriptors', 5000, async () => (await fds()) <= before || undefined);
+});
+
+test('whatever bytes a guest writes: printable lines, all of them, and no line of ours but ours', async () => {
+  const seed = Math.floor(Math.random() * 2 ** 31);
+  let state = seed;
+  const random = (below: number) => {
+    state = (Math.imul(state, 1103515245) + 12345) & 0x7fffffff;
+    return (state >>> 8) % below;
+  };
+  const spice = [...'\u001eB1 1 --- x\n\u001eT9\n\u001eC4 4\n\u001b[2J\u009b\r\n\u0000\u202e'].map(c => Buffer.from(c));
+  for (let round = 0; round < 5; round++) {
+    await using p = await place(16 * 1024);
+    p.console.begin('start');
+    const pieces: Buffer[] = [];
+    for (let i = 0; i < 2000; i++) {
+      const byte = random(2) === 0 ? Buffer.from([random(256)]) : (spice[random(spice.length)] ?? Buffer.of());
+      pieces.push(byte);
+    }
+    const file = `${p.log}.in`;
+    await writeFile(file, Buffer.concat(pieces));
+    const follow = p.console.follow(AbortSignal.timeout(20_000), { tail: 0 });
+    await p.say(`cat ${file}; printf '\\nthe end\\n'`);
+    const live = (await until(follow, lineIs('the end'))).map(textOf);
+    const past = (await Array.fromAsync(p.console.past({ boot: 0 }), textOf)).slice(1);
+    assert.deepEqual(past, live, `seed ${seed}`);
+    for (const line of live)
+      assert.doesNotMatch(line, /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u202e]/, `seed ${seed}`);
+    assert.equal(p.console.boot, 1);
+    const size = Buffer.concat(pieces).reduce((n, byte) => n + (byte === 10 ? 1 : 0), 0);
+    assert.equal(live.length, size + 2, `seed ${seed}`);
+  }
 });
 
 test('something else in the place of the FIFO is refused', async () => {

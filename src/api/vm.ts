@@ -287,8 +287,25 @@ export const vmOps = {
     summary: 'Show the console of a VM',
     input: z.strictObject({
       vm: Ref,
-      follow: z.boolean().default(false).describe('go on until the VM has stopped'),
-      tail: z.int().min(0).max(100_000).default(200).describe('how many past lines'),
+      follow: z.boolean().default(false).describe('go on, also over restarts, until the VM is down for good'),
+      tail: z
+        .int()
+        .min(0)
+        .max(100_000)
+        .optional()
+        .describe('how many past lines (default: 200, or all that since and boot leave)'),
+      since_ms: z
+        .int()
+        .min(0)
+        .max(366 * 24 * 3600 * 1000)
+        .optional()
+        .describe('only what was written so long ago or later, to about a second'),
+      boot: z
+        .int()
+        .min(-1000)
+        .max(0)
+        .optional()
+        .describe('0: the newest boot, -1: the one before, …; with follow: that boot and all that came after'),
     }),
     output: VmLogMessage,
     errors: ['not_found'],

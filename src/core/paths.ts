@@ -44,5 +44,7 @@ export const makePaths = async (data: string): Promise<Paths> => {
 export const kernelDir = (paths: Paths, id: string): string => join(paths.kernels, id);
 export const rootfsDir = (paths: Paths, id: string): string => join(paths.rootfs, id);
 export const vmDir = (paths: Paths, id: string): string => join(paths.vms, id);
+/** What the VM wrote on its console, and before it `.1`. */
+export const consoleLog = (paths: Paths, id: string): string => join(vmDir(paths, id), 'console.log');
 /** The VMM's own working directory: sockets, FIFO, its standard error. */
 export const runDir = (paths: Paths, id: string): string => join(paths.vms, id, 'run');

@@ -11,7 +11,7 @@ import type { Host } from './host.ts';
 import { sweepInitrds } from './initrd.ts';
 import { hold } from './live.ts';
 import { moveVm } from './move.ts';
-import { runDir, vmDir } from './paths.ts';
+import { consoleLog, runDir } from './paths.ts';
 import { plan, type Step } from './plan.ts';
 import { stopVm } from './stop.ts';
 import { endOldWork, endProcess } from './stray.ts';
@@ -71,7 +71,7 @@ const write = async (host: Host, step: Pick<Extract<Step, { do: 'write' }>, 'vm_
 };
 
 const lastLines = (host: Host, id: string): Promise<string[]> =>
-  readConsole(join(vmDir(host.paths, id), 'console.log'), CONSOLE_TAIL).catch(() => []);
+  readConsole(consoleLog(host.paths, id), CONSOLE_TAIL).catch(() => []);
 
 /** A VMM that ended without a daemon leaves its sockets. */
 const removeSockets = async (host: Host, id: string): Promise<void> => {
@@ -110,7 +110,7 @@ const adopt = async (host: Host, vm: VmRecord, step: Extract<Step, { do: 'adopt'
 
 const takeUp = async (host: Host, vm: VmRecord, step: Extract<Step, { do: 'adopt' }>): Promise<[Machine, Console]> => {
   const dir = runDir(host.paths, vm.id);
-  const console = await openConsole({ fifo: join(dir, 'console'), log: join(vmDir(host.paths, vm.id), 'console.log') });
+  const console = await openConsole({ fifo: join(dir, 'console'), log: consoleLog(host.paths, vm.id) });
   console.note('no daemon was there; what the guest wrote beyond 64 KiB is lost', {
     kind: 'gap',
     ...(console.written_ms === null ? {} : { since_ms: console.written_ms }),

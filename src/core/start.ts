@@ -16,7 +16,7 @@ import { insist } from './insist.ts';
 import { diskFull } from './land.ts';
 import { forget, guestReady, hold, letGo } from './live.ts';
 import { moveVm } from './move.ts';
-import { kernelDir, runDir, vmDir } from './paths.ts';
+import { consoleLog, kernelDir, runDir } from './paths.ts';
 import { useAsset } from './using.ts';
 
 /** From SIGKILL to the end of a VMM whose start is undone. */
@@ -230,10 +230,10 @@ const boot = async (
   const dir = await host.step('start.dir', () => ensureDir(runDir(host.paths, vm.id), 0o700));
   const initrd = await host.step('start.initrd', () => initrdFor(host, assets.kernel, signal));
   signal.throwIfAborted();
-  const log = join(vmDir(host.paths, vm.id), 'console.log');
+  const log = consoleLog(host.paths, vm.id);
   const console = await host.step('start.console', () => openConsole({ fifo: join(dir, 'console'), log }));
   undo.push('console', () => console.close());
-  console.note(`start of VM '${vm.name}', kernel ${assets.kernel.version}`);
+  console.begin(`start of VM '${vm.name}', kernel ${assets.kernel.version}`);
   const machine = await vmm.start(
     {
       id: vm.id,

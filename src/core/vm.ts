@@ -1,18 +1,15 @@
-import { join } from 'node:path';
 import { Name } from '../api/common.ts';
 import { Fault } from '../api/fault.ts';
 import type { OpIn } from '../api/ops.ts';
-import { blankVm, type Vm, type VmLogMessage } from '../api/vm.ts';
+import { blankVm, type Vm } from '../api/vm.ts';
 import type { Workspace } from '../api/ws.ts';
 import type { NewVm, VmFilter, VmRecord } from '../store/store.ts';
-import { readConsole } from '../vmm/console.ts';
 import { needImage, needKernel, needVm, needWs, publicVm } from './find.ts';
 import type { HandlersOf } from './handler.ts';
 import type { Host } from './host.ts';
 import { newId } from './ids.ts';
-import { liveOf } from './live.ts';
+import { vmLogs } from './logs.ts';
 import { tellState } from './move.ts';
-import { vmDir } from './paths.ts';
 import { startVm } from './start.ts';
 import { deleteVm, stopVm } from './stop.ts';
 import { useAsset } from './using.ts';
@@ -131,22 +128,3 @@ const created = (host: Host, vm: VmRecord): Vm => {
   tellState(host, vm, { to: 'created', why: 'created', actor: 'api' });
   return publicVm(vm);
 };
-
-const vmLogs = async function* (
-  host: Host,
-  vm: VmRecord,
-  input: { follow: boolean; tail: number },
-  signal: AbortSignal,
-): AsyncGenerator<VmLogMessage> {
-  const live = liveOf(host, vm.id);
-  if (live === undefined) {
-    for (const line of await readConsole(consoleLog(host, vm), input.tail)) yield { type: 'line', line };
-  } else if (input.follow) {
-    yield* live.console.follow(AbortSignal.any([signal, live.gone.signal]), input.tail);
-  } else {
-    for (const line of await live.console.tail(input.tail)) yield { type: 'line', line };
-  }
-  yield { type: 'end' };
-};
-
-const consoleLog = (host: Host, vm: VmRecord) => join(vmDir(host.paths, vm.id), 'console.log');

@@ -8,10 +8,11 @@
 import { closeSync, constants, fstatSync, openSync, readSync } from 'node:fs';
 import { Socket } from 'node:net';
 import { Fault } from '../api/fault.ts';
-import { plain } from '../lib/text.ts';
-import { ConsoleLog, lastLines, MARK, MAX_PENDING, type MarkKind, markLine } from './console_log.ts';
+import { ConsoleLog, MAX_PENDING } from './console_log.ts';
+import { type ConsoleItem, itemOf, type MarkKind, textOf } from './console_marks.ts';
+import { type LogView, viewOf, type Wanted } from './console_view.ts';
 import { ensureFifo } from './fifo.ts';
-import { type ConsoleItem, Follower } from './follower.ts';
+import { Follower } from './follower.ts';
 import { LineCutter } from './lines.ts';
 
 const { O_NOFOLLOW, O_NONBLOCK, O_RDONLY } = constants;
@@ -32,12 +33,18 @@ export interface ConsoleOptions {
 export interface Console {
   /** When the log was last written before this opening, ms; null: never. */
   readonly written_ms: number | null;
+  /** The number of the newest boot in the log; 0: none. */
+  readonly boot: number;
   /** The last lines, safe to print. Takes what still lies in the FIFO first. */
   tail(lines: number): Promise<string[]>;
-  /** Every line from now on; with `past`, after that many earlier ones, none missing and none twice. */
-  follow(signal: AbortSignal, past?: number): AsyncIterable<ConsoleItem>;
+  /** What was written so far, or a part of it. */
+  past(wanted: Wanted): AsyncGenerator<ConsoleItem, void>;
+  /** Every line from now on; with `past`, after those of the past, none missing and none twice. Iterate it: it holds files open. */
+  follow(signal: AbortSignal, past?: Wanted): AsyncIterable<ConsoleItem>;
   /** Writes a line of ours, with the time; a gap with the time since when (`since_ms`) too. */
   note(text: string, options?: { kind?: MarkKind; since_ms?: number }): void;
+  /** Writes the line that begins a boot. */
+  begin(text: string): void;
   close(): Promise<void>;
 }
 
@@ -55,26 +62,33 @@ export const openConsole = async (options: ConsoleOptions): Promise<Console> => 
   }
 };
 
+/** What a log that no console is writing has of what is wanted; gives the number of its newest boot. */
+export async function* readLog(log: string, wanted: Wanted): AsyncGenerator<ConsoleItem, number> {
+  const view = await viewOf(log);
+  try {
+    yield* view.items(wanted);
+    return await view.lastBoot();
+  } finally {
+    await view.close();
+  }
+}
+
 /** The last lines of the console of a VM that does not run, safe to print. */
 export const readConsole = async (log: string, lines: number): Promise<string[]> =>
-  (await printable(lines > 0 ? await lastLines(log, lines, true) : [])).map(item => textOf(item));
+  Array.fromAsync(readLog(log, { tail: lines }), textOf);
 
-const itemOf = (line: Buffer): ConsoleItem => {
-  const mark = line[0] === MARK;
-  const text = plain(line.subarray(mark ? 2 : 0).toString('utf8'));
-  return mark && line[1] === 0x47 ? { type: 'gap', detail: text } : { type: 'line', line: text };
-};
-
-const textOf = (item: ConsoleItem): string => (item.type === 'line' ? item.line : item.detail);
-
-/** Lines as they may be shown. Leaves the event loop its turn: there can be 100,000. */
-const printable = async (lines: Buffer[]): Promise<ConsoleItem[]> => {
-  const items: ConsoleItem[] = [];
-  for (const line of lines) {
-    items.push(itemOf(line));
-    if (items.length % 200 === 0) await new Promise(resolve => setImmediate(resolve));
+/** A view's items; the view is closed behind them. */
+async function* itemsOf(view: Promise<LogView>, wanted: Wanted): AsyncGenerator<ConsoleItem, void> {
+  const open = await view;
+  try {
+    yield* open.items(wanted);
+  } finally {
+    await open.close();
   }
-  return items;
+}
+
+const dropView = (view: Promise<LogView>): void => {
+  view.then(v => v.close()).catch(() => {}); // it was not opened
 };
 
 class FifoConsole implements Console {
@@ -92,33 +106,49 @@ class FifoConsole implements Console {
     this.#log = log;
     this.written_ms = log.written_ms;
     this.#cutter = new LineCutter(line => {
-      if (this.#followers.size === 0) return;
-      const copy = Buffer.from(line);
-      for (const follower of this.#followers) follower.push(copy.length, () => itemOf(copy));
+      let copy: Buffer | undefined; // made once, and only if somebody has room for it: in a flood nobody has
+      for (const follower of this.#followers) {
+        if (!follower.takes(line.length)) continue;
+        copy ??= Buffer.from(line);
+        const kept = copy;
+        follower.push(kept.length, () => itemOf(kept));
+      }
     });
     [this.#fd, this.#socket] = this.#read();
   }
 
-  async tail(lines: number): Promise<string[]> {
-    if (this.#closed !== undefined) return readConsole(this.#log.path, lines);
-    await this.#take();
-    return lines > 0 ? (await printable(await this.#log.snapshot(lines, true))).map(item => textOf(item)) : [];
+  get boot(): number {
+    return this.#log.boot;
   }
 
-  follow(signal: AbortSignal, past = 0): AsyncIterable<ConsoleItem> {
-    // Snapshot and subscription in one turn: no line is missing between them and none comes twice.
-    const before = past > 0 && this.#closed === undefined ? this.#log.snapshot(past, false).then(printable) : undefined;
-    const follower = new Follower(signal, before, () => this.#followers.delete(follower));
-    if (this.#closed === undefined && !signal.aborted) this.#followers.add(follower);
+  tail(lines: number): Promise<string[]> {
+    return Array.fromAsync(this.past({ tail: lines }), textOf);
+  }
+
+  async *past(wanted: Wanted): AsyncGenerator<ConsoleItem, void> {
+    if (this.#closed === undefined) await this.#take();
+    yield* itemsOf(this.#closed === undefined ? this.#log.view() : viewOf(this.#log.path), wanted);
+  }
+
+  follow(signal: AbortSignal, past: Wanted = { tail: 0 }): AsyncIterable<ConsoleItem> {
+    const live = this.#closed === undefined && !signal.aborted;
+    // View and subscription in one turn: no line is missing between them and none comes twice.
+    const view = live && past.tail !== 0 ? this.#log.view() : undefined;
+    const wanted = { ...past, open_end: true, whole_lines: true };
+    const follower = new Follower(signal, view && { items: itemsOf(view, wanted), close: () => dropView(view) }, () =>
+      this.#followers.delete(follower),
+    );
+    if (live) this.#followers.add(follower);
     else follower.end();
     return follower;
   }
 
   note(text: string, options: { kind?: MarkKind; since_ms?: number } = {}): void {
-    if (this.#closed !== undefined) return;
-    const { kind = 'note', since_ms } = options;
-    const line = since_ms === undefined ? markLine(kind, text, Date.now()) : markLine(kind, text, since_ms, Date.now());
-    this.#put(this.#log.at_line_start ? line : Buffer.concat([Buffer.from('\n'), line]));
+    if (this.#closed === undefined) this.#cutter.feed(this.#log.note(options.kind ?? 'note', text, options.since_ms));
+  }
+
+  begin(text: string): void {
+    if (this.#closed === undefined) this.#cutter.feed(this.#log.begin(text));
   }
 
   close(): Promise<void> {
@@ -131,15 +161,9 @@ class FifoConsole implements Console {
     return this.#closed;
   }
 
-  #put(bytes: Buffer): void {
-    this.#log.append(bytes);
-    this.#cutter.feed(bytes);
-  }
-
-  /** What the guest wrote; the byte that begins our own lines is not for it. */
   #fromGuest(bytes: Buffer): void {
-    for (let at = bytes.indexOf(MARK); at !== -1; at = bytes.indexOf(MARK, at + 1)) bytes[at] = 0x20;
-    this.#put(bytes);
+    this.#log.append(bytes); // without the byte that begins our own lines
+    this.#cutter.feed(bytes);
   }
 
   #read(): [fd: number, socket: Socket] {

@@ -1,18 +1,16 @@
 /**
- * The console's log on disk: raw bytes of the guest and lines of ours, in two files of bounded size.
+ * The console's log on disk: raw bytes of the guest and lines of ours (console_marks.ts), in two files of bounded size.
  *
- * A line of ours begins with the byte 0x1e, which is replaced in what the guest writes: a guest cannot forge one.
- *
- * INVARIANTS: one pump writes, rotates and takes snapshots, in the order of the calls. `pending` bytes wait in memory; whoever feeds the log stops at
- * MAX_PENDING. What cannot be written (full disk) is counted and said as soon as writing works again, never kept.
+ * INVARIANTS: one pump writes, rotates and opens views, in the order of the calls. `pending` bytes wait in memory; whoever feeds the log stops at
+ * MAX_PENDING. What cannot be written (full disk) is counted and said as soon as writing works again, never kept. What was written at
+ * one time follows a mark of that time, which is at most MARK_EVERY_MS older.
  */
 import { type FileHandle, open, rename } from 'node:fs/promises';
-import { LineCutter } from './lines.ts';
+import { bootLine, continuedLine, MARK, type MarkKind, markLine, timeLine } from './console_marks.ts';
+import { LogView, MARK_EVERY_MS, viewOf } from './console_view.ts';
 
-export const MARK = 0x1e;
 export const MAX_FILE = 4 * 1024 * 1024;
 export const MAX_PENDING = 256 * 1024;
-const BLOCK = 64 * 1024;
 
 const errno = (error: unknown): string =>
   error instanceof Error && 'code' in error ? String(error.code) : String(error);
@@ -31,13 +29,16 @@ export class ConsoleLog {
   #queue: (Buffer | Task)[] = [];
   #pending = 0;
   #at_line_start: boolean;
+  #boot: number;
+  /** Time of the last mark. */
+  #marked_ms = 0;
   #pump: Promise<void> | undefined;
   #lost: { bytes: number; why: string } | undefined;
 
   private constructor(
     path: string,
     file: FileHandle,
-    was: { size: number; mtimeMs: number; last: number },
+    was: { size: number; mtimeMs: number; last: number; boot: number },
     max: number,
   ) {
     this.path = path;
@@ -45,37 +46,61 @@ export class ConsoleLog {
     this.#size = was.size;
     this.written_ms = was.size === 0 ? null : was.mtimeMs;
     this.#at_line_start = was.size === 0 || was.last === 10;
+    this.#boot = was.boot;
     this.#max = max;
   }
 
   static async open(path: string, max = MAX_FILE): Promise<ConsoleLog> {
+    const view = await viewOf(path);
+    const boot = await view.lastBoot().finally(() => view.close());
     const file = await open(path, 'a+', 0o600);
     const { size, mtimeMs } = await file.stat();
     const { buffer } = await file.read(Buffer.alloc(1), 0, 1, Math.max(0, size - 1));
-    return new ConsoleLog(path, file, { size, mtimeMs, last: buffer[0] ?? 10 }, max);
+    return new ConsoleLog(path, file, { size, mtimeMs, last: buffer[0] ?? 10, boot }, max);
+  }
+
+  /** The number of the newest boot in it; 0: none. */
+  get boot(): number {
+    return this.#boot;
   }
 
   get pending(): number {
     return this.#pending;
   }
 
-  get at_line_start(): boolean {
-    return this.#at_line_start;
-  }
-
-  /** Takes the bytes as its own. */
+  /** What the guest wrote. Takes the bytes as its own. */
   append(bytes: Buffer): void {
-    if (bytes.length === 0) return;
-    this.#at_line_start = bytes[bytes.length - 1] === 10;
-    this.#queue.push(bytes);
-    this.#pending += bytes.length;
-    this.#pump ??= this.#drain();
+    for (let at = bytes.indexOf(MARK); at !== -1; at = bytes.indexOf(MARK, at + 1)) bytes[at] = 0x20;
+    const now = Date.now();
+    const due = now - this.#marked_ms >= MARK_EVERY_MS || now < this.#marked_ms;
+    // a mark is a line: it waits for the beginning of one
+    const at = !due ? -1 : this.#at_line_start ? 0 : bytes.indexOf(10) + 1;
+    if (bytes.length === 0 || at === bytes.length || at === -1 || (at === 0 && !this.#at_line_start)) {
+      this.#push(bytes);
+      return;
+    }
+    this.#push(bytes.subarray(0, at));
+    this.#mark(now);
+    this.#push(bytes.subarray(at));
   }
 
-  /** The last lines as the log is at this moment: later appends wait. `partial`: with what follows the last line end. */
-  snapshot(lines: number, partial: boolean): Promise<Buffer[]> {
-    const done = Promise.withResolvers<Buffer[]>();
-    const run = () => lastLines(this.path, lines, partial).then(done.resolve, done.reject);
+  /** A line of ours with the time, a gap with the time since when (`since_ms`) too. Gives what followers are to see. */
+  note(kind: MarkKind, text: string, since_ms?: number): Buffer {
+    const now = Date.now();
+    return this.#ours(now, since_ms === undefined ? markLine(kind, text, now) : markLine(kind, text, since_ms, now));
+  }
+
+  /** A line that begins the next boot. */
+  begin(text: string): Buffer {
+    const now = Date.now();
+    this.#boot++;
+    return this.#ours(now, bootLine(this.#boot, now, text));
+  }
+
+  /** The log as it is at this moment: later appends wait until it is open. */
+  view(): Promise<LogView> {
+    const done = Promise.withResolvers<LogView>();
+    const run = () => LogView.open(this.path).then(done.resolve, done.reject);
     this.#queue.push({ run });
     this.#pump ??= this.#drain();
     return done.promise;
@@ -89,6 +114,27 @@ export class ConsoleLog {
   async close(): Promise<void> {
     await this.idle();
     await this.#file.close();
+  }
+
+  #push(bytes: Buffer): void {
+    if (bytes.length === 0) return;
+    this.#at_line_start = bytes[bytes.length - 1] === 10;
+    this.#queue.push(bytes);
+    this.#pending += bytes.length;
+    this.#pump ??= this.#drain();
+  }
+
+  #mark(now: number): void {
+    this.#marked_ms = now;
+    this.#push(timeLine(now));
+  }
+
+  #ours(now: number, line: Buffer): Buffer {
+    const seen = this.#at_line_start ? line : Buffer.concat([Buffer.from('\n'), line]);
+    if (!this.#at_line_start) this.#push(Buffer.from('\n'));
+    if (now - this.#marked_ms >= MARK_EVERY_MS || now < this.#marked_ms) this.#mark(now);
+    this.#push(line);
+    return seen;
   }
 
   async #drain(): Promise<void> {
@@ -131,67 +177,8 @@ export class ConsoleLog {
     const next = await open(this.path, 'a+', 0o600);
     await this.#file.close();
     this.#file = next;
-    this.#size = 0;
+    const head = continuedLine(this.#boot, Date.now());
+    await next.appendFile(head);
+    this.#size = head.length;
   }
 }
-
-export type MarkKind = 'note' | 'gap';
-
-/** A line of ours as it lies in the log. */
-export const markLine = (kind: MarkKind, text: string, from_ms: number, to_ms?: number): Buffer => {
-  const iso = (ms: number) => new Date(ms).toISOString();
-  const when = to_ms === undefined ? iso(from_ms) : `${iso(from_ms)} to ${iso(to_ms)}`;
-  const oneLine = text.replace(/[\u0000-\u001f\u007f]+/g, ' ');
-  return Buffer.from(`${String.fromCharCode(MARK)}${kind === 'gap' ? 'G' : 'N'}--- ${when}: ${oneLine}\n`);
-};
-
-/** An offset before the last `lines` lines, at the beginning of a line, read backwards. */
-const findStart = async (file: FileHandle, size: number, lines: number): Promise<number> => {
-  let found = 0;
-  const block = Buffer.alloc(Math.min(BLOCK, Math.max(size, 1)));
-  for (let end = size; end > 0; ) {
-    const start = Math.max(0, end - block.length);
-    const { bytesRead } = await file.read(block, 0, end - start, start);
-    for (let i = bytesRead - 1; i >= 0; i--) {
-      if (block[i] === 10 && ++found > lines) return start + i + 1;
-    }
-    end = start;
-  }
-  return 0;
-};
-
-/** The last lines of one file, as bytes, at most `lines`. */
-const lastOf = async (file: FileHandle, lines: number, partial: boolean): Promise<Buffer[]> => {
-  const { size } = await file.stat();
-  const start = await findStart(file, size, lines + 1);
-  const kept: Buffer[] = [];
-  const cutter = new LineCutter(line => {
-    kept.push(Buffer.from(line));
-    if (kept.length >= 2 * lines + 64) kept.splice(0, kept.length - lines);
-  });
-  for (let at = start; at < size; ) {
-    const { buffer, bytesRead } = await file.read(Buffer.alloc(BLOCK), 0, Math.min(BLOCK, size - at), at);
-    if (bytesRead === 0) break;
-    cutter.feed(buffer.subarray(0, bytesRead));
-    at += bytesRead;
-  }
-  if (partial) cutter.flush();
-  return kept.slice(-lines);
-};
-
-/** The last lines of a console's log (both files), as bytes. Nobody may write meanwhile, or a rotation hides lines. */
-export const lastLines = async (path: string, lines: number, partial: boolean): Promise<Buffer[]> => {
-  let kept: Buffer[] = [];
-  for (const name of [path, `${path}.1`]) {
-    if (kept.length >= lines) break;
-    const file = await open(name, 'r').catch(() => undefined);
-    if (file === undefined) continue;
-    try {
-      const newest = name === path;
-      kept = [...(await lastOf(file, lines - kept.length, partial || !newest)), ...kept];
-    } finally {
-      await file.close();
-    }
-  }
-  return kept;
-};

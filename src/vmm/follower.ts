@@ -4,18 +4,25 @@
  * INVARIANTS: it holds at most MAX_ITEMS lines and MAX_BYTES bytes; what comes beyond is counted and told as a gap in its
  * place. A line is made printable only when it is taken. After the end `next` gives what is held, then done.
  */
-export type ConsoleItem = { type: 'line'; line: string } | { type: 'gap'; detail: string };
+import type { ConsoleItem } from './console_marks.ts';
 
 const MAX_ITEMS = 4096;
 const MAX_BYTES = 1024 * 1024;
 
 interface Waiting {
   bytes: number;
-  make: () => ConsoleItem;
+  make: () => ConsoleItem | undefined;
+}
+
+/** What came before the first line that is followed. */
+export interface Past {
+  items: AsyncIterable<ConsoleItem>;
+  /** Called if it is never read. */
+  close(): void;
 }
 
 export class Follower implements AsyncIterable<ConsoleItem> {
-  readonly #before: Promise<ConsoleItem[]> | undefined;
+  #past: Past | undefined;
   readonly #onEnd: () => void;
   readonly #signal: AbortSignal;
   readonly #abort = () => this.end();
@@ -25,20 +32,22 @@ export class Follower implements AsyncIterable<ConsoleItem> {
   #ended = false;
   #wake = Promise.withResolvers<void>();
 
-  constructor(signal: AbortSignal, before: Promise<ConsoleItem[]> | undefined, onEnd: () => void) {
+  constructor(signal: AbortSignal, past: Past | undefined, onEnd: () => void) {
     this.#signal = signal;
-    this.#before = before;
+    this.#past = past;
     this.#onEnd = onEnd;
-    before?.catch(() => {});
     signal.addEventListener('abort', this.#abort, { once: true });
   }
 
-  push(bytes: number, make: () => ConsoleItem): void {
-    if (this.#ended) return;
-    if (this.#queue.length >= MAX_ITEMS || this.#bytes + bytes > MAX_BYTES) {
-      this.#missed++;
-      return;
-    }
+  /** Whether it has room for a line of that many bytes; one that it has no room for is counted as missed. */
+  takes(bytes: number): boolean {
+    const room = this.#queue.length < MAX_ITEMS && this.#bytes + bytes <= MAX_BYTES;
+    if (!room && !this.#ended) this.#missed++;
+    return room && !this.#ended;
+  }
+
+  /** What it takes. `make` gives nothing for what is not to be seen. */
+  push(bytes: number, make: () => ConsoleItem | undefined): void {
     this.#tellMissed();
     this.#queue.push({ bytes, make });
     this.#bytes += bytes;
@@ -50,15 +59,21 @@ export class Follower implements AsyncIterable<ConsoleItem> {
     this.#ended = true;
     this.#signal.removeEventListener('abort', this.#abort);
     this.#onEnd();
+    this.#past?.close();
     this.#wake.resolve();
   }
 
   async *[Symbol.asyncIterator](): AsyncGenerator<ConsoleItem> {
+    const past = this.#past;
+    this.#past = undefined;
     try {
-      if (this.#before !== undefined) yield* await this.#before;
+      if (past !== undefined) yield* past.items;
       for (;;) {
         const batch = this.#takeAll();
-        for (const { make } of batch) yield make();
+        for (const { make } of batch) {
+          const item = make();
+          if (item !== undefined) yield item;
+        }
         if (batch.length > 0) continue;
         if (this.#ended) return;
         await this.#wake.promise;

@@ -14,9 +14,10 @@
  * QEMU_STANDIN_EGRESS_MS=<n>      the guest closes each egress port after n ms
  * QEMU_STANDIN_STUBBORN=1         SIGTERM is ignored
  * QEMU_STANDIN_CONSOLE=<text>     printed on the console at `cont`
+ * QEMU_STANDIN_FLOOD_MIB=<n>      and so much after it, as fast as it is taken
  * QEMU_STANDIN_BOOT_MS=<n>        the guest opens its first port n ms after `cont`
  */
-import { closeSync, fstatSync, openSync, rmSync, writeSync } from 'node:fs';
+import { closeSync, fstatSync, openSync, rmSync, write, writeSync } from 'node:fs';
 import { createServer, type Socket } from 'node:net';
 import { type Args, Guest, Refusal } from './qemu_guest.ts';
 
@@ -66,6 +67,13 @@ const guest = new Guest({
   onEnding: () => setTimeout(reset, 20),
 });
 
+const FLOOD = Buffer.from('\u001b[31mflood \u0000\u001eG--- forged \u00ff\r\n'.repeat(3000)).subarray(0, 65_536);
+
+const flood = (chunks: number): void => {
+  if (chunks > 1) write(1, FLOOD, () => flood(chunks - 1));
+  else if (chunks === 1) write(1, '\r\nthe flood is over\r\n', () => {});
+};
+
 const cont = (): object => {
   const first = !running && !guest.booted;
   running = true;
@@ -73,6 +81,7 @@ const cont = (): object => {
   event('RESUME');
   if (!first) return {};
   writeSync(1, env('CONSOLE') ?? 'stand-in: up\r\n');
+  flood(Number(env('FLOOD_MIB') ?? 0) * 16);
   guest.start();
   const ms = env('RESET_MS');
   if (ms !== undefined) setTimeout(reset, Number(ms));

@@ -1,0 +1,156 @@
+/** Consoles through the door: over boots, since a time, in a flood. */
+import assert from 'node:assert/strict';
+import { readFile, stat } from 'node:fs/promises';
+import { join } from 'node:path';
+import { after, before, test } from 'node:test';
+import type { OpArgs } from '../src/api/ops.ts';
+import { poll, sleep } from '../src/lib/deadline.ts';
+import { killVmm, nothingLeft, rejects, type Stage, stage, until } from './kit/behave.ts';
+import type { World } from './kit/world.ts';
+
+let s: Stage;
+let w: World;
+before(async () => {
+  s = await stage();
+  w = s.w;
+});
+after(async () => {
+  await s[Symbol.asyncDispose]();
+});
+
+const create = (name: string) => w.client.vm.create({ name, memory_mib: 64 });
+const text = (m: { type: string; line?: string; detail?: string }) => m.line ?? m.detail ?? m.type;
+/** Without the time in front of our own lines. */
+const bare = (lines: string[]) => lines.map(line => line.replace(/^--- [^ ]+Z: /, '--- '));
+const logs = async (args: OpArgs<'vm.logs'>) => bare(await Array.fromAsync(w.client.vm.logs(args), text));
+const START = /^--- start of VM '[a-z]+', kernel /;
+
+test('boots by their number, over stops, crashes and the death of the daemon', async () => {
+  const { id } = await create('boots');
+  await rejects(logs({ vm: id, boot: -1 }), 'not_found', /no boot -1/);
+  for (const n of [1, 2, 3]) {
+    await s.behave({ CONSOLE: `this is ${n}\r\n` });
+    await w.client.vm.start({ vm: id });
+    if (n === 2) assert.ok(await killVmm(w, id));
+    else await w.client.vm.stop({ vm: id });
+    await until(w, id, n === 2 ? 'crashed' : 'stopped');
+  }
+  const boot = async (n: number) => {
+    const [start = '', ...rest] = await logs({ vm: id, boot: n });
+    assert.match(start, START);
+    return rest;
+  };
+  assert.deepEqual(await boot(0), ['this is 3', 'reboot: Restarting system', 'end']);
+  assert.deepEqual(await boot(-1), ['this is 2', 'end']);
+  assert.deepEqual(await boot(-2), ['this is 1', 'reboot: Restarting system', 'end']);
+  await rejects(logs({ vm: id, boot: -3 }), 'not_found', /There is no boot -3 of this VM: there were 3/);
+  assert.deepEqual(await logs({ vm: id, boot: -1, tail: 1 }), ['this is 2', 'end']);
+  await w.kill();
+  await w.start();
+  await s.behave({ CONSOLE: 'this is 4\r\n' });
+  await w.client.vm.start({ vm: id });
+  assert.deepEqual(await boot(0), ['this is 4', 'end']);
+  assert.deepEqual(await boot(-2), ['this is 2', 'end']);
+  const said = await w.ctl('vm', 'logs', 'boots', '--boot', '-1');
+  assert.equal(said.code, 0, said.stderr);
+  assert.match(said.stdout, /^--- .*Z: start of VM 'boots'.*\nthis is 3\nreboot: Restarting system\n$/);
+  await w.client.vm.delete({ vm: id });
+  await nothingLeft(w);
+});
+
+test('since a time', async () => {
+  const { id } = await create('since');
+  await s.behave({ CONSOLE: 'old\r\n' });
+  await w.client.vm.start({ vm: id });
+  await w.client.vm.stop({ vm: id });
+  await sleep(3200);
+  await s.behave({ CONSOLE: 'new\r\n' });
+  const began = Date.now();
+  await w.client.vm.start({ vm: id });
+  const recent = await logs({ vm: id, since_ms: Date.now() - began + 500 });
+  assert.match(recent[0] ?? '', START);
+  assert.deepEqual(recent.slice(1), ['new', 'end']);
+  assert.ok((await logs({ vm: id, since_ms: 60_000 })).includes('old'));
+  assert.deepEqual(await logs({ vm: id, since_ms: 60_000, boot: 0, tail: 1 }), ['new', 'end']);
+  const said = await w.ctl('logs', 'since', '--since', '5m');
+  assert.match(said.stdout, /\nold\n[\s\S]*\nnew\n/, said.stderr);
+  assert.equal((await w.ctl('logs', 'since', '--since', 'yesterday')).code, 2);
+  await w.client.vm.delete({ vm: id });
+});
+
+test('followed over a restart; it ends when the VM is down for good, and when it is deleted', async () => {
+  const { id } = await create('follows');
+  await s.behave({ CONSOLE: 'first\r\n' });
+  await w.client.vm.start({ vm: id });
+  const lines: string[] = [];
+  let ended = false;
+  const followed = (async () => {
+    for await (const m of w.client.vm.logs({ vm: id, follow: true })) lines.push(...bare([text(m)]));
+    ended = true;
+  })();
+  await poll('the first line', 5000, () => lines.includes('first') || undefined);
+  // the next start takes the lock before the follower looks
+  await s.behave({ CONSOLE: 'second\r\n' });
+  const stop = w.client.vm.stop({ vm: id });
+  await stop;
+  await w.client.vm.start({ vm: id });
+  if (!ended) await poll('the second boot', 5000, () => lines.includes('second') || ended || undefined);
+  await w.client.vm.stop({ vm: id });
+  await followed;
+  assert.equal(lines.at(-1), 'end');
+  const starts = lines.filter(line => START.test(line)).length;
+  assert.equal(starts, lines.includes('second') ? 2 : 1, 'each boot once');
+  assert.equal(lines.filter(line => line === 'first').length, 1);
+  await w.client.vm.start({ vm: id });
+  const last = logs({ vm: id, follow: true, tail: 0 });
+  await sleep(100);
+  await w.client.vm.delete({ vm: id });
+  assert.equal((await last).at(-1), 'end');
+  await nothingLeft(w);
+});
+
+test('a flood: the daemon answers, its memory and the log are bounded, the guest is not lost', {
+  timeout: 180_000,
+}, async () => {
+  const { id } = await create('floods');
+  const peak = async () =>
+    Number(/^VmHWM:\s+(\d+)/m.exec(await readFile(`/proc/${w.daemon().pid}/status`, 'utf8'))?.[1]) * 1024;
+  const rss = await peak();
+  await s.behave({ FLOOD_MIB: 128 });
+  await w.client.vm.start({ vm: id });
+  await s.behave();
+  const lazy = w.client.vm.logs({ vm: id, follow: true }); // one that reads nothing beyond its first line
+  await lazy.next();
+  let slowest = 0;
+  const log = join(w.data_dir, 'vms', id, 'console.log');
+  await poll(
+    'the end of the flood',
+    150_000,
+    async () => {
+      const began = performance.now();
+      await w.client.daemon.ping({});
+      const past = await logs({ vm: id, tail: 1 });
+      slowest = Math.max(slowest, performance.now() - began);
+      return past.includes('the flood is over') || undefined;
+    },
+    { every_ms: 300 },
+  );
+  assert.ok(slowest < 10_000, `an answer took ${slowest} ms`);
+  const grown = ((await peak()) - rss) / 1024 ** 2;
+  assert.ok(grown < 200, `${grown} MiB more memory`);
+  for (const path of [log, `${log}.1`]) assert.ok((await stat(path)).size < 5 * 1024 ** 2, path);
+  const past = await logs({ vm: id, tail: 5 });
+  assert.ok(
+    past.some(line => line.startsWith('flood')),
+    past.join('\n'),
+  );
+  assert.ok(past.every(line => !line.includes('\u001b')));
+  const whole = w.client.vm.logs({ vm: id, boot: 0 });
+  const { value } = await whole.next();
+  assert.deepEqual(value, { type: 'gap', detail: 'the beginning of this boot was rotated away' });
+  await whole.return();
+  assert.equal((await w.client.vm.get({ vm: id })).guest, 'ready');
+  await lazy.return();
+  await w.client.vm.delete({ vm: id });
+  await nothingLeft(w);
+});
