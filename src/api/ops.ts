@@ -8,6 +8,7 @@ import { kernelOps } from './kernel.ts';
 import type { Args, In, Op, Out, Stream } from './op.ts';
 import { rootfsOps } from './rootfs.ts';
 import { vmOps } from './vm.ts';
+import { vmWatchOps } from './vm_watch.ts';
 import { wsOps } from './ws.ts';
 
 export const ops = {
@@ -17,6 +18,7 @@ export const ops = {
   ...imageOps,
   ...wsOps,
   ...vmOps,
+  ...vmWatchOps,
   ...execOps,
   ...jobOps,
   ...eventOps,

@@ -1,7 +1,7 @@
 /** Streams that are lines: consoles, events, the logs of jobs. */
 import type { EventMessage } from '../api/event.ts';
 import type { JobMessage } from '../api/job.ts';
-import type { VmLogMessage } from '../api/vm.ts';
+import type { VmLogMessage } from '../api/vm_watch.ts';
 import { checkJob } from '../client/job.ts';
 import { plain } from '../lib/text.ts';
 import { type Cli, note, out } from './cli.ts';

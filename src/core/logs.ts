@@ -1,7 +1,7 @@
 /** The console of a VM, over all its boots. */
 import type { OpIn } from '../api/ops.ts';
-import type { VmLogMessage } from '../api/vm.ts';
 import { VM_LIVE } from '../api/vm_state.ts';
+import type { VmLogMessage } from '../api/vm_watch.ts';
 import { pause } from '../lib/deadline.ts';
 import type { VmRecord } from '../store/store.ts';
 import { readLog } from '../vmm/console.ts';
