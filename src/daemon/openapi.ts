@@ -10,7 +10,8 @@ import { Kernel } from '../api/kernel.ts';
 import { type AnyOp, OP_NAMES, ops } from '../api/ops.ts';
 import { ProblemSchema } from '../api/problem.ts';
 import { Rootfs } from '../api/rootfs.ts';
-import { Vm, VmLogMessage } from '../api/vm.ts';
+import { Vm } from '../api/vm.ts';
+import { VmLogMessage } from '../api/vm_watch.ts';
 import { Workspace } from '../api/ws.ts';
 import { VERSION } from '../lib/version.ts';
 
