@@ -7,7 +7,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import process from 'node:process';
 import { DatabaseSync } from 'node:sqlite';
-import { blankVm, vmOps } from '../src/api/vm.ts';
+import { blankVm, vmOps } from '../src/api/vm_ops.ts';
 import { openStore } from '../src/store/open.ts';
 import { machine, report } from './kit.ts';
 

@@ -9,7 +9,7 @@ import { createInterface } from 'node:readline';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Fault } from '../src/api/fault.ts';
-import { blankVm, vmOps } from '../src/api/vm.ts';
+import { blankVm, vmOps } from '../src/api/vm_ops.ts';
 import { run, runAny } from '../src/lib/proc.ts';
 import { lockDataDir } from '../src/store/lock.ts';
 import { openStore } from '../src/store/open.ts';

@@ -11,7 +11,7 @@ import type { Image } from '../src/api/image.ts';
 import type { Job } from '../src/api/job.ts';
 import type { Kernel } from '../src/api/kernel.ts';
 import type { Rootfs } from '../src/api/rootfs.ts';
-import { blankVm, vmOps } from '../src/api/vm.ts';
+import { blankVm, vmOps } from '../src/api/vm_ops.ts';
 import type { Workspace } from '../src/api/ws.ts';
 import { lockDataDir } from '../src/store/lock.ts';
 import { openStore } from '../src/store/open.ts';

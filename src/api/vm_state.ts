@@ -18,12 +18,18 @@ export type VmState = z.infer<typeof VmState>;
 export const GuestState = z.enum(['connecting', 'ready', 'unreachable']);
 export type GuestState = z.infer<typeof GuestState>;
 
-export type VmVerb = 'start' | 'stop' | 'delete' | 'exec' | 'attach';
+export type VmVerb = 'start' | 'stop' | 'restart' | 'pause' | 'resume' | 'delete' | 'exec' | 'attach';
 
-/** Which verb is allowed in which state. The daemon, the CLI and the console all read this table. */
+/**
+ * Which verb is allowed in which state. The daemon, the CLI and the console all read this table. `stop` is allowed besides where a
+ * restart is waited for (`restart_at_ms`): it calls that off.
+ */
 export const VM_VERBS: Record<VmVerb, readonly VmState[]> = {
   start: ['created', 'stopped', 'crashed', 'failed'],
   stop: ['starting', 'running', 'paused', 'stopping'],
+  restart: ['created', 'running', 'paused', 'stopped', 'crashed', 'failed'],
+  pause: ['running'],
+  resume: ['paused'],
   delete: VmState.options,
   exec: ['running'],
   attach: ['created', 'stopped', 'crashed', 'failed'],
@@ -37,7 +43,7 @@ export const VM_TRANSITIONS: Record<VmState, readonly VmState[]> = {
   paused: ['running', 'stopping', 'stopped', 'crashed', 'suspended'],
   suspended: ['starting'],
   stopping: ['stopped', 'crashed', 'failed'],
-  stopped: ['starting'],
+  stopped: ['starting', 'stopped'], // the second: a restart that was waited for is called off
   crashed: ['starting', 'stopped'],
   failed: ['starting', 'stopped'],
 };

@@ -44,6 +44,8 @@ export class Events {
       subscriber.queue.push(...this.#kept.filter(e => e.seq > since));
     }
     this.#subscribers.add(subscriber);
+    // also of one that is never read
+    signal.addEventListener('abort', () => this.#subscribers.delete(subscriber), { once: true });
     return this.#drain(subscriber, signal);
   }
 

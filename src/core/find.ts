@@ -7,6 +7,7 @@ import type { Rootfs } from '../api/rootfs.ts';
 import type { Vm } from '../api/vm.ts';
 import { VM_VERBS, type VmVerb } from '../api/vm_state.ts';
 import type { Workspace } from '../api/ws.ts';
+import type { Held } from '../lib/lock.ts';
 import type { VmRecord } from '../store/store.ts';
 import type { Host } from './host.ts';
 
@@ -48,27 +49,49 @@ export const needImage = async (host: Host, ref: string): Promise<Image> => {
 const VERB_TEXT: Record<VmVerb, string> = {
   start: 'start',
   stop: 'stop',
+  restart: 'restart',
+  pause: 'pause',
+  resume: 'resume',
   delete: 'delete',
   exec: 'run a command in',
   attach: 'change the disks of',
+};
+
+const hintFor = (vm: Vm, verb: VmVerb): string | undefined => {
+  if (verb === 'exec') return `nexusctl vm ${vm.state === 'paused' ? 'resume' : 'start'} ${vm.name}`;
+  if (verb === 'attach') return `nexusctl vm stop ${vm.name}`;
+  if (verb === 'start' && vm.state === 'paused') return `nexusctl vm resume ${vm.name}`;
+  return undefined;
 };
 
 /** Admission: throws `bad_state` unless the table allows the verb. */
 export const admit = (vm: Vm, verb: VmVerb): void => {
   if (VM_VERBS[verb].includes(vm.state)) return;
   const is = vm.state === 'created' ? 'it was never started' : `it is ${vm.state}`;
-  const hint =
-    verb === 'exec' ? `nexusctl vm start ${vm.name}` : verb === 'attach' ? `nexusctl vm stop ${vm.name}` : undefined;
-  throw new Fault('bad_state', `Cannot ${VERB_TEXT[verb]} VM '${vm.name}': ${is}.`, { hint });
+  throw new Fault('bad_state', `Cannot ${VERB_TEXT[verb]} VM '${vm.name}': ${is}.`, { hint: hintFor(vm, verb) });
 };
 
-export const busy = (vm: Vm, verb: string, holder: string): Fault =>
-  new Fault('busy', `Cannot ${verb} VM '${vm.name}': ${holder} is at work on it.`, {
+export const busy = (vm: Vm, verb: VmVerb, holder: string): Fault =>
+  new Fault('busy', `Cannot ${VERB_TEXT[verb]} VM '${vm.name}': ${holder} is at work on it.`, {
     hint: `wait for it, or end it with nexusctl vm stop ${vm.name}`,
   });
+
+/** Takes the VM's lock for a verb that makes nobody let go: `busy`, with the holder's name, where somebody has it. */
+export const lockVm = async (host: Host, { id }: { id: string }, verb: VmVerb, name = `vm.${verb}`): Promise<Held> => {
+  const held = host.locks.tryTake(id, name);
+  if (held !== undefined) return held;
+  const holder = host.locks.holder(id) ?? 'another operation';
+  throw busy(await needVm(host, id), verb, holder);
+};
 
 /** What a client may see of a VM. */
 export const publicVm = (record: VmRecord): Vm => {
   const { run: _run, host_uid: _uid, ...vm } = record;
   return vm;
 };
+
+/** The VMM knows the ID alone; people know the name. */
+export const named = (vm: VmRecord, error: unknown): unknown =>
+  error instanceof Fault && error.message.includes(vm.id)
+    ? new Fault(error.code, error.message.replaceAll(vm.id, `'${vm.name}'`), { hint: error.hint, cause: error })
+    : error;

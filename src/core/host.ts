@@ -12,6 +12,7 @@ import type { Machine, Vmms } from '../vmm/machine.ts';
 import type { Events } from './events.ts';
 import type { JobRunner } from './jobs.ts';
 import type { Paths } from './paths.ts';
+import type { Restarts, RestartTimes } from './restarts.ts';
 
 export interface Host {
   readonly version: string;
@@ -33,6 +34,9 @@ export interface Host {
   readonly jobs: JobRunner;
   /** The VMs whose VMM this daemon holds, by ID; also those whose end is being stored. */
   readonly live: Map<string, Live>;
+  /** Alarms of the starts that the daemon owes. */
+  readonly restarts: Restarts;
+  readonly restart_times: RestartTimes;
   readonly agent: AgentFiles;
   /** First host uid of VMMs where the daemon is root; null: VMMs run as the daemon's own user. */
   readonly first_host_uid: number | null;
@@ -53,6 +57,8 @@ export interface Live {
   readonly machine: Machine;
   readonly guest: Guest;
   readonly console: Console;
+  /** While it is taken to stand still: its guest is not asked for anything. */
+  held: Disposable | undefined;
   /** Who stores the end of this VMM; undefined: nobody has seen it yet. */
   end_owner: 'stop' | 'watcher' | undefined;
   /** Settled when nothing is left to be done: the end is stored, or the VM was deleted. */

@@ -15,6 +15,7 @@ import type { Machine, MachineEnd } from '../vmm/machine.ts';
 import type { Host, Live, StartTimes } from './host.ts';
 import { insist } from './insist.ts';
 import { moveVm } from './move.ts';
+import { watchStops } from './paused.ts';
 
 const CONSOLE_TAIL = 20;
 
@@ -40,6 +41,7 @@ export const hold = (host: Host, vm: VmRecord, machine: Machine, console: Consol
     machine,
     guest,
     console,
+    held: undefined,
     end_owner: undefined,
     end_stored: Promise.withResolvers<void>(),
     stored: Promise.withResolvers<void>(),
@@ -52,6 +54,9 @@ export const hold = (host: Host, vm: VmRecord, machine: Machine, console: Consol
   machine.onEgress(stream => guest.serveEgress(stream));
   host.live.set(vm.id, live);
   watch(host, live);
+  watchStops(host, live).catch(error => {
+    if (!live.gone.signal.aborted) host.log.error({ err: error, vm: vm.id }, 'a VMM that stands still is not noticed');
+  });
   return live;
 };
 

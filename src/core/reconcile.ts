@@ -12,6 +12,7 @@ import { sweepInitrds } from './initrd.ts';
 import { hold } from './live.ts';
 import { moveVm } from './move.ts';
 import { consoleLog, runDir } from './paths.ts';
+import { recordPaused } from './paused.ts';
 import { plan, type Step } from './plan.ts';
 import { stopVm } from './stop.ts';
 import { endOldWork, endProcess } from './stray.ts';
@@ -88,15 +89,21 @@ const removeSockets = async (host: Host, id: string): Promise<void> => {
 const adopt = async (host: Host, vm: VmRecord, step: Extract<Step, { do: 'adopt' }>): Promise<void> => {
   try {
     const [machine, console] = await takeUp(host, vm, step);
-    hold(host, vm, machine, console, null).stored.resolve();
-    if (!step.stopping) return;
-    stopVm(host, vm.id, { force: false, timeout_ms: 30_000, actor: 'daemon' }).catch(error => {
-      const overtaken = error instanceof Fault && error.code === 'canceled';
-      host.log[overtaken ? 'info' : 'error'](
-        { err: error, vm: vm.id },
-        'a stop that an earlier daemon began is not finished',
-      );
+    const live = hold(host, vm, machine, console, null);
+    await recordPaused(host, live).catch(error => {
+      host.log.warn({ err: error, vm: vm.id }, 'a VMM does not say whether it stands still');
     });
+    live.stored.resolve();
+    if (!step.stopping) return;
+    stopVm(host, vm.id, { force: false, timeout_ms: 30_000, actor: 'daemon', again: vm.restart_at_ms !== null }).catch(
+      error => {
+        const overtaken = error instanceof Fault && error.code === 'canceled';
+        host.log[overtaken ? 'info' : 'error'](
+          { err: error, vm: vm.id },
+          'a stop that an earlier daemon began is not finished',
+        );
+      },
+    );
   } catch (error) {
     if (await isAlive(step.proc)) {
       host.log.error({ err: error, vm: vm.id }, 'a VMM cannot be adopted');

@@ -1,15 +1,14 @@
 /** The story of a start: docs/architecture.md, "A VM's life". */
 import { join } from 'node:path';
 import { Fault } from '../api/fault.ts';
-import type { Kernel } from '../api/kernel.ts';
 import type { Vm } from '../api/vm.ts';
 import { withDeadline } from '../lib/deadline.ts';
-import { ensureDir, exists } from '../lib/files.ts';
+import { ensureDir } from '../lib/files.ts';
 import { Undo } from '../lib/undo.ts';
-import type { VmRecord } from '../store/store.ts';
+import type { VmPatch, VmRecord } from '../store/store.ts';
 import { openConsole } from '../vmm/console.ts';
-import type { MachineSpec, Vmm } from '../vmm/machine.ts';
-import { admit, busy, needKernel, needVm, publicVm } from './find.ts';
+import { type Assets, admitAssets } from './admission.ts';
+import { admit, lockVm, named, needVm, publicVm } from './find.ts';
 import type { Host, Live, StartTimes } from './host.ts';
 import { initrdFor } from './initrd.ts';
 import { insist } from './insist.ts';
@@ -17,7 +16,7 @@ import { diskFull } from './land.ts';
 import { forget, guestReady, hold, letGo } from './live.ts';
 import { moveVm } from './move.ts';
 import { consoleLog, kernelDir, runDir } from './paths.ts';
-import { useAsset } from './using.ts';
+import { afterEnd, NOT_OWED } from './restarts.ts';
 
 /** From SIGKILL to the end of a VMM whose start is undone. */
 const KILL_MS = 10_000;
@@ -32,16 +31,36 @@ export interface StartOptions {
 /** Starts a VM. Faults: see the operation `vm.start`. */
 export const startVm = async (host: Host, ref: string, options: StartOptions): Promise<Vm> => {
   const { id, name } = await needVm(host, ref);
-  const starting = Promise.withResolvers<void>();
-  const launched = launch(host, id, options.actor, () => starting.resolve());
-  if (options.wait === 'none') {
+  const begun = Promise.withResolvers<void>();
+  const launched = startLocked(host, id, options.actor, () => begun.resolve());
+  return answered(host, { id, name }, { launched, begun: begun.promise }, options);
+};
+
+const startLocked = async (host: Host, id: string, actor: string, onStarting: () => void): Promise<Live> => {
+  const asked = performance.now();
+  await using held = await lockVm(host, { id }, 'start');
+  const vm = await needVm(host, id);
+  admit(vm, 'start');
+  using assets = await host.step('start.admit', () => admitAssets(host, vm));
+  const { signal } = held;
+  return await launch(host, vm, assets, { asked, actor, why: 'start was asked for', owed: false, signal, onStarting });
+};
+
+/** Waits for as much of a start as the caller wants to, and gives the record. `begun`: its wish is on disk. */
+export const answered = async (
+  host: Host,
+  { id, name }: Pick<Vm, 'id' | 'name'>,
+  { launched, begun }: { launched: Promise<Live>; begun: Promise<void> },
+  { wait, timeout_ms }: Pick<StartOptions, 'wait' | 'timeout_ms'>,
+): Promise<Vm> => {
+  if (wait === 'none') {
     // what comes after admission is told by the record
     launched.catch(error => host.log.info({ err: error, vm: id }, 'a start that nobody waits for failed'));
-    await Promise.race([launched, starting.promise]);
+    await Promise.race([launched, begun]);
     return publicVm(await needVm(host, id));
   }
   const live = await launched;
-  if (options.wait === 'ready') await awaitGuest(host, live, name, options.timeout_ms);
+  if (wait === 'ready') await awaitGuest(host, live, name, timeout_ms);
   return publicVm(await needVm(host, id));
 };
 
@@ -72,30 +91,39 @@ const awaitGuest = async (host: Host, live: Live, name: string, timeout_ms: numb
   }
 };
 
-const launch = async (host: Host, id: string, actor: string, onStarting: () => void): Promise<Live> => {
-  const asked = performance.now();
-  const held = host.locks.tryTake(id, 'vm.start');
-  if (held === undefined) {
-    const vm = await needVm(host, id);
-    throw busy(vm, 'start', host.locks.holder(id) ?? 'another operation');
-  }
-  await using _ = held;
-  const vm = await needVm(host, id);
-  admit(vm, 'start');
-  using assets = await host.step('start.admit', () => admitAssets(host, vm));
-  held.signal.throwIfAborted();
+export interface Launch {
+  /** When it was asked for, `performance.now()`. */
+  asked: number;
+  actor: string;
+  why: string;
+  /** A start by the daemon itself: one that fails is done again, as the VM's policy wants it. */
+  owed: boolean;
+  /** Of the lock. */
+  signal: AbortSignal;
+  onStarting: () => void;
+}
+
+/** From `starting` to `running`. The caller has the VM's lock and has admitted the start. */
+export const launch = async (host: Host, vm: VmRecord, assets: Assets, how: Launch): Promise<Live> => {
+  const { id } = vm;
+  const { signal, actor } = how;
+  signal.throwIfAborted();
   await host.step('start.starting', () =>
     moveVm(host, id, {
       to: 'starting',
-      why: 'start was asked for',
+      why: how.why,
       actor,
-      patch: { error: null, pid: null, run: null, guest: null, guest_facts: null, boot_ms: null },
+      // one that the daemon owes stays owed until it runs: the next daemon does what this one does not live to do
+      patch: {
+        ...{ error: null, pid: null, run: null, guest: null, guest_facts: null, boot_ms: null },
+        ...(how.owed ? {} : NOT_OWED),
+      },
     }),
   );
-  onStarting();
+  how.onStarting();
   const undo = new Undo();
   try {
-    const live = await boot(host, vm, assets, held.signal, undo, asked);
+    const live = await boot(host, vm, assets, signal, undo, how.asked);
     const { machine } = live;
     await host.step('start.running', () =>
       moveVm(host, id, {
@@ -108,6 +136,7 @@ const launch = async (host: Host, id: string, actor: string, onStarting: () => v
           runs_on: machine.kind,
           vmm_version: host.vmms.of(machine.kind).facts().version,
           accel: machine.accel,
+          restart_at_ms: null,
           started_at_ms: Date.now(),
           stopped_at_ms: null,
         },
@@ -118,36 +147,44 @@ const launch = async (host: Host, id: string, actor: string, onStarting: () => v
     return live;
   } catch (error) {
     await undo.unwind((step, e) => host.log.error({ err: e, vm: id, step }, 'cannot undo a step of a start'));
-    throw await failed(host, vm, held.signal.aborted ? held.signal.reason : error, held.signal.aborted);
+    throw await failed(host, vm, signal.aborted ? signal.reason : error, how);
   }
 };
 
-/** Writes why the start failed and gives the fault to throw. An abort (stop, delete) is no failure. */
-const failed = async (host: Host, vm: VmRecord, cause: unknown, aborted: boolean): Promise<Fault> => {
+const faultOf = (host: Host, vm: VmRecord, cause: unknown): Fault => {
   const error = named(vm, diskFull(cause, host.paths.data));
-  const fault =
-    error instanceof Fault
-      ? error
-      : new Fault(
-          'internal',
-          `Cannot start VM '${vm.name}': ${error instanceof Error ? error.message : String(error)}`,
-          {
-            cause: error,
-          },
-        );
+  if (error instanceof Fault) return error;
+  host.log.error({ err: error, vm: vm.id }, 'a start failed in a way that was not foreseen');
+  const why = error instanceof Error ? error.message : String(error);
+  return new Fault('internal', `Cannot start VM '${vm.name}': ${why}`, { cause: error });
+};
+
+/** What is owed after a start that failed. One that this daemon does not finish because it stops is the next one's. */
+const owedAfter = (host: Host, vm: VmRecord, { owed, signal }: Launch): VmPatch => {
+  const now_ms = Date.now();
+  if (owed && host.closing.aborted) return { restart_at_ms: now_ms };
+  if (!owed || signal.aborted) return NOT_OWED;
+  return afterEnd(vm, { ending: 'crash', up_ms: 0, now_ms, times: host.restart_times });
+};
+
+/** Writes why the start failed and gives the fault to throw. An abort (stop, delete) is no failure. */
+const failed = async (host: Host, vm: VmRecord, cause: unknown, how: Launch): Promise<Fault> => {
+  const fault = faultOf(host, vm, cause);
   const { code, message, hint } = fault;
+  const { aborted } = how.signal;
   const to = aborted ? 'stopped' : 'failed';
   const patch = {
     pid: null,
     run: null,
     guest: null,
     error: aborted ? null : { at_ms: Date.now(), code, detail: message, ...(hint === undefined ? {} : { hint }) },
+    ...owedAfter(host, vm, how),
   };
   const store = async () => {
     await host.step('start.failed', () => moveVm(host, vm.id, { to, why: message, actor: 'daemon', patch }));
+    if (typeof patch.restart_at_ms === 'number') host.restarts.at(vm.id, patch.restart_at_ms);
   };
   await store().catch(e => storeLater(host, vm, store, e));
-  if (code === 'internal') host.log.error({ err: error, vm: vm.id }, 'a start failed in a way that was not foreseen');
   return fault;
 };
 
@@ -161,60 +198,6 @@ const storeLater = (host: Host, { id }: VmRecord, store: () => Promise<void>, fi
   insist({ log: host.log.child({ vm: id }), closing: host.closing }, 'the end of a start', again).catch(error => {
     if (!host.closing.aborted) host.log.error({ err: error, vm: id }, 'the end of a start is not stored');
   });
-};
-
-/** The VMM knows the ID alone; people know the name. */
-const named = (vm: VmRecord, error: unknown): unknown =>
-  error instanceof Fault && error.message.includes(vm.id)
-    ? new Fault(error.code, error.message.replaceAll(vm.id, `'${vm.name}'`), { hint: error.hint, cause: error })
-    : error;
-
-interface Assets extends Disposable {
-  vmm: Vmm;
-  kernel: Kernel;
-  disks: MachineSpec['disks'];
-  init: 'agent' | 'image';
-}
-
-/** Everything that can be refused before anything is touched. */
-const admitAssets = async (host: Host, vm: VmRecord): Promise<Assets> => {
-  if (vm.root_ws_id === null) {
-    throw new Fault('bad_state', `Cannot start VM '${vm.name}': it has no root workspace.`, {
-      hint: `nexusctl ws attach <workspace> --vm ${vm.name} --role root`,
-    });
-  }
-  const kernel = vm.kernel_id === null ? (await host.store.listKernels())[0] : await needKernel(host, vm.kernel_id);
-  if (kernel === undefined) {
-    throw new Fault('not_found', `Cannot start VM '${vm.name}': there is no kernel.`, {
-      hint: 'nexusctl kernel download --provider debian',
-    });
-  }
-  const vmm = await host.vmms.choose(vm.vmm);
-  const { disks, init } = await admitDisks(host, vm);
-  const used = await useAsset(host, kernel, needKernel);
-  return { vmm, kernel, disks, init, [Symbol.dispose]: () => used[Symbol.dispose]() };
-};
-
-const admitDisks = async (host: Host, vm: VmRecord): Promise<Pick<Assets, 'disks' | 'init'>> => {
-  const all = await host.store.listWs({ vm_id: vm.id });
-  const order = [...all.filter(w => w.role === 'root'), ...all.filter(w => w.role === 'data').reverse()];
-  const disks = [];
-  for (const ws of order) {
-    const path = host.disks.path('workspaces', ws.id);
-    if (!(await exists(path))) {
-      throw new Fault(
-        'host',
-        `Cannot start VM '${vm.name}': the disk of workspace '${ws.name}' is missing (${path}).`,
-        {
-          hint: `detach it: nexusctl ws detach ${ws.name}`,
-        },
-      );
-    }
-    disks.push({ id: ws.id, path, read_only: false });
-  }
-  const root = order[0];
-  const image = root?.image_id ? await host.store.findImage(root.image_id) : undefined;
-  return { disks, init: image === undefined || image.init === 'agent' ? 'agent' : 'image' };
 };
 
 const boot = async (

@@ -1,7 +1,8 @@
 import { Name } from '../api/common.ts';
 import { Fault } from '../api/fault.ts';
 import type { OpIn } from '../api/ops.ts';
-import { blankVm, type Vm } from '../api/vm.ts';
+import type { Vm } from '../api/vm.ts';
+import { blankVm } from '../api/vm_ops.ts';
 import type { Workspace } from '../api/ws.ts';
 import type { NewVm, VmFilter, VmRecord } from '../store/store.ts';
 import { needImage, needKernel, needVm, needWs, publicVm } from './find.ts';
@@ -10,9 +11,12 @@ import type { Host } from './host.ts';
 import { newId } from './ids.ts';
 import { vmLogs } from './logs.ts';
 import { tellState } from './move.ts';
+import { pauseVm, resumeVm } from './pause.ts';
+import { restartVm } from './restart.ts';
 import { startVm } from './start.ts';
 import { deleteVm, stopVm } from './stop.ts';
 import { useAsset } from './using.ts';
+import { waitVm } from './wait.ts';
 
 /** A full copy of a large image on a slow disk. */
 const CLONE_MS = 600_000;
@@ -28,7 +32,12 @@ export const vmHandlers = (host: Host): HandlersOf<'vm'> => ({
   },
   'vm.get': async (_ctx, input) => publicVm(await needVm(host, input.vm)),
   'vm.start': (ctx, { vm, wait, timeout_ms }) => startVm(host, vm, { wait, timeout_ms, actor: ctx.actor }),
-  'vm.stop': (ctx, { vm, force, timeout_ms }) => stopVm(host, vm, { force, timeout_ms, actor: ctx.actor }),
+  'vm.stop': (ctx, { vm, force, timeout_ms }) =>
+    stopVm(host, vm, { force, timeout_ms, actor: ctx.actor, again: false }),
+  'vm.restart': (ctx, { vm, ...options }) => restartVm(host, vm, { ...options, actor: ctx.actor }),
+  'vm.pause': (ctx, { vm }) => pauseVm(host, vm, ctx.actor),
+  'vm.resume': (ctx, { vm }) => resumeVm(host, vm, ctx.actor),
+  'vm.wait': (_ctx, { vm, for: wanted, timeout_ms }) => waitVm(host, vm, wanted, timeout_ms),
   'vm.delete': async (_ctx, { vm, keep_disk }) => {
     await deleteVm(host, vm, { keep_disk });
     return {};

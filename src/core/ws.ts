@@ -2,7 +2,7 @@ import { Fault } from '../api/fault.ts';
 import type { OpIn } from '../api/ops.ts';
 import type { Workspace } from '../api/ws.ts';
 import type { VmRecord } from '../store/store.ts';
-import { admit, busy, needImage, needVm, needWs } from './find.ts';
+import { admit, lockVm, needImage, needVm, needWs } from './find.ts';
 import type { HandlersOf } from './handler.ts';
 import type { Host } from './host.ts';
 import { newId } from './ids.ts';
@@ -43,12 +43,10 @@ export const wsHandlers = (host: Host): HandlersOf<'ws'> => ({
 
 /** Under the VM's lock, and only where its disks may change. */
 const withVm = async <T>(host: Host, vm: VmRecord, verb: string, work: (id: string) => Promise<T>): Promise<T> => {
-  const held = host.locks.tryTake(vm.id, verb);
-  if (held === undefined) throw busy(vm, 'change the disks of', host.locks.holder(vm.id) ?? 'another operation');
-  await using _ = held;
+  await using _ = await lockVm(host, vm, 'attach', verb);
   const now = await needVm(host, vm.id);
   admit(now, 'attach');
-  return work(now.id);
+  return await work(now.id);
 };
 
 const createWs = async (host: Host, input: OpIn<'ws.create'>): Promise<Workspace> => {

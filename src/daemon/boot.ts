@@ -9,8 +9,10 @@ import { makeHandlers } from '../core/handlers.ts';
 import type { AgentFiles, Host } from '../core/host.ts';
 import { JobRunner } from '../core/jobs.ts';
 import { letGo } from '../core/live.ts';
+import { startAllOwed, startOwed } from '../core/owed.ts';
 import { makePaths } from '../core/paths.ts';
 import { reconcile } from '../core/reconcile.ts';
+import { RESTART_TIMES, Restarts, type RestartTimes } from '../core/restarts.ts';
 import { markWork } from '../core/stray.ts';
 import { pickDisks } from '../disk/pick.ts';
 import { poll } from '../lib/deadline.ts';
@@ -39,6 +41,8 @@ export interface DaemonOptions {
   qemu?: string | undefined;
   /** The Firecracker program; default: firecracker from PATH. */
   firecracker?: string | undefined;
+  /** Of automatic restarts. */
+  restart_times?: RestartTimes | undefined;
   log: Log;
   /** Parse every answer with its schema; for tests. */
   check_output?: boolean;
@@ -71,6 +75,8 @@ export const bootDaemon = async (options: DaemonOptions): Promise<Daemon> => {
     const closing = new AbortController();
     const events = new Events();
     const jobs = new JobRunner({ store, dir: paths.jobs, events, log, step, closing: closing.signal });
+    const restart_times = options.restart_times ?? RESTART_TIMES;
+    const restarts = stack.use(new Restarts(restart_times.most, id => void startOwed(host, id)));
     const host: Host = {
       version: VERSION,
       started_at_ms: Date.now(),
@@ -86,6 +92,8 @@ export const bootDaemon = async (options: DaemonOptions): Promise<Daemon> => {
       events,
       jobs,
       live: new Map(),
+      restarts,
+      restart_times,
       agent,
       first_host_uid: process.getuid?.() === 0 ? FIRST_HOST_UID : null,
       closing: closing.signal,
@@ -103,6 +111,9 @@ export const bootDaemon = async (options: DaemonOptions): Promise<Daemon> => {
         ...(options.check_output === undefined ? {} : { check_output: options.check_output }),
       }),
     );
+    void startAllOwed(host).catch(error => {
+      if (!closing.signal.aborted) log.error({ err: error }, 'not all automatic starts were made');
+    });
     // first of all, or the door would wait for requests that wait for these
     stack.defer(() => endWork(host, closing));
     return { host, [Symbol.asyncDispose]: () => stack.disposeAsync() };

@@ -4,6 +4,7 @@ import { join, resolve } from 'node:path';
 import process from 'node:process';
 import { parseArgs } from 'node:util';
 import { Fault } from '../api/fault.ts';
+import type { RestartTimes } from '../core/restarts.ts';
 import { LOG_LEVELS, makeLog } from '../lib/log.ts';
 import { VERSION } from '../lib/version.ts';
 import { bootDaemon } from './boot.ts';
@@ -21,6 +22,8 @@ environment:
   NEXUS_AGENT_DIR     folder of nexus-agent-<arch> and nexus-probe
   NEXUS_QEMU          the QEMU program (default: qemu-system-<arch> from PATH)
   NEXUS_FIRECRACKER   the Firecracker program (default: firecracker from PATH)
+  NEXUS_RESTART_MS    times of automatic restarts as LEAST:MOST:STEADY, in ms (default: 1000:60000:60000): the first delay,
+                      the longest, and how long a VM must be up until the first delay counts again
   NEXUS_MKE2FS        the mke2fs program (1.47.2 or later builds images without fakeroot)
 `;
 
@@ -57,6 +60,17 @@ const places = (data_dir: string | undefined, socket: string | undefined) => {
   return { data, socket: runtime ? join(runtime, 'nexus/nexusd.sock') : join(data, 'nexusd.sock') };
 };
 
+const restartTimes = (text: string | undefined): RestartTimes | undefined => {
+  if (text === undefined) return undefined;
+  const found = /^(\d{1,9}):(\d{1,9}):(\d{1,9})$/.exec(text);
+  if (found === null) {
+    throw new Fault('invalid', `NEXUS_RESTART_MS is '${text}': it must be LEAST:MOST:STEADY.`, {
+      hint: 'nexusd --help',
+    });
+  }
+  return { least: Number(found[1]), most: Number(found[2]), steady: Number(found[3]) };
+};
+
 /** Runs until SIGTERM or SIGINT; gives the exit code. */
 export const main = async (argv: readonly string[]): Promise<number> => {
   try {
@@ -77,6 +91,7 @@ export const main = async (argv: readonly string[]): Promise<number> => {
       agent_dir: process.env.NEXUS_AGENT_DIR ?? join(import.meta.dirname, 'agent'),
       qemu: process.env.NEXUS_QEMU,
       firecracker: process.env.NEXUS_FIRECRACKER,
+      restart_times: restartTimes(process.env.NEXUS_RESTART_MS),
       check_output: process.env.NEXUS_CHECK_OUTPUT === '1',
       faults: process.env.NEXUS_FAULTS,
       log,

@@ -13,6 +13,7 @@
  * QEMU_STANDIN_RESET_MS=<n>       the guest resets n ms after `cont`
  * QEMU_STANDIN_EGRESS_MS=<n>      the guest closes each egress port after n ms
  * QEMU_STANDIN_STUBBORN=1         SIGTERM is ignored
+ * QEMU_STANDIN_IGNORE_END=1       an end that the guest has announced does not come
  * QEMU_STANDIN_CONSOLE=<text>     printed on the console at `cont`
  * QEMU_STANDIN_FLOOD_MIB=<n>      and so much after it, as fast as it is taken
  * QEMU_STANDIN_BOOT_MS=<n>        the guest opens its first port n ms after `cont`
@@ -33,6 +34,7 @@ const die = (code: number, why: string): never => {
 let client: Socket | undefined;
 const waiting: Socket[] = [];
 let running = false;
+let begun = false;
 
 const say = (message: object): void => {
   client?.write(`${JSON.stringify(message)}\r\n`);
@@ -64,7 +66,9 @@ const guest = new Guest({
   boot_ms: Number(env('BOOT_MS') ?? 0),
   egress_ms: env('EGRESS_MS') === undefined ? undefined : Number(env('EGRESS_MS')),
   onHarnessEnd: code => die(1, `the harness ended with ${code}`),
-  onEnding: () => setTimeout(reset, 20),
+  onEnding: () => {
+    if (env('IGNORE_END') === undefined) setTimeout(reset, 20);
+  },
 });
 
 const FLOOD = Buffer.from('\u001b[31mflood \u0000\u001eG--- forged \u00ff\r\n'.repeat(3000)).subarray(0, 65_536);
@@ -75,8 +79,8 @@ const flood = (chunks: number): void => {
 };
 
 const cont = (): object => {
-  const first = !running && !guest.booted;
-  running = true;
+  const first = !begun;
+  [running, begun] = [true, true];
   guest.pause(false);
   event('RESUME');
   if (!first) return {};
@@ -102,7 +106,7 @@ const commands: Record<string, (args: Args) => object | Promise<object>> = {
   device_add: args => guest.deviceAdd(args),
   device_del: args => guest.deviceDel(args),
   'query-chardev': () => guest.list(),
-  'query-status': () => ({ status: running ? 'running' : guest.booted ? 'paused' : 'prelaunch', running }),
+  'query-status': () => ({ status: running ? 'running' : begun ? 'paused' : 'prelaunch', running }),
   'query-blockstats': () => [{ device: '', stats: { rd_bytes: 1000, wr_bytes: 500 } }],
   stop,
   cont,

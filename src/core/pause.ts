@@ -1,0 +1,69 @@
+/** The verbs pause and resume. */
+import { Fault } from '../api/fault.ts';
+import type { Vm } from '../api/vm.ts';
+import type { VmRecord } from '../store/store.ts';
+import { admit, lockVm, named, needVm, publicVm } from './find.ts';
+import type { Host, Live } from './host.ts';
+import { liveOf } from './live.ts';
+import { moveVm } from './move.ts';
+import { holdGuest, unpause } from './paused.ts';
+
+/** For the clock of a guest that goes on. */
+const SETTLE_MS = 10_000;
+
+export const pauseVm = async (host: Host, ref: string, actor: string): Promise<Vm> => {
+  const { id } = await needVm(host, ref);
+  await using held = await lockVm(host, { id }, 'pause');
+  const vm = await needVm(host, id);
+  admit(vm, 'pause');
+  const live = needLive(host, vm, 'pause');
+  holdGuest(live);
+  try {
+    await host.step('pause.machine', () => live.machine.pause());
+    held.signal.throwIfAborted();
+    const move = { to: 'paused', why: 'pause was asked for', actor } as const;
+    return publicVm(await host.step('pause.record', () => moveVm(host, id, move)));
+  } catch (error) {
+    await unpause(live).catch(e => host.log.error({ err: e, vm: id }, 'a pause cannot be undone'));
+    throw named(vm, error);
+  }
+};
+
+export const resumeVm = async (host: Host, ref: string, actor: string): Promise<Vm> => {
+  const { id } = await needVm(host, ref);
+  await using held = await lockVm(host, { id }, 'resume');
+  const vm = await needVm(host, id);
+  admit(vm, 'resume');
+  const live = needLive(host, vm, 'resume');
+  try {
+    held.signal.throwIfAborted();
+    await host.step('resume.machine', () => unpause(live));
+    const move = { to: 'running', why: 'resume was asked for', actor } as const;
+    const resumed = publicVm(await host.step('resume.record', () => moveVm(host, id, move)));
+    settle(host, live);
+    return resumed;
+  } catch (error) {
+    // what cannot be stored is undone: the record says that it stands still
+    const again = async () => {
+      holdGuest(live);
+      await live.machine.pause();
+    };
+    await again().catch(e => host.log.error({ err: e, vm: id }, 'a resume cannot be undone'));
+    throw named(vm, error);
+  }
+};
+
+const needLive = (host: Host, vm: VmRecord, verb: string): Live => {
+  const live = liveOf(host, vm.id);
+  if (live !== undefined) return live;
+  throw new Fault('bad_state', `Cannot ${verb} VM '${vm.name}': its VMM has just ended, or cannot be reached.`);
+};
+
+/** The guest's clock stood still with it. Not waited for: a guest that does not answer goes on all the same. */
+const settle = (host: Host, live: Live): void => {
+  if (live.guest.state !== 'ready') return;
+  const deadline = AbortSignal.any([AbortSignal.timeout(SETTLE_MS), live.gone.signal]);
+  live.guest.settle({ clock_ms: Date.now() }, deadline).catch(error => {
+    host.log.warn({ err: error, vm: live.vm_id }, "a resumed guest's clock cannot be set");
+  });
+};
