@@ -78,11 +78,6 @@ export class Guest {
     else this.#harness = this.#startHarness(this.#options.harness, later);
   }
 
-  /** The agent runs or does not; what it has started goes on. */
-  standStill(still: boolean): void {
-    this.#harness?.kill(still ? 'SIGSTOP' : 'SIGCONT');
-  }
-
   kill(): void {
     this.#harness?.signal('SIGKILL');
     for (const dev of this.#chardevs.values()) rmSync(dev.path, { force: true });
