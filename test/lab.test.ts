@@ -18,7 +18,7 @@ const files = async (): Promise<string[]> => {
 /** Undefined, and the test is skipped, where an ordinary user cannot make a lab. */
 const tryLab = async (skip: (why: string) => void): Promise<Lab | undefined> => {
   try {
-    return await openLab();
+    return await openLab(await files());
   } catch (error) {
     if (!(error instanceof Fault) || error.code !== 'host' || process.getuid?.() === 0) throw error;
     skip(`no lab without root: ${error.message}${error.hint === undefined ? '' : ` (${error.hint})`}`);
@@ -39,7 +39,7 @@ test('real Firecracker', { timeout: LIMIT_MS, skip: process.arch !== 'x64' && 't
       if (result.error !== undefined) throw new Error(result.error);
     });
   };
-  const code = await lab.test(await files(), onResult);
+  const code = await lab.test(onResult);
   assert.equal(code, 0, 'the tests inside failed');
   assert.notEqual(names.length, 0, 'the tests inside did not run');
 });

@@ -14,6 +14,7 @@ import { ensureDir } from '../../src/lib/files.ts';
 import { run, runAny } from '../../src/lib/proc.ts';
 import { agentBinaries } from './agent.ts';
 import { testKernel, testRootfs } from './assets.ts';
+import { bundleTests } from './bundle.ts';
 import { cached } from './cache.ts';
 import { firecrackerProgram } from './firecracker.ts';
 import { type BareMachine, bareMachine } from './machine.ts';
@@ -26,8 +27,7 @@ const PACKAGES = ['btrfs-progs', 'e2fsprogs', 'libatomic1', 'libstdc++6', 'xz-ut
 const MODULES = ['kvm_amd', 'btrfs'];
 const MEMORY_MIB = 4096;
 const DISK_MIB = 8192;
-/** Large packages that the tests inside have no use for. */
-const LEFT_OUT = ['@biomejs', '@typescript', '@esbuild', 'typescript', 'esbuild', '.bin'];
+const REPORTER = 'test/lab/reporter.ts';
 const TESTS_MS = 600_000;
 const HOUR_MS = 3_600_000;
 
@@ -47,8 +47,8 @@ type OnResult = (result: LabResult) => Promise<void> | void;
 export interface Lab extends AsyncDisposable {
   /** One sentence for people. */
   readonly where: string;
-  /** Runs test files (paths from the project's root); gives the exit code of the runner. */
-  test(files: readonly string[], onResult: OnResult): Promise<number | null>;
+  /** Runs the test files; gives the exit code of the runner. */
+  test(onResult: OnResult): Promise<number | null>;
 }
 
 /** True where /dev/kvm of this host runs guests. */
@@ -85,12 +85,10 @@ const place = async (from: string, to: string): Promise<void> => {
 };
 
 /** The second disk, made in `dir`. */
-const payloadDisk = async (dir: string): Promise<string> => {
+const payloadDisk = async (dir: string, files: readonly string[]): Promise<string> => {
   const tree = join(dir, 'tree');
   const agent = await agentBinaries();
-  for (const name of ['src', 'test', 'package.json', 'node_modules'])
-    await place(join(REPO, name), join(tree, 'nexus', name));
-  for (const name of LEFT_OUT) await rm(join(tree, 'nexus/node_modules', name), { recursive: true, force: true });
+  await bundleTests([REPORTER, ...files], join(tree, 'nexus'), '/lab/nexus');
   await place(process.execPath, join(tree, 'bin/node'));
   await place(await firecrackerProgram(), join(tree, 'bin/firecracker'));
   await place(dirname(agent.probe), join(tree, 'fixtures/agent'));
@@ -126,14 +124,17 @@ const INSIDE = {
   PATH: '/lab/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin',
   HOME: '/root',
   TMPDIR: '/lab/tmp',
+  NODE_COMPILE_CACHE: '/lab/tmp/compiled',
   NEXUS_TEST_FIXTURES: '/lab/fixtures',
   NEXUS_FIRECRACKER: '/lab/bin/firecracker',
 };
 
-const testArgv = (node: string, files: readonly string[]): string[] => [
-  ...[node, '--test', '--test-reporter=./test/lab/reporter.ts', '--test-concurrency=1'],
+const testArgv = (node: string, reporter: string, files: readonly string[]): string[] => [
+  ...[node, '--test', `--test-reporter=./${reporter}`, '--test-concurrency=1', '--test-isolation=none'],
   ...[`--test-timeout=${TESTS_MS}`, ...files],
 ];
+
+const bundled = (file: string): string => file.replace(/\.ts$/, '.mjs');
 
 /** Pieces of the reporter's text to results, one after the other; a line that is none is a note. */
 const reader = (onResult: OnResult): ((piece: string) => Promise<void>) => {
@@ -148,17 +149,17 @@ const reader = (onResult: OnResult): ((piece: string) => Promise<void>) => {
   };
 };
 
-const thisHost = async (): Promise<Lab> => {
+const thisHost = async (files: readonly string[]): Promise<Lab> => {
   const env = { ...process.env, NEXUS_FIRECRACKER: await firecrackerProgram() };
   return {
     where: "on this host's KVM",
-    test: async (files, onResult) => {
+    test: async onResult => {
       const read = reader(onResult);
       let done = Promise.resolve();
       const onLine = (line: string) => {
         done = done.then(() => read(`${line}\n`));
       };
-      const { code } = await runAny(testArgv(process.execPath, files), {
+      const { code } = await runAny(testArgv(process.execPath, REPORTER, files), {
         cwd: REPO,
         env,
         timeout_ms: TESTS_MS,
@@ -184,11 +185,11 @@ const command = async (machine: BareMachine, argv: string[], spec: Spec, onResul
   return (await stream.result).exit_code;
 };
 
-const machineLab = async (): Promise<Lab> => {
+const machineLab = async (files: readonly string[]): Promise<Lab> => {
   await using made = new AsyncDisposableStack();
   const dir = await workDir();
   made.defer(() => rm(dir, { recursive: true, force: true }));
-  const [image, kernel, disk] = [await rootDisk(), await testKernel('6.12', MODULES), await payloadDisk(dir)];
+  const [image, kernel, disk] = [await rootDisk(), await testKernel('6.12', MODULES), await payloadDisk(dir, files)];
   const machine = made.use(await bareMachine({ image, kernel, init: 'agent', memory_mib: MEMORY_MIB, disks: [disk] }));
   const said: string[] = [];
   const keep = (result: LabResult) => void said.push('text' in result ? result.text : '');
@@ -197,10 +198,17 @@ const machineLab = async (): Promise<Lab> => {
   const owned = made.move();
   return {
     where: 'in a VM with an emulated AMD-V',
-    test: (files, onResult) => command(machine, testArgv('node', files), { cwd: '/lab/nexus', env: INSIDE }, onResult),
+    test: onResult => {
+      const argv = testArgv('node', bundled(REPORTER), files.map(bundled));
+      return command(machine, argv, { cwd: '/lab/nexus', env: INSIDE }, onResult);
+    },
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
   };
 };
 
-/** Ready to run tests. Where it cannot be made because this host lacks something it is a `host` fault. */
-export const openLab = async (): Promise<Lab> => ((await kvmWorks()) ? thisHost() : machineLab());
+/**
+ * Ready to run these test files (paths from the project's root). Where it cannot be made because this host lacks something it is
+ * a `host` fault.
+ */
+export const openLab = async (files: readonly string[]): Promise<Lab> =>
+  (await kvmWorks()) ? thisHost(files) : machineLab(files);

@@ -18,7 +18,7 @@ import { firecrackerProgram } from './firecracker.ts';
 import { agentDirWithKvm, openStandin, type Standin } from './standin.ts';
 
 export const REPO = join(import.meta.dirname, '../..');
-const MAIN = join(REPO, 'src/main.ts');
+const MAIN = join(REPO, FIXTURES === undefined ? 'src/main.ts' : 'src/main.mjs');
 
 export interface WorldOptions {
   /** `standin`: a program that speaks QMP and rings at once; `real`: QEMU; a path: that program. Default: the stand-in, if no Firecracker is asked for. */
