@@ -28,6 +28,7 @@ export const bundleTests = async (files: readonly string[], out: string, root: s
     outdir: out,
     outExtension: { '.js': '.mjs' },
     bundle: true,
+    external: ['esbuild'], // never used inside
     splitting: true,
     plugins: [placePlugin(root)],
     platform: 'node',

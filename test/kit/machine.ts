@@ -47,6 +47,7 @@ export interface BareOptions {
   image?: string;
   init?: 'agent' | 'image';
   kernel?: TestKernel;
+  vcpus?: number;
   memory_mib?: number;
   /** Files that become /dev/vdb and so on; they are used as they are. */
   disks?: readonly string[];
@@ -160,7 +161,7 @@ export const bareMachine = async (options: BareOptions = {}): Promise<BareMachin
   const spec = {
     id: ID,
     dir: run_dir,
-    vcpus: 2,
+    vcpus: options.vcpus ?? 2,
     memory_mib: options.memory_mib ?? 512,
     kernel,
     initrd,

@@ -82,7 +82,7 @@ const raw = async (): Promise<Raw> => {
         cache_type: 'Writeback',
       },
     ],
-    'machine-config': { vcpu_count: 2, mem_size_mib: 256 },
+    'machine-config': { vcpu_count: 1, mem_size_mib: 256 },
     vsock: { guest_cid: 3, uds_path: 'v.sock' },
     entropy: {},
   };
