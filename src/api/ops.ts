@@ -7,6 +7,7 @@ import { jobOps } from './job.ts';
 import { kernelOps } from './kernel.ts';
 import type { Args, In, Op, Out, Stream } from './op.ts';
 import { rootfsOps } from './rootfs.ts';
+import { vmInspectOps } from './vm_inspect.ts';
 import { vmOps } from './vm_ops.ts';
 import { vmWatchOps } from './vm_watch.ts';
 import { wsOps } from './ws.ts';
@@ -18,6 +19,7 @@ export const ops = {
   ...imageOps,
   ...wsOps,
   ...vmOps,
+  ...vmInspectOps,
   ...vmWatchOps,
   ...execOps,
   ...jobOps,

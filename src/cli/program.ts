@@ -108,6 +108,7 @@ const addDemo = (cli: Cli, program: Command): void => {
 const addByHand = (cli: Cli, program: Command): void => {
   execLeaf(cli, program, 'exec');
   leaf(cli, program, 'logs', rowNamed('vm.logs'));
+  leaf(cli, program, 'top', rowNamed('vm.top'));
   leaf(cli, program, 'events', rowNamed('event.watch'));
   leaf(cli, program, 'status', rowNamed('daemon.get'));
   const version = addGlobals(program.command('version')).summary('Show the versions of client and daemon');

@@ -8,6 +8,7 @@ import { inputOf } from './flags.ts';
 import { jobStarted } from './job.ts';
 import { cell, details, json, table } from './show.ts';
 import { STREAMS } from './stream.ts';
+import { VIEWS } from './views.ts';
 import { DESTRUCTIVE, LISTS, NOUNS, PAST } from './words.ts';
 
 const split = (row: Row): [noun: string, verb: string] => {
@@ -57,6 +58,8 @@ export const runRow = async (
   const input = inputOf(row, positionals, options);
   const stream = STREAMS[row.name];
   if (stream !== undefined) return stream(cli, input);
+  const view = VIEWS[row.name];
+  if (view !== undefined) return view(cli, input);
   if (row.stream === 'upload') return showAnswer(cli, row, input, await upload(cli, input));
   if (DESTRUCTIVE.includes(split(row)[1]) && options.yes !== true && onTerminal()) await confirmed(row, input);
   const answer = await cli.nexus.call(row.name, input);

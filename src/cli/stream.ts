@@ -6,6 +6,7 @@ import { checkJob } from '../client/job.ts';
 import { plain } from '../lib/text.ts';
 import { type Cli, note, out } from './cli.ts';
 import { cell, json, timeText } from './show.ts';
+import { showTop } from './top.ts';
 
 const logLine = (message: VmLogMessage): void => {
   if (message.type === 'line') out(`${plain(message.line)}\n`);
@@ -40,6 +41,7 @@ const text = (value: unknown): string => String(value);
 /** How each streaming operation is shown; `exec.run` has a command of its own. */
 export const STREAMS: Record<string, Show> = {
   'vm.logs': (cli, { vm, ...rest }) => each(cli, cli.nexus.vm.logs({ vm: text(vm), ...rest }), logLine),
+  'vm.top': (cli, input) => showTop(cli, cli.nexus.vm.top(input)),
   'job.log': (cli, { job }) => each(cli, cli.nexus.job.log({ job: text(job) }), jobLine),
   'event.watch': (cli, input) => each(cli, cli.nexus.event.watch(input), eventLine),
 };

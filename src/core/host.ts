@@ -1,4 +1,5 @@
 /** Everything a handler may touch, in one object that `daemon/boot.ts` makes. */
+import type { VmUsage } from '../api/vm_inspect.ts';
 import type { Disks } from '../disk/disk.ts';
 import type { Guest } from '../guest/guest.ts';
 import type { Joined } from '../lib/joined.ts';
@@ -32,6 +33,8 @@ export interface Host {
   readonly initrds: Joined<void>;
   readonly events: Events;
   readonly jobs: JobRunner;
+  /** Questions to VMMs that are not answered yet. */
+  readonly usages: Joined<VmUsage>;
   /** The VMs whose VMM this daemon holds, by ID; also those whose end is being stored. */
   readonly live: Map<string, Live>;
   /** Alarms of the starts that the daemon owes. */

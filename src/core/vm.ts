@@ -9,12 +9,14 @@ import { needImage, needKernel, needVm, needWs, publicVm } from './find.ts';
 import type { HandlersOf } from './handler.ts';
 import type { Host } from './host.ts';
 import { newId } from './ids.ts';
+import { inspectVm } from './inspect.ts';
 import { vmLogs } from './logs.ts';
 import { tellState } from './move.ts';
 import { pauseVm, resumeVm } from './pause.ts';
 import { restartVm } from './restart.ts';
 import { startVm } from './start.ts';
 import { deleteVm, stopVm } from './stop.ts';
+import { vmTop } from './top.ts';
 import { useAsset } from './using.ts';
 import { waitVm } from './wait.ts';
 
@@ -43,6 +45,8 @@ export const vmHandlers = (host: Host): HandlersOf<'vm'> => ({
     return {};
   },
   'vm.history': async (_ctx, { vm, limit }) => host.store.vmHistory((await needVm(host, vm)).id, limit),
+  'vm.inspect': (_ctx, { vm }) => inspectVm(host, vm),
+  'vm.top': async (ctx, input) => vmTop(host, input, AbortSignal.any([ctx.signal, host.closing])),
   'vm.logs': async (ctx, input) => vmLogs(host, await needVm(host, input.vm), input, ctx.signal),
 });
 

@@ -89,6 +89,7 @@ export const bootDaemon = async (options: DaemonOptions): Promise<Daemon> => {
       locks: new Locks(),
       uses: new Uses(),
       initrds: new Joined(),
+      usages: new Joined(),
       events,
       jobs,
       live: new Map(),

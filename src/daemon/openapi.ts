@@ -11,6 +11,7 @@ import { type AnyOp, OP_NAMES, ops } from '../api/ops.ts';
 import { ProblemSchema } from '../api/problem.ts';
 import { Rootfs } from '../api/rootfs.ts';
 import { Vm } from '../api/vm.ts';
+import { VmInspect, VmTopMessage } from '../api/vm_inspect.ts';
 import { VmLogMessage } from '../api/vm_watch.ts';
 import { Workspace } from '../api/ws.ts';
 import { VERSION } from '../lib/version.ts';
@@ -29,7 +30,9 @@ const NAMED: Record<string, z.ZodType> = {
   Problem: ProblemSchema,
   Rootfs,
   Vm,
+  VmInspect,
   VmLogMessage,
+  VmTopMessage,
   Workspace,
 };
 

@@ -1,0 +1,74 @@
+/** A VM as it is on its host, for people. */
+import type { VmInspect } from '../api/vm_inspect.ts';
+import { formatBytes, formatMs } from '../lib/size.ts';
+import { plain } from '../lib/text.ts';
+import { aligned, cell, table, timeText } from './show.ts';
+
+type Line = [label: string, text: string];
+
+const MIB = 1024 * 1024;
+const EMULATED = { kvm: 'on KVM', tcg: 'emulated' };
+
+const bytes = (value: number | null): string => (value === null ? '-' : formatBytes(value));
+
+const machine = (vm: VmInspect): Line[] => {
+  const { vmm, usage } = vm;
+  const accel = vmm?.accel == null ? '' : `, ${EMULATED[vmm.accel]}`;
+  const booted = vm.boot_ms === null ? '' : `, booted in ${formatMs(vm.boot_ms)}`;
+  const io = usage && `${bytes(usage.disk_read_bytes)} read, ${bytes(usage.disk_write_bytes)} written`;
+  return [
+    ['vmm', vmm === null ? '-' : `${vmm.kind} ${vmm.version ?? ''}${accel}`],
+    ['process', cell('pid', vm.pid)],
+    ['api socket', cell('', vm.api_socket)],
+    ['cgroup', cell('', vm.cgroup)],
+    ['console', vm.log_path],
+    ['vmm log', vm.vmm_log_path],
+    ['up', vm.uptime_ms === null ? '-' : `${formatMs(vm.uptime_ms)}${booted}`],
+    ['boots', String(vm.boots)],
+    ['cpu', `${vm.vcpus} vCPU${vm.vcpus === 1 ? '' : 's'}${usage === null ? '' : `, ${formatMs(usage.cpu_ms)} used`}`],
+    [
+      'memory',
+      `${formatBytes(vm.memory_mib * MIB)}${usage === null ? '' : `, ${bytes(usage.memory_bytes)} of the host`}`,
+    ],
+    ['disk i/o', io ?? '-'],
+  ];
+};
+
+const made = ({ image, kernel, guest_facts: guest }: VmInspect): Line[] => [
+  [
+    'image',
+    image === null
+      ? '-'
+      : `${image.name}: ${image.os}, ${image.arch}, init ${image.init}, agent ${image.agent_version}`,
+  ],
+  ['', image === null ? '' : `${image.id}, built ${timeText(image.created_at_ms)}`],
+  ['rootfs', image?.rootfs == null ? '-' : `${image.rootfs.distro}:${image.rootfs.version}, ${image.rootfs.id}`],
+  ['kernel', kernel === null ? '-' : `${kernel.version}, ${kernel.id}`],
+  ['guest', guest === null ? '-' : `${guest.os}, Linux ${guest.kernel}, host name ${guest.hostname}`],
+  ['', guest === null ? '' : `agent ${guest.agent_version}, init ${guest.init}, boot ${guest.boot_id}`],
+];
+
+const fate = ({ restart, last_exit: exit, error, tags }: VmInspect): Line[] => {
+  const again = restart.at_ms === null ? '' : `, again at ${timeText(restart.at_ms)}`;
+  const auto = restart.auto_start ? ', started with the host' : '';
+  const code = exit?.signal ?? (exit?.exit_code == null ? undefined : `exit code ${exit.exit_code}`);
+  return [
+    ['restart', `${restart.policy}${again}${auto}`],
+    ['tags', cell('', tags)],
+    ['error', error === null ? '-' : `${timeText(error.at_ms)}  ${error.detail}`],
+    [
+      'last exit',
+      exit === null ? '-' : `${timeText(exit.at_ms)}  ${exit.reason}${code === undefined ? '' : ` (${code})`}`,
+    ],
+    ...(exit?.console_tail ?? []).slice(-5).map((line): Line => ['', `| ${line}`]),
+  ];
+};
+
+const DISKS = ['name', 'role', 'size_bytes', 'used_bytes', 'read_only', 'path'];
+
+export const inspectText = (vm: VmInspect): string => {
+  const guest = vm.guest === null ? '' : `, guest ${vm.guest}`;
+  const shown = (lines: Line[]) => aligned(lines.filter(([label, text]) => label !== '' || text !== ''));
+  const disks = vm.disks.length === 0 ? '' : `\n${table(DISKS, vm.disks)}`;
+  return `${plain(vm.name)}: ${vm.state}${guest} (${vm.id})\n\n${shown([...machine(vm), ...made(vm), ...fate(vm)])}${disks}`;
+};

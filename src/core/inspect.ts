@@ -1,0 +1,90 @@
+/** A VM as it is on this host. */
+import { join } from 'node:path';
+import type { VmDisk, VmInspect } from '../api/vm_inspect.ts';
+import { lastBoot } from '../vmm/console.ts';
+import { VMM_LOG } from '../vmm/run_dir.ts';
+import { needVm } from './find.ts';
+import type { Host } from './host.ts';
+import { liveOf } from './live.ts';
+import { consoleLog, runDir } from './paths.ts';
+import { uptimeOf } from './top.ts';
+import { usageOf } from './usage.ts';
+
+export const inspectVm = async (host: Host, ref: string): Promise<VmInspect> => {
+  const vm = await needVm(host, ref);
+  const live = liveOf(host, vm.id);
+  const [usage, disks, image, kernel, boots] = await Promise.all([
+    live && usageOf(host, live),
+    disksOf(host, vm.id),
+    imageOf(host, vm.image_id),
+    kernelOf(host, vm.kernel_id),
+    live?.console.boot ?? lastBoot(consoleLog(host.paths, vm.id)),
+  ]);
+  const { id, name, state, guest, pid, boot_ms, started_at_ms, vcpus, memory_mib, guest_facts, last_exit, error } = vm;
+  return {
+    id,
+    name,
+    state,
+    guest,
+    pid,
+    api_socket: live?.machine.api_socket ?? null,
+    log_path: consoleLog(host.paths, id),
+    vmm_log_path: join(runDir(host.paths, id), VMM_LOG),
+    cgroup: null,
+    boots,
+    boot_ms,
+    started_at_ms,
+    uptime_ms: uptimeOf(vm),
+    vcpus,
+    memory_mib,
+    vmm: vm.runs_on === null ? null : { kind: vm.runs_on, version: vm.vmm_version, accel: vm.accel },
+    usage: usage ?? null,
+    disks,
+    kernel,
+    image,
+    guest_facts,
+    restart: {
+      policy: vm.restart,
+      auto_start: vm.auto_start,
+      at_ms: vm.restart_at_ms,
+      count: vm.restart_count,
+    },
+    last_exit,
+    error,
+    tags: vm.tags,
+  };
+};
+
+/** The root first. */
+const disksOf = async (host: Host, vm_id: string): Promise<VmDisk[]> => {
+  const all = (await host.store.listWs({ vm_id })).toReversed();
+  const ordered = [...all.filter(ws => ws.role === 'root'), ...all.filter(ws => ws.role === 'data')];
+  return Promise.all(
+    ordered.map(async ({ id, name, role, size_bytes }) => {
+      const usage = await host.disks.usage('workspaces', id).catch(() => undefined);
+      return {
+        ws_id: id,
+        name,
+        role: role ?? 'data',
+        size_bytes: usage?.size_bytes ?? size_bytes,
+        used_bytes: usage?.allocated_bytes ?? null,
+        read_only: false,
+        path: host.disks.path('workspaces', id),
+      };
+    }),
+  );
+};
+
+const imageOf = async (host: Host, id: string | null): Promise<VmInspect['image']> => {
+  const image = id === null ? undefined : await host.store.findImage(id);
+  if (image === undefined) return null;
+  const { name, os, arch, init, agent_version, created_at_ms, rootfs_id } = image;
+  const from = rootfs_id === null ? undefined : await host.store.findRootfs(rootfs_id);
+  const rootfs = from === undefined ? null : { id: from.id, distro: from.distro, version: from.version };
+  return { id: image.id, name, os, arch, init, agent_version, created_at_ms, rootfs };
+};
+
+const kernelOf = async (host: Host, id: string | null): Promise<VmInspect['kernel']> => {
+  const kernel = id === null ? (await host.store.listKernels())[0] : await host.store.findKernel(id);
+  return kernel === undefined ? null : { id: kernel.id, version: kernel.version };
+};
