@@ -38,7 +38,7 @@ test('a machine starts, is found, ends when told, and leaves no socket', async (
     known: true,
     guest_reset: false,
     guest_panicked: false,
-    last_words: [],
+    last_words: ['qemu-system-x86_64: terminating on signal 15 from pid 1 (a test)'],
   });
   assert.deepEqual(await sockets(b.spec.dir), []);
   await nothingIn(b.vmm, b.root);

@@ -15,7 +15,7 @@ import { type ProcRef, signalProc } from '../lib/proc.ts';
 import { procUsage } from '../lib/usage.ts';
 import type { HeldMachine, Parts } from './driver.ts';
 import { Egress } from './egress.ts';
-import { watchEnd } from './end.ts';
+import { type Exit, watchEnd } from './end.ts';
 import type { MachineEnd, MachineUsage } from './machine.ts';
 import { Ports } from './ports.ts';
 import { COMMAND_MS, type Qmp, QmpError, type QmpEvent } from './qmp.ts';
@@ -72,7 +72,7 @@ export class QemuMachine implements HeldMachine {
       dir,
       log: this.#log,
       released: this.#released.signal,
-      lastSigns: () => this.#lastSigns(),
+      lastSigns: exit => this.#lastSigns(exit),
       close: () => this.#close(),
     });
   }
@@ -169,9 +169,15 @@ export class QemuMachine implements HeldMachine {
     await this.#ports.sweep(qmp);
   }
 
-  async #lastSigns(): Promise<Pick<MachineEnd, 'guest_reset' | 'guest_panicked'>> {
+  /**
+   * The event of a reset is lost where a command of ours met the closed socket before it was read. Under `-no-reboot` QEMU ends with 0
+   * on a reset and on a signal alone, and of a signal it tells.
+   */
+  async #lastSigns({ exit_code }: Exit): Promise<Pick<MachineEnd, 'guest_reset' | 'guest_panicked'>> {
     await withDeadline('the last events of QEMU', DRAIN_MS, this.#link.drained()).catch(() => {});
-    return { guest_reset: this.#guest_reset, guest_panicked: this.#guest_panicked };
+    const silent = async () => !(await this.#dir.lastWords()).some(line => line.includes('terminating on signal'));
+    const guest_reset = this.#guest_reset || (exit_code === 0 && (await silent()));
+    return { guest_reset, guest_panicked: this.#guest_panicked };
   }
 
   #close(): void {

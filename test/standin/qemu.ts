@@ -175,6 +175,7 @@ try {
 }
 process.on('SIGTERM', () => {
   if (env('STUBBORN') !== undefined) return;
+  process.stderr.write('qemu-system-x86_64: terminating on signal 15 from pid 1 (a test)\n');
   event('SHUTDOWN', { guest: false, reason: 'host-signal' });
   exit(0);
 });
