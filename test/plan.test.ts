@@ -25,8 +25,8 @@ const wanted = fc.uniqueArray(fc.record<WantedVm>({ id: vmId, state: fc.constant
 
 test('every process found is either adopted by its own VM or ended, and ends come first', () => {
   fc.assert(
-    fc.property(found, wanted, (f, w) => {
-      const steps = plan(f, w, BOOT);
+    fc.property(found, wanted, fc.boolean(), (f, w, rebooted) => {
+      const steps = plan(f, w, BOOT, rebooted);
       const handled = steps.filter(s => s.do !== 'write').map(s => s.proc.pid);
       assert.deepEqual([...handled].sort(), f.map(x => x.proc.pid).sort(), 'each process exactly once');
       const lastEnd = steps.findLastIndex(s => s.do === 'end');
@@ -38,8 +38,8 @@ test('every process found is either adopted by its own VM or ended, and ends com
 
 test('after the plan no live state is left without a process, and every write is a legal transition', () => {
   fc.assert(
-    fc.property(found, wanted, (f, w) => {
-      const steps = plan(f, w, BOOT);
+    fc.property(found, wanted, fc.boolean(), (f, w, rebooted) => {
+      const steps = plan(f, w, BOOT, rebooted);
       for (const vm of w) {
         const mine = steps.filter(s => s.do !== 'end' && s.vm_id === vm.id);
         assert.equal(mine.length, VM_LIVE.includes(vm.state) ? 1 : 0);
@@ -62,6 +62,7 @@ test('two VMMs of one VM: the one that was recorded stays', () => {
     ],
     [{ id: 'vm_a', state: 'running', run: mine }],
     BOOT,
+    false,
   );
   assert.deepEqual(
     steps.map(s => [s.do, s.do === 'write' ? 0 : s.proc.pid]),
@@ -73,6 +74,21 @@ test('two VMMs of one VM: the one that was recorded stays', () => {
 });
 
 test('a host that was restarted is said to be the reason', () => {
-  const steps = plan([], [{ id: 'vm_a', state: 'running', run: { pid: 1, start_ticks: 1, boot_id: 'old' } }], BOOT);
-  assert.deepEqual(steps, [{ do: 'write', vm_id: 'vm_a', to: 'crashed', why: 'The host was restarted.' }]);
+  const run = { pid: 1, start_ticks: 1, boot_id: 'old' };
+  const vms: WantedVm[] = [
+    { id: 'vm_a', state: 'running', run },
+    { id: 'vm_b', state: 'starting', run: null },
+    { id: 'vm_c', state: 'stopping', run },
+    { id: 'vm_d', state: 'paused', run },
+    { id: 'vm_e', state: 'stopped', run: null },
+  ];
+  assert.deepEqual(
+    plan([], vms, BOOT, true).map(step => (step.do === 'write' ? [step.vm_id, step.to, step.why] : step.do)),
+    [
+      ['vm_a', 'crashed', 'The host was restarted.'],
+      ['vm_b', 'failed', 'The host was restarted during the start.'],
+      ['vm_c', 'stopped', 'The host was restarted during the stop.'],
+      ['vm_d', 'crashed', 'The host was restarted.'],
+    ],
+  );
 });

@@ -247,7 +247,7 @@ test('a VMM that dies at once: its last words, and the VM can be started again',
 test('a VMM that ends between its answer and the record of it: crashed, with evidence', async () => {
   const { id } = await create('short');
   for (const RESET_MS of [0, 1, 5, 20, 60]) {
-    await s.behave({ RESET_MS, BOOT_MS: 60_000, CONSOLE: 'the last line\r\n' });
+    await s.behave({ RESET_MS, BOOT_MS: 60_000, CONSOLE: 'the last line\r\n', LAST: '' });
     await rejects(w.client.vm.start({ vm: id }), 'vmm');
     const vm = await poll('its end', 5000, async () => {
       const now = await w.client.vm.get({ vm: id });

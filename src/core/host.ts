@@ -62,6 +62,8 @@ export interface Live {
   readonly console: Console;
   /** While it is taken to stand still: its guest is not asked for anything. */
   held: Disposable | undefined;
+  /** Ends the looks whether it has gone down, which are made as long as it does not answer. */
+  attended: AbortController | undefined;
   /** Who stores the end of this VMM; undefined: nobody has seen it yet. */
   end_owner: 'stop' | 'watcher' | undefined;
   /** Settled when nothing is left to be done: the end is stored, or the VM was deleted. */

@@ -7,7 +7,7 @@
  */
 import { randomBytes } from 'node:crypto';
 import { Fault } from '../api/fault.ts';
-import type { GuestFacts, LastExit } from '../api/vm.ts';
+import type { GuestFacts } from '../api/vm.ts';
 import { openGuest } from '../guest/guest.ts';
 import type { VmRecord } from '../store/store.ts';
 import type { Console } from '../vmm/console.ts';
@@ -16,8 +16,9 @@ import type { Host, Live, StartTimes } from './host.ts';
 import { insist } from './insist.ts';
 import { moveVm } from './move.ts';
 import { watchStops } from './paused.ts';
-
-const CONSOLE_TAIL = 20;
+import { afterEnd } from './restarts.ts';
+import { attend } from './silence.ts';
+import { judge, type Verdict } from './verdict.ts';
 
 /** Puts a running machine under the daemon's eyes: guest channel, console, and the watch for its end. */
 export const hold = (host: Host, vm: VmRecord, machine: Machine, console: Console, times: StartTimes | null): Live => {
@@ -28,6 +29,7 @@ export const hold = (host: Host, vm: VmRecord, machine: Machine, console: Consol
     },
     onState: (state, facts) => {
       live.guest_stored = onGuest(host, live, state, facts);
+      if (state === 'unreachable') attend(host, live);
     },
     // the clock, for a machine may have no real-time clock, and randomness for the first keys
     settle: () => ({ clock_ms: Date.now(), entropy: randomBytes(64).toString('base64') }),
@@ -42,6 +44,7 @@ export const hold = (host: Host, vm: VmRecord, machine: Machine, console: Consol
     guest,
     console,
     held: undefined,
+    attended: undefined,
     end_owner: undefined,
     end_stored: Promise.withResolvers<void>(),
     stored: Promise.withResolvers<void>(),
@@ -54,6 +57,7 @@ export const hold = (host: Host, vm: VmRecord, machine: Machine, console: Consol
   machine.onEgress(stream => guest.serveEgress(stream));
   host.live.set(vm.id, live);
   watch(host, live);
+  attend(host, live);
   watchStops(host, live).catch(error => {
     if (!live.gone.signal.aborted) host.log.error({ err: error, vm: vm.id }, 'a VMM that stands still is not noticed');
   });
@@ -134,60 +138,39 @@ const watchEnd = async (host: Host, live: Live, end: MachineEnd): Promise<void> 
   await Promise.race([live.stored.promise, aborted(live.gone.signal)]);
   if (live.end_owner !== undefined || host.closing.aborted) return;
   live.end_owner = 'watcher';
+  let restart_at_ms: number | null = null;
   try {
-    const exit = await describeEnd(live, end);
+    const verdict = await judge(live, end);
     await host.step('end.letgo', () => letGo(host, live));
     const patient = { log: host.log.child({ vm: live.vm_id }), closing: host.closing };
-    await insist(patient, 'the end of a VM', () => host.step('end.record', () => storeEnd(host, live, exit)));
+    const store = () => host.step('end.record', () => storeEnd(host, live, verdict));
+    restart_at_ms = await insist(patient, 'the end of a VM', store);
   } catch (error) {
     if (!host.closing.aborted) host.log.error({ err: error, vm: live.vm_id }, 'cannot store the end of a VM');
   } finally {
     forget(host, live);
   }
+  if (restart_at_ms !== null) host.restarts.at(live.vm_id, restart_at_ms);
 };
 
-const storeEnd = async (host: Host, live: Live, exit: LastExit): Promise<void> => {
+/** Gives the time at which the VM is to be started again. */
+const storeEnd = async (host: Host, live: Live, { exit, by, ending }: Verdict): Promise<number | null> => {
   const vm = await host.store.findVm(live.vm_id);
   const { pid, start_ticks } = live.machine.proc;
-  if (vm === undefined || vm.run?.pid !== pid || vm.run.start_ticks !== start_ticks) return; // deleted, or this end is stored
+  if (vm === undefined || vm.run?.pid !== pid || vm.run.start_ticks !== start_ticks) return null; // deleted, or this end is stored
   const { stopped_how } = live;
-  const asked = live.ending !== undefined || stopped_how !== undefined || vm.state === 'stopping';
-  const to = asked ? 'stopped' : 'crashed';
+  const asked = stopped_how !== undefined || vm.state === 'stopping' || ending === undefined;
   const last_exit = stopped_how === undefined ? exit : { ...exit, reason: stopped_how };
-  const why = last_exit.reason;
-  await moveVm(host, live.vm_id, {
-    to,
-    why,
-    actor: live.ending === undefined ? 'daemon' : 'guest',
-    patch: { pid: null, run: null, guest: null, stopped_at_ms: exit.at_ms, last_exit },
+  const up_ms = exit.at_ms - (vm.started_at_ms ?? exit.at_ms);
+  // who asked for the end has said what comes after it
+  const owed = asked ? {} : afterEnd(vm, { ending, up_ms, now_ms: exit.at_ms, times: host.restart_times });
+  const stored = await moveVm(host, live.vm_id, {
+    to: asked || ending !== 'crash' ? 'stopped' : 'crashed',
+    why: last_exit.reason,
+    actor: by === 'guest' && !asked ? 'guest' : 'daemon',
+    patch: { pid: null, run: null, guest: null, stopped_at_ms: exit.at_ms, last_exit, ...owed },
   });
-};
-
-/** The end of a VMM as evidence: how it went, and the last words of console and VMM. */
-export const describeEnd = async (live: Live, end: MachineEnd): Promise<LastExit> => {
-  const tail = await live.console.tail(CONSOLE_TAIL).catch(() => []);
-  return {
-    at_ms: Date.now(),
-    reason: endReason(live, end, tail),
-    exit_code: end.exit_code,
-    signal: end.signal,
-    console_tail: [...tail, ...end.last_words.map(line => `vmm: ${line}`)],
-  };
-};
-
-const endReason = (live: Live, end: MachineEnd, tail: readonly string[]): string => {
-  const { ending } = live;
-  if (ending !== undefined) {
-    const what = { poweroff: 'powered off', reboot: 'rebooted', halt: 'halted', down: 'went down by' }[ending.kind];
-    return ending.by === 'host' ? 'The guest was shut down.' : `The guest ${what} itself.`;
-  }
-  const panic = tail.findLast(line => line.includes('Kernel panic'));
-  if (panic !== undefined) return `The guest's kernel panicked: ${panic.trim().slice(0, 200)}`;
-  if (end.guest_panicked) return "The guest's kernel panicked.";
-  if (end.guest_reset) return 'The guest reset its machine without a word.';
-  if (!end.known) return 'The VMM ended; its exit status is unknown, for an earlier daemon started it.';
-  if (end.signal !== null) return `The VMM was ended by ${end.signal}.`;
-  return `The VMM ended with exit code ${end.exit_code ?? 'unknown'}.`;
+  return stored.restart_at_ms;
 };
 
 /** Lets go of channel, console and machine; the guest itself is not touched. */

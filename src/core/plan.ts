@@ -23,8 +23,16 @@ export type Step =
 const same = (a: FoundVmm['proc'], b: WantedVm['run']): boolean =>
   b !== null && a.pid === b.pid && a.start_ticks === b.start_ticks && a.boot_id === b.boot_id;
 
-/** Ends come first: no disk is touched while a stranger may write to it. */
-export const plan = (found: readonly FoundVmm[], wanted: readonly WantedVm[], boot_id: string): Step[] => {
+/**
+ * Ends come first: no disk is touched while a stranger may write to it. `boot_id`: of the host now; `rebooted`: it was another one when the
+ * last daemon looked.
+ */
+export const plan = (
+  found: readonly FoundVmm[],
+  wanted: readonly WantedVm[],
+  boot_id: string,
+  rebooted: boolean,
+): Step[] => {
   const ends: Step[] = [];
   const rest: Step[] = [];
   const byId = new Map(wanted.map(vm => [vm.id, vm]));
@@ -42,12 +50,13 @@ export const plan = (found: readonly FoundVmm[], wanted: readonly WantedVm[], bo
     if (f !== undefined) {
       rest.push({ do: 'adopt', vm_id: vm.id, kind: f.kind, proc: f.proc, stopping: vm.state === 'stopping' });
     } else if (vm.state === 'starting') {
-      rest.push({ do: 'write', vm_id: vm.id, to: 'failed', why: 'The daemon ended during the start.' });
+      const what = rebooted ? 'host was restarted' : 'daemon ended';
+      rest.push({ do: 'write', vm_id: vm.id, to: 'failed', why: `The ${what} during the start.` });
     } else if (vm.state === 'stopping') {
-      rest.push({ do: 'write', vm_id: vm.id, to: 'stopped', why: 'It ended while no daemon was there.' });
+      const why = rebooted ? 'The host was restarted during the stop.' : 'It ended while no daemon was there.';
+      rest.push({ do: 'write', vm_id: vm.id, to: 'stopped', why });
     } else {
-      const rebooted = vm.run !== null && vm.run.boot_id !== boot_id;
-      const why = rebooted
+      const why = (vm.run === null ? rebooted : vm.run.boot_id !== boot_id)
         ? 'The host was restarted.'
         : 'The VMM ended while no daemon was there; its exit status is unknown.';
       rest.push({ do: 'write', vm_id: vm.id, to: 'crashed', why });

@@ -2,9 +2,10 @@
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Fault } from '../api/fault.ts';
+import { VM_LIVE } from '../api/vm_state.ts';
 import { removeTree } from '../lib/files.ts';
 import { bootId, isAlive } from '../lib/proc.ts';
-import type { VmRecord } from '../store/store.ts';
+import type { VmPatch, VmRecord } from '../store/store.ts';
 import { type Console, openConsole, readConsole } from '../vmm/console.ts';
 import type { Machine } from '../vmm/machine.ts';
 import type { Host } from './host.ts';
@@ -14,11 +15,14 @@ import { moveVm } from './move.ts';
 import { consoleLog, runDir } from './paths.ts';
 import { recordPaused } from './paused.ts';
 import { plan, type Step } from './plan.ts';
+import { afterEnd } from './restarts.ts';
 import { stopVm } from './stop.ts';
 import { endOldWork, endProcess } from './stray.ts';
 
 /** The last lines of the console of a VM that ended while no daemon was there. */
 const CONSOLE_TAIL = 20;
+/** The boot of the host in which the last daemon came up. */
+const BOOT_NOTE = 'boot_id';
 
 export const reconcile = async (host: Host): Promise<void> => {
   await host.step('reconcile.work', () => endOldWork(host));
@@ -26,23 +30,42 @@ export const reconcile = async (host: Host): Promise<void> => {
     host.log.info({ job: job.id, kind: job.kind }, 'a job was interrupted by the end of the daemon');
   }
   const vms = await host.store.listVms();
+  const rebooted = await hostRestarted(host, vms);
   const found = await host.vmms.find(host.paths.vms);
   const undone = new Set<string>();
   const adoptions: (() => Promise<void>)[] = [];
-  for (const step of plan(found, vms, bootId())) {
+  for (const step of plan(found, vms, bootId(), rebooted)) {
     const vm = vms.find(v => v.id === step.vm_id);
     host.log.info({ vm: step.vm_id, step: step.do }, 'reconcile');
     if (step.do === 'end') await end(host, step).catch(() => undone.add(step.vm_id));
     else if (undone.has(step.vm_id))
       continue; // its state stays, so that nobody starts it beside that process
-    else if (step.do === 'write') await write(host, step);
+    else if (step.do === 'write') await write(host, step, rebooted);
     else if (vm !== undefined) adoptions.push(() => adopt(host, vm, step));
   }
   // side by side: a silent VMM takes its time
   for (const result of await Promise.allSettled(adoptions.map(a => a()))) {
     if (result.status === 'rejected') throw result.reason;
   }
+  if (rebooted) await oweAutoStarts(host);
+  await host.step('reconcile.boot', () => host.store.writeNote(BOOT_NOTE, bootId()));
   await sweep(host);
+};
+
+/** True if the host was started again since the last daemon came up on this data directory. */
+const hostRestarted = async (host: Host, vms: readonly VmRecord[]): Promise<boolean> => {
+  const before = await host.store.findNote(BOOT_NOTE);
+  if (before !== undefined) return before !== bootId();
+  return vms.some(vm => vm.run !== null && vm.run.boot_id !== bootId()); // a daemon that took no note
+};
+
+/** Told in the record before the boot is noted: a daemon that dies in between leaves all of it to the next. */
+const oweAutoStarts = async (host: Host): Promise<void> => {
+  for (const vm of await host.store.listVms()) {
+    if (!vm.auto_start || vm.restart_at_ms !== null || VM_LIVE.includes(vm.state)) continue;
+    const owed = { restart_at_ms: Date.now(), restart_count: 0 };
+    await host.step('reconcile.owe', () => host.store.patchVm(vm.id, owed));
+  }
 };
 
 const end = async (host: Host, step: Extract<Step, { do: 'end' }>): Promise<void> => {
@@ -56,7 +79,11 @@ const end = async (host: Host, step: Extract<Step, { do: 'end' }>): Promise<void
   }
 };
 
-const write = async (host: Host, step: Pick<Extract<Step, { do: 'write' }>, 'vm_id' | 'to' | 'why'>): Promise<void> => {
+const write = async (
+  host: Host,
+  step: Pick<Extract<Step, { do: 'write' }>, 'vm_id' | 'to' | 'why'>,
+  rebooted = false,
+): Promise<void> => {
   const { vm_id, to, why } = step;
   const at_ms = Date.now();
   const told =
@@ -66,13 +93,25 @@ const write = async (host: Host, step: Pick<Extract<Step, { do: 'write' }>, 'vm_
           stopped_at_ms: at_ms,
           last_exit: { at_ms, reason: why, exit_code: null, signal: null, console_tail: await lastLines(host, vm_id) },
         };
-  const patch = { pid: null, run: null, guest: null, ...told };
+  const owed = to === 'crashed' ? await owedAfterCrash(host, vm_id, at_ms, rebooted) : {};
+  const patch = { pid: null, run: null, guest: null, ...told, ...owed };
   await host.step('reconcile.record', () => moveVm(host, vm_id, { to, why, actor: 'daemon', patch }));
   await host.step('reconcile.sockets', () => removeSockets(host, vm_id));
 };
 
-const lastLines = (host: Host, id: string): Promise<string[]> =>
-  readConsole(consoleLog(host.paths, id), CONSOLE_TAIL).catch(() => []);
+/** As the VM's policy wants it. The end of a host is no crash loop: after it the VM is started at once. */
+const owedAfterCrash = async (host: Host, id: string, now_ms: number, rebooted: boolean): Promise<VmPatch> => {
+  const vm = await host.store.findVm(id);
+  if (vm === undefined) return {};
+  const up_ms = now_ms - (vm.started_at_ms ?? now_ms);
+  const owed = afterEnd(vm, { ending: 'crash', up_ms, now_ms, times: host.restart_times });
+  return rebooted && owed.restart_at_ms !== null ? { restart_at_ms: now_ms, restart_count: 0 } : owed;
+};
+
+const lastLines = async (host: Host, id: string): Promise<string[]> => {
+  const lines = await readConsole(consoleLog(host.paths, id), CONSOLE_TAIL).catch(() => []);
+  return [...lines, '--- what it wrote while no daemon was there is lost'];
+};
 
 /** A VMM that ended without a daemon leaves its sockets. */
 const removeSockets = async (host: Host, id: string): Promise<void> => {
@@ -95,15 +134,7 @@ const adopt = async (host: Host, vm: VmRecord, step: Extract<Step, { do: 'adopt'
     });
     live.stored.resolve();
     if (!step.stopping) return;
-    stopVm(host, vm.id, { force: false, timeout_ms: 30_000, actor: 'daemon', again: vm.restart_at_ms !== null }).catch(
-      error => {
-        const overtaken = error instanceof Fault && error.code === 'canceled';
-        host.log[overtaken ? 'info' : 'error'](
-          { err: error, vm: vm.id },
-          'a stop that an earlier daemon began is not finished',
-        );
-      },
-    );
+    void goOnStopping(host, vm);
   } catch (error) {
     if (await isAlive(step.proc)) {
       host.log.error({ err: error, vm: vm.id }, 'a VMM cannot be adopted');
@@ -112,6 +143,21 @@ const adopt = async (host: Host, vm: VmRecord, step: Extract<Step, { do: 'adopt'
       const why = 'The VMM ended as the daemon came back.';
       await write(host, { vm_id: vm.id, to: step.stopping ? 'stopped' : 'crashed', why });
     }
+  }
+};
+
+/** A stop, or the first half of a restart, that an earlier daemon began. */
+const goOnStopping = async (host: Host, { id, restart_at_ms }: VmRecord): Promise<void> => {
+  try {
+    const again = restart_at_ms !== null;
+    const stopped = await stopVm(host, id, { force: false, timeout_ms: 30_000, actor: 'daemon', again });
+    if (stopped.restart_at_ms !== null) host.restarts.at(id, stopped.restart_at_ms);
+  } catch (error) {
+    const overtaken = error instanceof Fault && error.code === 'canceled';
+    host.log[overtaken ? 'info' : 'error'](
+      { err: error, vm: id },
+      'a stop that an earlier daemon began is not finished',
+    );
   }
 };
 

@@ -10,11 +10,12 @@ import { endMachine, within } from './end.ts';
 import { admit, busy, needVm, publicVm } from './find.ts';
 import type { Host, Live } from './host.ts';
 import { cannotWrite } from './insist.ts';
-import { describeEnd, forget, handBack, letGo } from './live.ts';
+import { forget, handBack, letGo } from './live.ts';
 import { moveVm } from './move.ts';
 import { vmDir } from './paths.ts';
 import { NOT_OWED, OWED_START } from './restarts.ts';
 import { endStrays } from './stray.ts';
+import { judge } from './verdict.ts';
 
 /** How long the operation that holds the lock has to unwind. */
 const PREEMPT_MS = 10_000;
@@ -114,7 +115,7 @@ const stopHeld = async (
   options.onStopping?.();
   const { end, how } = await endMachine(host, live, options, signal);
   live.stopped_how = how;
-  const exit = await describeEnd(live, end);
+  const { exit } = await judge(live, end);
   await host.step('stop.letgo', () => letGo(host, live));
   const stopped = await stored(host, vm.id, { ...exit, reason: how }, options.actor);
   forget(host, live);

@@ -17,8 +17,8 @@ export interface Stage extends AsyncDisposable {
   behave(vars?: Record<string, string | number>): Promise<void>;
 }
 
-export const stage = async (vmm: VmmKind = 'qemu'): Promise<Stage> => {
-  const w = await world({ [vmm]: 'standin', seed: 'booted' });
+export const stage = async (vmm: VmmKind = 'qemu', env: Record<string, string> = {}): Promise<Stage> => {
+  const w = await world({ [vmm]: 'standin', seed: 'booted', env });
   return { w, behave: w.behave, [Symbol.asyncDispose]: () => w[Symbol.asyncDispose]() };
 };
 

@@ -17,6 +17,7 @@
  * LIE=<POINT>         answers there with LIE_WITH=garbage|huge|nojson|drip|close|busy (see firecracker_api.ts)
  * CONNECT=<how>       answers CONNECT with silent|garbage|noline|huge|drip|glued|close|broken (see firecracker_vsock.ts)
  * BOOT_MS=<n>         the guest's driver is there n ms after the start; RESET_MS=<n>: the guest resets n ms after it
+ * LAST=<text>         the last line of its console; empty: none. HALT=1: then it stands still, its agent gone
  * EXIT_CODE=<n>       the exit code of a reset (a processor that fails on the way down makes it 1); CAD=reset: so does Ctrl-Alt-Del
  * EGRESS_MS=<n>       the guest ends each stream that it dials after n ms; DIALS=<n>: it dials n times at once; DIAL_LOOP=1: without end
  * METRICS=<how>       garbage|huge|flood instead of metrics
@@ -98,9 +99,15 @@ const flush = (resets = 0): void => {
   if (how === 'flood') setTimeout(flush, 1);
 };
 
-/** The guest's way to end. */
+let halted = false;
+
+/** The guest's way to end, whoever asked for it. */
 const reset = (): void => {
-  console_('reboot: Restarting system\r\n');
+  const last = env('LAST') ?? 'reboot: Restarting system';
+  halted = env('HALT') !== undefined;
+  if (halted) guest.kill();
+  if (last !== '') console_(`${last}\r\n`);
+  if (halted) return;
   flush(1);
   guest.kill();
   process.exit(number('EXIT_CODE') ?? 0);
@@ -128,7 +135,9 @@ const guest = new Vsock({
   egress_ms: number('EGRESS_MS'),
   dials: number('DIALS') ?? 1,
   dial_loop: env('DIAL_LOOP') !== undefined,
-  onHarnessEnd: code => die(1, `the harness ended with ${code}`),
+  onHarnessEnd: code => {
+    if (!halted) die(1, `the harness ended with ${code}`);
+  },
   onEnding: () => setTimeout(reset, 20),
 });
 

@@ -11,6 +11,7 @@
  * QEMU_STANDIN_NO_SOCKET=1        never listens
  * QEMU_STANDIN_REFUSE=<command>   refuses that command; QEMU_STANDIN_STALL=<command>: never answers it
  * QEMU_STANDIN_RESET_MS=<n>       the guest resets n ms after `cont`
+ * QEMU_STANDIN_LAST=<text>        the last line of its console; empty: none. QEMU_STANDIN_HALT=1: then it stands still, its agent gone
  * QEMU_STANDIN_EGRESS_MS=<n>      the guest closes each egress port after n ms
  * QEMU_STANDIN_STUBBORN=1         SIGTERM is ignored
  * QEMU_STANDIN_IGNORE_END=1       an end that the guest has announced does not come
@@ -35,6 +36,7 @@ let client: Socket | undefined;
 const waiting: Socket[] = [];
 let running = false;
 let begun = false;
+let halted = false;
 
 const say = (message: object): void => {
   client?.write(`${JSON.stringify(message)}\r\n`);
@@ -53,9 +55,13 @@ const exit = (code: number): void => {
   setTimeout(() => process.exit(code), 100);
 };
 
-/** The guest's way to end. */
+/** The guest's way to end, whoever asked for it. */
 const reset = (): void => {
-  writeSync(1, 'reboot: Restarting system\r\n');
+  const last = env('LAST') ?? 'reboot: Restarting system';
+  halted = env('HALT') !== undefined;
+  if (halted) guest.halt();
+  if (last !== '') writeSync(1, `${last}\r\n`);
+  if (halted) return;
   event('SHUTDOWN', { guest: true, reason: 'guest-reset' });
   exit(0);
 };
@@ -65,7 +71,9 @@ const guest = new Guest({
   harness: env('HARNESS'),
   boot_ms: Number(env('BOOT_MS') ?? 0),
   egress_ms: env('EGRESS_MS') === undefined ? undefined : Number(env('EGRESS_MS')),
-  onHarnessEnd: code => die(1, `the harness ended with ${code}`),
+  onHarnessEnd: code => {
+    if (!halted) die(1, `the harness ended with ${code}`);
+  },
   onEnding: () => {
     if (env('IGNORE_END') === undefined) setTimeout(reset, 20);
   },

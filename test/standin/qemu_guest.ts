@@ -83,6 +83,11 @@ export class Guest {
     for (const dev of this.#chardevs.values()) rmSync(dev.path, { force: true });
   }
 
+  /** The agent is gone, the machine stays. */
+  halt(): void {
+    this.#harness?.signal('SIGKILL');
+  }
+
   pause(paused: boolean): void {
     this.#harness?.signal(paused ? 'SIGSTOP' : 'SIGCONT');
   }

@@ -1,5 +1,6 @@
 // agent-harness serves the agent's control handler on a Unix socket, for tests without a machine: each connection is one
-// control stream. With -egress it dials that socket as an egress stream. It changes nothing on the host it runs on.
+// control stream. With -egress it dials that socket as an egress stream. It changes nothing on the host it runs on. SIGUSR1 makes it say that
+// the guest powers itself off, SIGUSR2 that it reboots, SIGHUP that it goes down.
 package main
 
 import (
@@ -7,6 +8,8 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/signal"
+	"syscall"
 	"time"
 
 	"github.com/workfort/nexus/agent/internal/control"
@@ -36,6 +39,14 @@ func main() {
 	gather := func() wire.Facts { return facts.Gather(id) }
 	client := &egress.Client{Facts: gather}
 	server := &control.Server{Execs: execs.NewRegistry(proc.NewTable(false)), Facts: gather, System: bystander{client}}
+	said := make(chan os.Signal, 1)
+	signal.Notify(said, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGHUP)
+	safe.Go(func() {
+		kinds := map[os.Signal]string{syscall.SIGUSR1: "poweroff", syscall.SIGUSR2: "reboot", syscall.SIGHUP: "down"}
+		for s := range said {
+			client.Ending(kinds[s], "guest")
+		}
+	})
 	l, err := net.Listen("unix", flag.Arg(0))
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "nexus: cannot listen: %v\n", err)

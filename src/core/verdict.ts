@@ -1,0 +1,88 @@
+/** What the end of a VMM was: what the guest announced, what its kernel said last, how the process ended; and the evidence of it. */
+import type { LastExit } from '../api/vm.ts';
+import type { MachineEnd } from '../vmm/machine.ts';
+import type { Live } from './host.ts';
+import type { Ending } from './restarts.ts';
+
+/** Lines of the console that are kept as evidence. */
+const TAIL = 20;
+/** A panic is followed by a trace. */
+const PANIC_LINES = 200;
+const PANIC_CHARS = 200;
+
+type Kind = 'poweroff' | 'reboot' | 'halt';
+
+/** The kernel's last line, printed when init is gone and the devices are shut down (kernel/reboot.c; also with `quiet`). */
+const LAST_LINES: readonly [RegExp, Kind][] = [
+  [/^(\[ *\d+\.\d+\] )?reboot: Restarting system\b/, 'reboot'],
+  [/^(\[ *\d+\.\d+\] )?reboot: Power down\b/, 'poweroff'],
+  [/^(\[ *\d+\.\d+\] )?reboot: System halted\b/, 'halt'],
+];
+
+/** The last lines that the guest wrote since its start; notes of ours are left out. */
+const linesOf = async (live: Live, tail: number): Promise<string[]> => {
+  const lines: string[] = [];
+  try {
+    for await (const item of live.console.past({ boot: 0, tail })) {
+      if (item.type === 'line' && !item.line.startsWith('--- ')) lines.push(item.line);
+    }
+  } catch {
+    // no evidence is no reason to lose the end itself
+  }
+  return lines;
+};
+
+const lastWord = (lines: readonly string[]): Kind | undefined => {
+  const last = lines.findLast(line => line.trim() !== '') ?? '';
+  return LAST_LINES.find(([pattern]) => pattern.test(last))?.[1];
+};
+
+/** How the guest's kernel went down, if that is the last that it said. */
+export const kernelWord = async (live: Live): Promise<Kind | undefined> => lastWord(await linesOf(live, TAIL));
+
+export interface Verdict {
+  exit: LastExit;
+  /** Who brought it about. */
+  by: 'guest' | 'host' | 'nobody';
+  /** For the VM's policy; undefined: the host asked for it. */
+  ending: Ending | undefined;
+}
+
+export const judge = async (live: Live, end: MachineEnd): Promise<Verdict> => {
+  const lines = await linesOf(live, PANIC_LINES);
+  const panic =
+    lines.find(line => line.includes('Kernel panic - ')) ?? lines.find(line => line.includes('Kernel panic'));
+  const tail = lines.slice(-TAIL);
+  const evidence = panic === undefined || tail.includes(panic) ? tail : [panic, ...tail];
+  const exit = (reason: string): LastExit => ({
+    at_ms: Date.now(),
+    reason,
+    exit_code: end.exit_code,
+    signal: end.signal,
+    console_tail: [...evidence, ...end.last_words.map(line => `vmm: ${line}`)],
+  });
+  if (live.ending?.by === 'host') return { exit: exit('The guest was shut down.'), by: 'host', ending: undefined };
+  const kind = kindOf(live, end, lastWord(lines));
+  if (kind === undefined) return { exit: exit(crashReason(end, panic)), by: 'nobody', ending: 'crash' };
+  const did = { poweroff: 'powered off', reboot: 'rebooted', halt: 'halted' }[kind];
+  const ending = kind === 'reboot' ? 'reboot' : 'poweroff';
+  return { exit: exit(`The guest ${did} itself.`), by: 'guest', ending };
+};
+
+/** How the guest itself went down; undefined: it did not. */
+const kindOf = ({ ending }: Live, end: MachineEnd, word: Kind | undefined): Kind | undefined => {
+  if (ending !== undefined && ending.kind !== 'down') return ending.kind;
+  // a machine that was killed has not ended by its guest, whatever that printed
+  const itself = end.guest_reset || !end.known;
+  if (ending === undefined) return itself ? word : undefined;
+  return word ?? (itself ? 'reboot' : 'poweroff'); // an init that does not say which: only a reboot resets a machine
+};
+
+const crashReason = (end: MachineEnd, panic: string | undefined): string => {
+  if (end.signal !== null) return `The VMM was ended by ${end.signal}.`;
+  if (panic !== undefined) return `The guest's kernel panicked: ${panic.trim().slice(0, PANIC_CHARS)}`;
+  if (end.guest_panicked) return "The guest's kernel panicked.";
+  if (end.guest_reset) return 'The guest reset its machine without a word.';
+  if (!end.known) return 'The VMM ended; its exit status is unknown, for an earlier daemon started it.';
+  return `The VMM ended with exit code ${end.exit_code ?? 'unknown'}.`;
+};
