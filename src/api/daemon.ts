@@ -24,6 +24,24 @@ export const DaemonInfo = z.strictObject({
 });
 export type DaemonInfo = z.infer<typeof DaemonInfo>;
 
+/** One thing that was looked at. */
+export const Check = z.strictObject({
+  name: z.string(),
+  level: z
+    .enum(['ok', 'warn', 'fail'])
+    .describe('fail: no VM can run without it; warn: something is slow, or cannot be done'),
+  reason: z.string().optional().describe('one word for programs, such as no-device'),
+  detail: z.string().describe('what is, one sentence without its period'),
+  hint: z.string().optional().describe('what mends it: a command where there is one'),
+});
+export type Check = z.infer<typeof Check>;
+
+export const DoctorReport = z.strictObject({
+  able: z.boolean().describe('nothing failed: VMs can run here'),
+  checks: z.array(Check),
+});
+export type DoctorReport = z.infer<typeof DoctorReport>;
+
 export const daemonOps = {
   'daemon.get': op({
     method: 'GET',
@@ -32,6 +50,14 @@ export const daemonOps = {
     input: z.strictObject({}),
     output: DaemonInfo,
     errors: ['host'],
+    tool: true,
+  }),
+  'daemon.doctor': op({
+    method: 'GET',
+    path: '/v1/daemon/doctor',
+    summary: 'Look at what this host can do, and what would mend what it cannot',
+    input: z.strictObject({}),
+    output: DoctorReport,
     tool: true,
   }),
   'daemon.ping': op({

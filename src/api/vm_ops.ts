@@ -12,6 +12,12 @@ const StartWait = z
   .describe('ready: until the guest agent has answered; running: until the VMM runs; none: return at once');
 const StopTimeout = TimeoutMs.default(30_000).describe('how long the guest gets before it is ended by force');
 
+/** What a start answers. */
+const StartedVm = z.strictObject({
+  ...Vm.shape,
+  notice: z.string().optional().describe('what is worth knowing of this host, for people; said once'),
+});
+
 export const vmOps = {
   'vm.create': op({
     method: 'POST',
@@ -97,7 +103,7 @@ export const vmOps = {
       wait: StartWait,
       timeout_ms: TimeoutMs.default(60_000).describe('how long to wait for the guest'),
     }),
-    output: Vm,
+    output: StartedVm,
     errors: ['not_found', 'bad_state', 'busy', 'host', 'vmm', 'timeout', 'no_room', 'canceled'],
     args: ['vm'],
     tool: true,
@@ -126,7 +132,7 @@ export const vmOps = {
       wait: StartWait,
       timeout_ms: TimeoutMs.default(60_000).describe('how long the guest gets to shut down, and again to come back'),
     }),
-    output: Vm,
+    output: StartedVm,
     errors: ['not_found', 'bad_state', 'busy', 'host', 'vmm', 'timeout', 'no_room', 'canceled'],
     args: ['vm'],
     tool: true,

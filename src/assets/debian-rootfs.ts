@@ -109,7 +109,7 @@ const PRIVATE = ['unshare', '--mount', '--pid', '--fork', '--kill-child', '--mou
 const MAPPED = ['unshare', '--user', '--map-root-user', '--map-auto'];
 
 /** How mmdebstrap becomes (or plays) root here. With root, in namespaces of its own: nothing stays mounted, no process outlives it. */
-const wayToRoot = async (signal: AbortSignal): Promise<{ mode: string; prefix: string[] }> => {
+export const wayToRoot = async (signal: AbortSignal): Promise<{ mode: string; prefix: string[] }> => {
   if (process.getuid?.() === 0)
     return { mode: 'root', prefix: (await works([...PRIVATE, 'true'], signal)) ? PRIVATE : [] };
   if (await works([...MAPPED, 'true'], signal)) return { mode: 'unshare', prefix: [] };

@@ -3,6 +3,7 @@ import process from 'node:process';
 import type { Row } from '../api/derive.ts';
 import { Fault } from '../api/fault.ts';
 import type { Job } from '../api/job.ts';
+import { plain } from '../lib/text.ts';
 import { type Cli, note, onTerminal, out } from './cli.ts';
 import { inputOf } from './flags.ts';
 import { jobStarted } from './job.ts';
@@ -45,7 +46,13 @@ const showAnswer = (cli: Cli, row: Row, input: Record<string, unknown>, answer: 
   else if (row.answers === 'nothing') note(`${PAST[verb] ?? 'Done'}: ${subject(row, input)}.\n`);
   else if (Array.isArray(answer) && answer.length === 0) out(`No ${LISTS[row.name] ?? NOUNS[noun]?.[1] ?? noun}.\n`);
   else if (Array.isArray(answer)) out(table(row.columns, answer));
-  else if (typeof answer === 'object' && answer !== null) out(details({ ...answer }));
+  else if (typeof answer === 'object' && answer !== null) showObject({ ...answer });
+};
+
+/** What the daemon wants people to know stands beside the answer. */
+const showObject = ({ notice, ...rest }: Record<string, unknown>): void => {
+  out(details(rest));
+  if (typeof notice === 'string') note(`note: ${plain(notice)}\n`);
 };
 
 /** One operation: ask where it destroys, call, follow a job or stream, show what came back. */

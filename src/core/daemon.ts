@@ -1,6 +1,9 @@
+import { dirname } from 'node:path';
 import process from 'node:process';
 import { Fault } from '../api/fault.ts';
+import type { VmmKind } from '../api/vm.ts';
 import type { VmmFacts } from '../vmm/machine.ts';
+import { examine } from './doctor.ts';
 import type { HandlersOf } from './handler.ts';
 import type { Host } from './host.ts';
 
@@ -27,6 +30,17 @@ export const daemonHandlers = (host: Host): HandlersOf<'daemon'> => ({
       disk: { backend: host.disks.backend, why: host.disks.why },
       vms,
     };
+  },
+  'daemon.doctor': () => {
+    const program = (kind: VmmKind) => host.vmms.of(kind).facts().program;
+    return examine({
+      data_dir: host.paths.data,
+      agent_dir: dirname(host.agent.path),
+      qemu: program('qemu'),
+      firecracker: program('firecracker'),
+      log: host.log,
+      host,
+    });
   },
   'daemon.ping': async () => ({}),
 });

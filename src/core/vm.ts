@@ -12,6 +12,7 @@ import { newId } from './ids.ts';
 import { inspectVm } from './inspect.ts';
 import { vmLogs } from './logs.ts';
 import { tellState } from './move.ts';
+import { withNotice } from './notice.ts';
 import { pauseVm, resumeVm } from './pause.ts';
 import { restartVm } from './restart.ts';
 import { startVm } from './start.ts';
@@ -33,10 +34,12 @@ export const vmHandlers = (host: Host): HandlersOf<'vm'> => ({
     return publicVm(await host.store.patchVm(id, Object.fromEntries(given)));
   },
   'vm.get': async (_ctx, input) => publicVm(await needVm(host, input.vm)),
-  'vm.start': (ctx, { vm, wait, timeout_ms }) => startVm(host, vm, { wait, timeout_ms, actor: ctx.actor }),
+  'vm.start': async (ctx, { vm, wait, timeout_ms }) =>
+    withNotice(host, await startVm(host, vm, { wait, timeout_ms, actor: ctx.actor })),
   'vm.stop': (ctx, { vm, force, timeout_ms }) =>
     stopVm(host, vm, { force, timeout_ms, actor: ctx.actor, again: false }),
-  'vm.restart': (ctx, { vm, ...options }) => restartVm(host, vm, { ...options, actor: ctx.actor }),
+  'vm.restart': async (ctx, { vm, ...options }) =>
+    withNotice(host, await restartVm(host, vm, { ...options, actor: ctx.actor })),
   'vm.pause': (ctx, { vm }) => pauseVm(host, vm, ctx.actor),
   'vm.resume': (ctx, { vm }) => resumeVm(host, vm, ctx.actor),
   'vm.wait': (_ctx, { vm, for: wanted, timeout_ms }) => waitVm(host, vm, wanted, timeout_ms),

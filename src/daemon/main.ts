@@ -3,18 +3,21 @@ import { homedir } from 'node:os';
 import { join, resolve } from 'node:path';
 import process from 'node:process';
 import { parseArgs } from 'node:util';
-import { Fault } from '../api/fault.ts';
+import { FAULTS, Fault } from '../api/fault.ts';
+import { examine } from '../core/doctor.ts';
 import type { RestartTimes } from '../core/restarts.ts';
+import { checksText } from '../lib/checks.ts';
 import { LOG_LEVELS, makeLog } from '../lib/log.ts';
 import { VERSION } from '../lib/version.ts';
 import { bootDaemon } from './boot.ts';
 
-const HELP = `usage: nexusd [--data-dir DIR] [--socket PATH] [--log-level LEVEL]
+const HELP = `usage: nexusd [--data-dir DIR] [--socket PATH] [--log-level LEVEL] [--doctor]
 
   --data-dir DIR      where everything lies (root: /var/lib/nexus, else ~/.local/share/nexus)
   --socket PATH       where clients connect (default: with --data-dir DIR/nexusd.sock; root: /run/nexus/nexusd.sock,
                       else $XDG_RUNTIME_DIR/nexus/nexusd.sock, else ~/.local/share/nexus/nexusd.sock)
   --log-level LEVEL   trace, debug, info, warn, error or silent (default: $NEXUS_LOG, else info)
+  --doctor            say what this host can do, and what would mend what it cannot; starts no daemon
   --version
 
 environment:
@@ -31,6 +34,7 @@ const options = {
   'data-dir': { type: 'string' },
   socket: { type: 'string' },
   'log-level': { type: 'string' },
+  doctor: { type: 'boolean' },
   version: { type: 'boolean' },
   help: { type: 'boolean', short: 'h' },
 } as const;
@@ -43,8 +47,8 @@ const parse = (argv: readonly string[]) => {
   }
 };
 
-const logLevel = (flag: string | undefined): string => {
-  const level = flag ?? (process.env.NEXUS_LOG || 'info');
+const logLevel = (flag: string | undefined, usual = 'info'): string => {
+  const level = flag ?? (process.env.NEXUS_LOG || usual);
   if (LOG_LEVELS.some(known => known === level)) return level;
   throw new Fault('invalid', `There is no log level '${level}'.`, { hint: `one of ${LOG_LEVELS.join(', ')}` });
 };
@@ -71,6 +75,18 @@ const restartTimes = (text: string | undefined): RestartTimes | undefined => {
   return { least: Number(found[1]), most: Number(found[2]), steady: Number(found[3]) };
 };
 
+const programs = () => ({
+  agent_dir: process.env.NEXUS_AGENT_DIR ?? join(import.meta.dirname, 'agent'),
+  qemu: process.env.NEXUS_QEMU,
+  firecracker: process.env.NEXUS_FIRECRACKER,
+});
+
+const doctor = async (data_dir: string, level: string): Promise<number> => {
+  const { able, checks } = await examine({ data_dir, ...programs(), log: makeLog({ level }) });
+  process.stdout.write(checksText(checks, process.stdout));
+  return able ? 0 : FAULTS.host[1];
+};
+
 /** Runs until SIGTERM or SIGINT; gives the exit code. */
 export const main = async (argv: readonly string[]): Promise<number> => {
   try {
@@ -81,6 +97,7 @@ export const main = async (argv: readonly string[]): Promise<number> => {
     }
     process.umask(0o022); // the data directory is its owner's alone; what lies in it a VMM's own user may have to read
     const { data, socket } = places(flags['data-dir'], flags.socket);
+    if (flags.doctor) return await doctor(data, logLevel(flags['log-level'], 'silent'));
     const log = makeLog({ level: logLevel(flags['log-level']) });
     const stop = Promise.withResolvers<string>();
     for (const signal of ['SIGTERM', 'SIGINT'] as const) process.on(signal, () => stop.resolve(signal));
@@ -88,9 +105,7 @@ export const main = async (argv: readonly string[]): Promise<number> => {
     await using _daemon = await bootDaemon({
       data_dir: data,
       socket,
-      agent_dir: process.env.NEXUS_AGENT_DIR ?? join(import.meta.dirname, 'agent'),
-      qemu: process.env.NEXUS_QEMU,
-      firecracker: process.env.NEXUS_FIRECRACKER,
+      ...programs(),
       restart_times: restartTimes(process.env.NEXUS_RESTART_MS),
       check_output: process.env.NEXUS_CHECK_OUTPUT === '1',
       faults: process.env.NEXUS_FAULTS,

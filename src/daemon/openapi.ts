@@ -1,6 +1,6 @@
 /** The OpenAPI 3.1 document, built from the contract: the same zod schemas that the door parses with. */
 import { z } from 'zod';
-import { DaemonInfo } from '../api/daemon.ts';
+import { DaemonInfo, DoctorReport } from '../api/daemon.ts';
 import { EventMessage } from '../api/event.ts';
 import { ExecMessage } from '../api/exec.ts';
 import { FAULTS, type FaultCode } from '../api/fault.ts';
@@ -21,6 +21,7 @@ type Json = Record<string, unknown>;
 /** Schemas that get a name in the document. */
 const NAMED: Record<string, z.ZodType> = {
   DaemonInfo,
+  DoctorReport,
   EventMessage,
   ExecMessage,
   Image,

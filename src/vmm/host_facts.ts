@@ -1,4 +1,6 @@
 /** What the drivers must know of this host, asked once. */
+import { readFile } from 'node:fs/promises';
+import { userInfo } from 'node:os';
 import { z } from 'zod';
 import type { Log } from '../lib/log.ts';
 import { run } from '../lib/proc.ts';
@@ -34,10 +36,17 @@ const ask = async <T>(probe: string, what: string, schema: z.ZodType<T>, log: Lo
   }
 };
 
-const hintFor = (reason: string): string =>
-  reason === 'no-permission'
-    ? 'usermod -aG kvm <user>, then log in again: guests run at full speed with access to /dev/kvm'
-    : 'a host on which /dev/kvm runs guests is many times faster';
+/** The flag of a processor that runs guests, and the module of the kernel for it. */
+const MODULES = { vmx: 'kvm_intel', svm: 'kvm_amd' };
+
+const hintFor = async (reason: string): Promise<string> => {
+  if (reason === 'no-permission') return `usermod -aG kvm ${userInfo().username}, then log in again`;
+  if (reason !== 'no-device') return 'a host on which /dev/kvm runs guests is many times faster';
+  const flags = /^flags\s*:(.*)$/m.exec(await readFile('/proc/cpuinfo', 'utf8').catch(() => ''))?.[1]?.split(' ') ?? [];
+  const found = Object.entries(MODULES).find(([flag]) => flags.includes(flag));
+  if (found !== undefined) return `modprobe ${found[1]}`;
+  return 'switch on virtualization in the firmware, or take a machine with (nested) virtualization: it is many times faster';
+};
 
 export const gatherHostFacts = async (probe: string, log: Log): Promise<HostFacts> => {
   const [kvm, tsc] = await Promise.all([ask(probe, 'kvm', Kvm, log), ask(probe, 'tsc', Tsc, log)]);
@@ -46,5 +55,5 @@ export const gatherHostFacts = async (probe: string, log: Log): Promise<HostFact
     return { kvm: { usable: true, reason: 'ok', why: 'KVM runs guests on this host' }, tsc_khz };
   const reason = kvm?.reason ?? 'not-tried';
   const why = kvm === undefined ? 'it could not be tried' : plain(kvm.detail || kvm.reason).replace(/\.$/, '');
-  return { kvm: { usable: false, reason, why, hint: hintFor(reason) }, tsc_khz };
+  return { kvm: { usable: false, reason, why, hint: await hintFor(reason) }, tsc_khz };
 };
