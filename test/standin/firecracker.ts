@@ -174,8 +174,8 @@ process.on('SIGTERM', () => {
 });
 // hung up, it ends with a code of its own
 process.on('SIGHUP', () => process.exit(156));
+setInterval(() => {}, 60_000);
 await at('listen').catch(() => die(1, 'told to refuse'));
 const api = new Api(args['api-sock'] ?? '/run/firecracker.socket', { answer, say });
 await api.listen().catch(error => die(1, `Failed to open the API socket: ${error.message}`));
 await at('api').catch(() => die(1, 'told to refuse'));
-setInterval(() => {}, 60_000);
