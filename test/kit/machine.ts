@@ -51,6 +51,11 @@ export interface BareOptions {
   memory_mib?: number;
   /** Files that become /dev/vdb and so on; they are used as they are. */
   disks?: readonly string[];
+  vcpus?: number;
+  /** How long the guest may take to ring. */
+  ring_ms?: number;
+  /** Further kernel parameters. */
+  cmdline?: readonly string[];
   disk_rate_bytes?: number;
   disk_rate_ops?: number;
 }
@@ -152,7 +157,7 @@ class Held {
 /** Boots the seed's kernel and image, or another image; resolves when the guest is ready. */
 export const bareMachine = async (options: BareOptions = {}): Promise<BareMachine> => {
   await using made = new AsyncDisposableStack();
-  const signal = AbortSignal.timeout(120_000);
+  const signal = AbortSignal.timeout(options.ring_ms ?? 120_000);
   const dir = await mkdtemp(join(tmpdir(), 'nxm-'));
   made.defer(() => rm(dir, { recursive: true }));
   const run_dir = join(dir, 'run');
@@ -169,7 +174,7 @@ export const bareMachine = async (options: BareOptions = {}): Promise<BareMachin
     memory_mib: options.memory_mib ?? 512,
     kernel,
     initrd,
-    cmdline: ['nexus.root=/dev/vda', `nexus.init=${init}`, 'nexus.hostname=bare'],
+    cmdline: ['nexus.root=/dev/vda', `nexus.init=${init}`, 'nexus.hostname=bare', ...(options.cmdline ?? [])],
     disks: [disk, ...(options.disks ?? [])].map((path, n) => ({ id: `disk${n}`, path, read_only: false })),
     disk_rate_bytes: options.disk_rate_bytes ?? null,
     disk_rate_ops: options.disk_rate_ops ?? null,
@@ -183,7 +188,9 @@ export const bareMachine = async (options: BareOptions = {}): Promise<BareMachin
     await held.machine.ended;
     await held.letGo();
   });
-  await held.guest.ready(signal);
+  await held.guest.ready(signal).catch(async error => {
+    throw new Error(`the guest did not ring: ${error}\n${(await console.tail(40)).join('\n')}`, { cause: error });
+  });
   const owned = made.move();
   return {
     vmm,
