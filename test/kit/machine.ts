@@ -47,7 +47,6 @@ export interface BareOptions {
   image?: string;
   init?: 'agent' | 'image';
   kernel?: TestKernel;
-  vcpus?: number;
   memory_mib?: number;
   /** Files that become /dev/vdb and so on; they are used as they are. */
   disks?: readonly string[];
