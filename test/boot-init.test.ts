@@ -10,9 +10,12 @@ import { poll, raced, withDeadline } from '../src/lib/deadline.ts';
 import { runAny } from '../src/lib/proc.ts';
 import { agentBinaries } from './kit/agent.ts';
 import { testRootfs } from './kit/assets.ts';
+import { isClean, powersOff, reboots } from './kit/life.ts';
 import { type BareMachine, bareMachine } from './kit/machine.ts';
+import { addImage } from './kit/own_image.ts';
 import { start } from './kit/stress.ts';
 import { archive, type Item } from './kit/tar.ts';
+import { world } from './kit/world.ts';
 
 const temp = async () => {
   const dir = await mkdtemp(join(tmpdir(), 'nexus-init-'));
@@ -71,7 +74,8 @@ const ended = async (m: BareMachine, ms: number): Promise<number> => {
 const type = async (m: BareMachine, argv: string[]): Promise<void> => {
   const signal = AbortSignal.timeout(60_000);
   const stream = await start(m.guest, argv, {}, undefined, signal);
-  await raced(Promise.race([m.machine.ended, stream.result]), signal).catch(() => {});
+  const over = AbortSignal.any([signal, AbortSignal.timeout(10_000)]); // a machine that stands still ends nothing
+  await raced(Promise.race([m.machine.ended, stream.result]), over).catch(() => {});
 };
 
 const FILES = ['sh', 'ps', 'mount', 'umount', 'mkdir', 'cat', 'grep', 'wc', 'id', 'hostname', 'sleep', 'true'];
@@ -114,14 +118,36 @@ test("the agent serves beside BusyBox's init", { timeout: 180_000 }, async t => 
     t.diagnostic(`down after ${await ended(m, 30_000)} ms`);
     assert.deepEqual(m.endings, ['poweroff by host']);
   });
-  for (const verb of ['poweroff', 'reboot']) {
-    await t.test(`${verb} in the guest`, async () => {
-      await using m = await bareMachine({ image });
-      await type(m, [verb]);
-      await ended(m, 30_000);
-      assert.deepEqual(m.endings, ['down by guest'], "BusyBox's init does not say which");
+  await t.test('reboot in the guest', async () => {
+    await using m = await bareMachine({ image });
+    await type(m, ['reboot']);
+    await ended(m, 30_000);
+    assert.deepEqual(m.endings, ['down by guest'], "BusyBox's init does not say which");
+  });
+  await t.test('poweroff in the guest: the kernel says so, and the file system is at rest', async () => {
+    await using m = await bareMachine({ image });
+    await type(m, ['poweroff']);
+    await poll('the last line of the kernel', 30_000, async () => {
+      const lines = await m.console.tail(5);
+      return lines.some(line => /reboot: (Power down|System halted)/.test(line)) || undefined;
     });
-  }
+    assert.deepEqual(m.endings, ['down by guest']);
+    await m.machine.signal('SIGKILL'); // without ACPI it stands still
+    await m.machine.ended;
+    const fsck = await runAny(['e2fsck', '-fn', m.disk]);
+    assert.equal(fsck.code, 0, fsck.stdout);
+  });
+  await t.test('through the daemon: a power-off stays off, a reboot comes back', async () => {
+    await using w = await world({ qemu: 'real', seed: 'booted' });
+    await addImage(w, image, 'busybox', init);
+    await w.client.vm.create({ name: 'box', image: 'busybox', memory_mib: 512 });
+    await w.client.vm.start({ vm: 'box' });
+    await powersOff(w, 'box', 'poweroff');
+    await reboots(w, 'box', 'reboot');
+    const stopped = await w.client.vm.stop({ vm: 'box' });
+    assert.equal(stopped.last_exit?.reason, 'The guest shut down.');
+    await isClean(w, stopped);
+  });
 });
 
 test('the agent is a unit of systemd', { timeout: 400_000 }, async t => {

@@ -85,7 +85,7 @@ const SYSINIT = `::sysinit:/bin/mkdir -p /proc /sys /run /tmp
 ::sysinit:/bin/mount -t sysfs sysfs /sys
 `;
 const REBOOT = '::ctrlaltdel:/sbin/reboot\n';
-/** The last of the acts that BusyBox's init runs before it ends the processes: a power-off would not be seen by every VMM. */
+/** The last of the acts that BusyBox's init runs before it ends the processes: it puts the file systems to rest. */
 const LAST = `::shutdown:/${AGENT_PATH} last\n`;
 
 /** The first program of a line of an inittab whose action is sysinit. */

@@ -34,10 +34,9 @@ func TellService() {
 	}
 }
 
-// Last takes the machine down as the last act of an init that runs such acts before it ends the processes: BusyBox's. It does
-// not return.
+// Last puts the machine to rest as the last act of an init that runs such acts before it ends the processes: BusyBox's. What that
+// was asked for it alone knows, so the rest is left to it: a reset ends the machine, after a halt or a power-off the host ends it.
 func Last() {
-	defer Reset() // a power-off would not be seen by every VMM
 	defer safe.Recover()
 	_ = early[0].ensure() // an `umount -a` before this one may have taken /proc
 	TellService()
