@@ -12,6 +12,7 @@ import type { Console } from '../vmm/console.ts';
 import type { Machine, Vmms } from '../vmm/machine.ts';
 import type { Events } from './events.ts';
 import type { JobRunner } from './jobs.ts';
+import type { Metrics } from './metrics.ts';
 import type { Paths } from './paths.ts';
 import type { Restarts, RestartTimes } from './restarts.ts';
 
@@ -32,6 +33,7 @@ export interface Host {
   /** Initramfs files that are being made, by path. */
   readonly initrds: Joined<void>;
   readonly events: Events;
+  readonly metrics: Metrics;
   readonly jobs: JobRunner;
   /** Questions to VMMs that are not answered yet. */
   readonly usages: Joined<VmUsage>;

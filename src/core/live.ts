@@ -25,7 +25,9 @@ export const hold = (host: Host, vm: VmRecord, machine: Machine, console: Consol
   const guest = openGuest({
     open: signal => machine.openControl(signal),
     onBell: () => {
-      if (live.times !== null) live.times.bell ??= performance.now();
+      if (live.times === null || live.times.bell !== null) return;
+      live.times.bell = performance.now();
+      host.metrics.booted(live.times);
     },
     onState: (state, facts) => {
       live.guest_stored = onGuest(host, live, state, facts);

@@ -9,6 +9,7 @@ import { makeHandlers } from '../core/handlers.ts';
 import type { AgentFiles, Host } from '../core/host.ts';
 import { JobRunner } from '../core/jobs.ts';
 import { letGo } from '../core/live.ts';
+import { makeMetrics } from '../core/metrics.ts';
 import { startAllOwed, startOwed } from '../core/owed.ts';
 import { makePaths } from '../core/paths.ts';
 import { reconcile } from '../core/reconcile.ts';
@@ -91,6 +92,7 @@ export const bootDaemon = async (options: DaemonOptions): Promise<Daemon> => {
       initrds: new Joined(),
       usages: new Joined(),
       events,
+      metrics: makeMetrics(VERSION),
       jobs,
       live: new Map(),
       restarts,
@@ -107,6 +109,7 @@ export const bootDaemon = async (options: DaemonOptions): Promise<Daemon> => {
     stack.use(
       await openHttp({
         handlers: makeHandlers(host),
+        metrics: { content_type: host.metrics.content_type, text: () => host.metrics.text(host) },
         socket: options.socket,
         log,
         ...(options.check_output === undefined ? {} : { check_output: options.check_output }),

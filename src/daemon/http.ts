@@ -29,6 +29,8 @@ export interface HttpOptions {
   /** Path of the socket. The caller holds the lock of the data directory, so one that lies there is a dead daemon's. */
   socket: string;
   log: Log;
+  /** What `GET /metrics` gives; default: there is no such route. */
+  metrics?: { content_type: string; text(): Promise<string> };
   /** Parse every answer with the schema of its operation, and call a mismatch `internal`. For tests. */
   check_output?: boolean;
   /** How long the body of a request may take to arrive; 30 000 by default. */
@@ -258,6 +260,9 @@ export const openHttp = async (options: HttpOptions): Promise<HttpDoor> => {
   const { check_output = false, body_ms = BODY_MS } = options;
   const door: Door = { handlers, log, check_output, body_ms, streams: new Set() };
   const app = makeApp(door);
+  const { metrics } = options;
+  if (metrics !== undefined)
+    app.get('/metrics', async (_request, reply) => reply.type(metrics.content_type).send(await metrics.text()));
   await listen(app, socket);
   const { ino } = await stat(socket);
   let closing: Promise<void> | undefined;
