@@ -27,7 +27,8 @@ export const hold = (host: Host, vm: VmRecord, machine: Machine, console: Consol
     onBell: () => {
       if (live.times === null || live.times.bell !== null) return;
       live.times.bell = performance.now();
-      host.metrics.booted(live.times);
+      const { asked, spawned, bell } = live.times;
+      host.metrics.booted({ spawn_ms: spawned - asked, bell_ms: bell - asked });
     },
     onState: (state, facts) => {
       live.guest_stored = onGuest(host, live, state, facts);

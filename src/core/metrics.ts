@@ -1,30 +1,33 @@
 /**
  * What is counted and measured, as Prometheus reads it.
  *
- * INVARIANTS: series of a VM exist only while this daemon holds its VMM, so their number is bounded by what runs. One scrape is made at
- * a time, and who asks meanwhile gets the same. No VMM is waited for longer than `usageOf` waits.
+ * INVARIANTS: series of a VM are those of the last reading and no other, so their number is bounded by what it holds. One scrape is made
+ * at a time, and who asks meanwhile gets the same.
  */
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
 import { JobState } from '../api/job.ts';
+import type { VmUsage } from '../api/vm_inspect.ts';
 import { VmState } from '../api/vm_state.ts';
 import { Joined } from '../lib/joined.ts';
-import type { Host, StartTimes } from './host.ts';
-import { usageOf } from './usage.ts';
 
 /** Seconds: a microVM on KVM comes up in a part of a second, an emulated Debian in half a minute. */
 const SPAWN_S = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5];
 const BOOT_S = [0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160];
 
-/** More than the store keeps. */
-const MOST_JOBS = 10_000;
+/** What is at the moment of a scrape. */
+export interface Reading {
+  vms: readonly { state: string }[];
+  jobs: readonly { state: string }[];
+  usages: readonly { id: string; name: string; usage: VmUsage }[];
+}
 
 export interface Metrics {
   /** A VM has come to that state. */
   moved(to: VmState): void;
   /** A guest has rung for the first time. */
-  booted(times: StartTimes): void;
+  booted(times: { spawn_ms: number; bell_ms: number }): void;
   /** The text of a scrape, in Prometheus' own format. */
-  text(host: Host): Promise<string>;
+  scrape(read: () => Promise<Reading>): Promise<string>;
   readonly content_type: string;
 }
 
@@ -80,14 +83,11 @@ export const makeMetrics = (version: string): Metrics => {
   const info = new Gauge({ name: 'nexus_info', help: 'The version of the daemon', labelNames: ['version'], registers });
   info.set({ version }, 1);
   const scrapes = new Joined<string>();
-  const scrape = async (host: Host): Promise<string> => {
-    const [all, work] = await Promise.all([
-      host.store.listVms(),
-      host.jobs.list({ limit: MOST_JOBS }),
-      measure(host, series),
-    ]);
-    count(vms, VmState.options, all);
-    count(jobs, JobState.options, work);
+  const scrape = async (read: () => Promise<Reading>): Promise<string> => {
+    const reading = await read();
+    count(vms, VmState.options, reading.vms);
+    count(jobs, JobState.options, reading.jobs);
+    measure(series, reading.usages);
     return registry.metrics();
   };
   return {
@@ -95,12 +95,12 @@ export const makeMetrics = (version: string): Metrics => {
     moved: to => {
       if (to === 'starting' || to === 'crashed' || to === 'failed') counters[to].inc();
     },
-    booted: ({ asked, spawned, bell }) => {
+    booted: ({ spawn_ms, bell_ms }) => {
       counters.boots.inc();
-      counters.spawn.observe((spawned - asked) / 1000);
-      if (bell !== null) counters.boot.observe((bell - asked) / 1000);
+      counters.spawn.observe(spawn_ms / 1000);
+      counters.boot.observe(bell_ms / 1000);
     },
-    text: host => scrapes.run('', () => scrape(host)),
+    scrape: read => scrapes.run('', () => scrape(read)),
   };
 };
 
@@ -110,17 +110,10 @@ const count = (gauge: Gauge<'state'>, states: readonly string[], all: readonly {
   for (const { state } of all) gauge.inc({ state });
 };
 
-/** Asks first and then writes in one turn: a scrape never sees half of it. */
-const measure = async (host: Host, series: Series): Promise<void> => {
-  const held = [...host.live.values()].filter(live => !live.gone.signal.aborted);
-  const found = await Promise.all(
-    held.map(async live => {
-      const [usage, vm] = await Promise.all([usageOf(host, live), host.store.findVm(live.vm_id)]);
-      return usage === undefined || vm === undefined ? undefined : { usage, labels: { vm: vm.id, name: vm.name } };
-    }),
-  );
+const measure = (series: Series, usages: Reading['usages']): void => {
   for (const one of Object.values(series)) one.reset();
-  for (const { usage, labels } of found.filter(one => one !== undefined)) {
+  for (const { id, name, usage } of usages) {
+    const labels = { vm: id, name };
     series.cpu.inc(labels, usage.cpu_ms / 1000);
     series.memory.set(labels, usage.memory_bytes);
     if (usage.disk_read_bytes !== null) series.read.inc(labels, usage.disk_read_bytes);

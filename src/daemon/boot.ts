@@ -14,6 +14,7 @@ import { startAllOwed, startOwed } from '../core/owed.ts';
 import { makePaths } from '../core/paths.ts';
 import { reconcile } from '../core/reconcile.ts';
 import { RESTART_TIMES, Restarts, type RestartTimes } from '../core/restarts.ts';
+import { metricsText } from '../core/scrape.ts';
 import { markWork } from '../core/stray.ts';
 import { pickDisks } from '../disk/pick.ts';
 import { poll } from '../lib/deadline.ts';
@@ -109,7 +110,7 @@ export const bootDaemon = async (options: DaemonOptions): Promise<Daemon> => {
     stack.use(
       await openHttp({
         handlers: makeHandlers(host),
-        metrics: { content_type: host.metrics.content_type, text: () => host.metrics.text(host) },
+        metrics: { content_type: host.metrics.content_type, text: () => metricsText(host) },
         socket: options.socket,
         log,
         ...(options.check_output === undefined ? {} : { check_output: options.check_output }),
