@@ -13,7 +13,7 @@ import { FIRECRACKER_PROGRAM, gatherFacts } from './firecracker_facts.ts';
 import { FirecrackerMachine } from './firecracker_machine.ts';
 import type { HostFacts } from './host_facts.ts';
 import type { Vmm } from './machine.ts';
-import { METRICS_FIFO } from './run_dir.ts';
+import { COUNTED, METRICS_FIFO } from './run_dir.ts';
 import { spawnVmm } from './spawn.ts';
 
 const ANSWER_MS = 20_000;
@@ -38,6 +38,7 @@ export const openFirecracker = (options: FirecrackerOptions): Promise<Vmm> => {
         await ensureFifo(join(dir.path, METRICS_FIFO));
         await dir.give(METRICS_FIFO);
         dir.makeOwnLog();
+        await dir.remove(COUNTED);
         const argv = () => firecrackerArgv(spec, program);
         const { child, fds } = await spawnVmm({ spec, dir, accel, env, reopens_disks: true, argv });
         const puts = configuration(spec, fds);

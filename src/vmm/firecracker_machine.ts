@@ -24,7 +24,7 @@ import { AnswerError, ApiError, FirecrackerApi } from './firecracker_api.ts';
 import type { Put } from './firecracker_config.ts';
 import type { MachineEnd, MachineUsage } from './machine.ts';
 import { Metrics } from './metrics.ts';
-import { API_SOCKET, METRICS_FIFO, type RunDir, VSOCK_SOCKET } from './run_dir.ts';
+import { API_SOCKET, COUNTED, METRICS_FIFO, type RunDir, VSOCK_SOCKET } from './run_dir.ts';
 import { dialGuest, VsockError } from './vsock.ts';
 import { VsockEgress } from './vsock_egress.ts';
 
@@ -142,6 +142,7 @@ export class FirecrackerMachine implements HeldMachine {
   }
 
   async usage(): Promise<MachineUsage> {
+    await this.#metrics?.loaded;
     await this.#flush();
     const used = await procUsage(this.proc);
     if (used === undefined) throw this.#fault('ask for the usage of', new Error('it has ended'));
@@ -162,7 +163,12 @@ export class FirecrackerMachine implements HeldMachine {
 
   #openMetrics(): Metrics | undefined {
     try {
-      return new Metrics(this.#dir.openReader(METRICS_FIFO));
+      const dir = this.#dir;
+      return new Metrics({
+        fd: dir.openReader(METRICS_FIFO),
+        load: () => dir.kept(COUNTED),
+        keep: text => dir.keep(COUNTED, text),
+      });
     } catch (error) {
       this.#log.warn({ err: error }, 'the metrics of Firecracker cannot be read');
       return undefined;

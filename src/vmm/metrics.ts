@@ -2,7 +2,8 @@
  * What a Firecracker counts, read from the FIFO to which it writes one JSON object a line, each the change since the one before:
  * at its start, every minute, when told to, and at its end (its sources, `logger/metrics.rs`).
  *
- * The VMM holds the FIFO open for reading and writing: 64 KiB are kept while no daemon reads, what comes beyond is lost.
+ * The VMM holds the FIFO open for reading and writing: 64 KiB are kept while no daemon reads, what comes beyond is lost. The sums
+ * are kept in a file beside it, for the next daemon.
  *
  * INVARIANTS: a line longer than MAX_LINE is skipped, a number that is none counts as 0, sums stop at the largest whole number.
  * At most one pipe's content is taken every PAUSE_MS: a VMM that floods the pipe waits, we do not.
@@ -21,16 +22,28 @@ const Line = z.object({
   i8042: z.object({ reset_count: Count }).optional(),
 });
 
-export interface Counters {
-  disk_read_bytes: number;
-  disk_write_bytes: number;
+const Counters = z.object({
+  disk_read_bytes: Count,
+  disk_write_bytes: Count,
   /** Times the guest reset its machine. */
-  resets: number;
+  resets: Count,
+});
+export type Counters = z.infer<typeof Counters>;
+const NOTHING: Counters = { disk_read_bytes: 0, disk_write_bytes: 0, resets: 0 };
+
+export interface MetricsOptions {
+  /** The descriptor of the reading end, which becomes ours. */
+  fd: number;
+  /** What an earlier daemon kept. */
+  load: () => Promise<string | undefined>;
+  keep: (text: string) => Promise<void>;
 }
 
-const add = (a: number, b = 0): number => Math.min(a + b, Number.MAX_SAFE_INTEGER);
+const add = (a: number, b: number): number => Math.min(a + b, Number.MAX_SAFE_INTEGER);
 
 export class Metrics {
+  /** Settles when what an earlier daemon kept is counted in; never rejects. */
+  readonly loaded: Promise<void>;
   readonly #fd: number;
   readonly #socket: Socket;
   #sums: Counters | undefined;
@@ -38,10 +51,13 @@ export class Metrics {
   #size = 0;
   #skipping = false;
   #next = Promise.withResolvers<void>();
+  readonly #keep: MetricsOptions['keep'];
+  #keeping: Promise<void> | undefined;
 
-  /** Takes the descriptor of the reading end as its own. */
-  constructor(fd: number) {
+  constructor({ fd, load, keep }: MetricsOptions) {
     this.#fd = fd;
+    this.#keep = keep;
+    this.loaded = this.#load(load);
     this.#socket = new Socket({ fd, readable: true, writable: false });
     this.#socket.on('error', () => {});
     this.#socket.on('data', (chunk: Buffer) => {
@@ -92,20 +108,48 @@ export class Metrics {
     } else if (rest.length > 0) this.#line.push(Buffer.from(rest));
   }
 
+  async #load(load: MetricsOptions['load']): Promise<void> {
+    try {
+      const text = await load();
+      if (text !== undefined) this.#add(Counters.parse(JSON.parse(text)));
+    } catch {
+      // there is none, or a VMM wrote over it
+    }
+  }
+
+  #add(more: Counters): void {
+    const sums = this.#sums ?? NOTHING;
+    this.#sums = {
+      disk_read_bytes: add(sums.disk_read_bytes, more.disk_read_bytes),
+      disk_write_bytes: add(sums.disk_write_bytes, more.disk_write_bytes),
+      resets: add(sums.resets, more.resets),
+    };
+  }
+
   #count(line: Buffer): void {
     try {
       const { block, i8042 } = Line.parse(JSON.parse(line.toString('utf8')));
-      const sums = this.#sums ?? { disk_read_bytes: 0, disk_write_bytes: 0, resets: 0 };
-      this.#sums = {
-        disk_read_bytes: add(sums.disk_read_bytes, block?.read_bytes),
-        disk_write_bytes: add(sums.disk_write_bytes, block?.write_bytes),
-        resets: add(sums.resets, i8042?.reset_count),
-      };
+      this.#add({
+        disk_read_bytes: block?.read_bytes ?? 0,
+        disk_write_bytes: block?.write_bytes ?? 0,
+        resets: i8042?.reset_count ?? 0,
+      });
     } catch {
       return; // not a line of Firecracker's
     }
     const { resolve } = this.#next;
     this.#next = Promise.withResolvers();
     resolve();
+    this.#keeping ??= this.#keepSums();
+  }
+
+  /** Lines that come meanwhile are in the next text, not each in one of its own. */
+  async #keepSums(): Promise<void> {
+    await this.loaded;
+    for (let kept: Counters | undefined; kept !== this.#sums; ) {
+      kept = this.#sums;
+      await this.#keep(JSON.stringify(kept)).catch(() => {});
+    }
+    this.#keeping = undefined;
   }
 }

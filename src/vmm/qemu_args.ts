@@ -19,33 +19,47 @@ export const kernelCmdline = (spec: MachineSpec, { accel, tsc_khz }: Pick<VmmFac
   return kernelLine(words);
 };
 
-const disk = (spec: MachineSpec['disks'][number], fd: number, index: number): string[] => {
+/** QEMU's names for limits a second; a bucket of its own for each disk. */
+const limits = ({ disk_rate_bytes, disk_rate_ops }: MachineSpec): Record<string, number> | undefined => {
+  if (disk_rate_bytes === null && disk_rate_ops === null) return undefined;
+  return {
+    ...(disk_rate_bytes === null ? {} : { 'bps-total': disk_rate_bytes }),
+    ...(disk_rate_ops === null ? {} : { 'iops-total': disk_rate_ops }),
+  };
+};
+
+const blockdev = (node: object): string[] => ['-blockdev', JSON.stringify(node)];
+
+const disk = (spec: MachineSpec, fd: number, index: number): string[] => {
   const off = { direct: false, 'no-flush': false };
+  const read_only = spec.disks[index]?.read_only ?? true;
+  const name = `disk${index}`;
   const file = {
     driver: 'file',
     filename: `/dev/fdset/${index + 1}`,
-    'read-only': spec.read_only,
+    'read-only': read_only,
     'auto-read-only': false,
     locking: 'on',
     discard: 'unmap',
     aio: 'threads',
     cache: off,
   };
-  const node = {
-    driver: 'raw',
-    'node-name': `disk${index}`,
-    'read-only': spec.read_only,
-    discard: 'unmap',
-    cache: off,
-  };
+  const raw = { driver: 'raw', 'read-only': read_only, discard: 'unmap', cache: off, file };
+  const limit = limits(spec);
+  const group = `limit${index}`;
+  const throttle = { driver: 'throttle', 'node-name': name, 'throttle-group': group, 'read-only': read_only };
   return [
     '-add-fd',
     `fd=${fd},set=${index + 1}`,
-    '-blockdev',
-    JSON.stringify({ ...node, file }),
+    ...(limit === undefined
+      ? blockdev({ ...raw, 'node-name': name })
+      : [
+          ...['-object', JSON.stringify({ 'qom-type': 'throttle-group', id: group, limits: limit })],
+          ...blockdev({ ...throttle, discard: 'unmap', cache: off, file: { ...raw, 'node-name': `${name}.file` } }),
+        ]),
     // write-cache=on with a cache that honours flushes: the guest's fsync is on the host's disk when it returns
     '-device',
-    `virtio-blk-device,drive=disk${index},write-cache=on`,
+    `virtio-blk-device,drive=${name},write-cache=on`,
   ];
 };
 
@@ -67,7 +81,7 @@ export const qemuArgs = (spec: MachineSpec, facts: Pick<VmmFacts, 'accel' | 'tsc
   ...['-chardev', 'stdio,id=console,signal=off', '-serial', 'chardev:console'],
   ...['-kernel', `/proc/self/fd/${fds.kernel}`, '-initrd', `/proc/self/fd/${fds.initrd}`],
   ...['-append', kernelCmdline(spec, facts)],
-  ...spec.disks.flatMap((d, i) => disk(d, fds.disks[i] ?? -1, i)),
+  ...spec.disks.flatMap((_, i) => disk(spec, fds.disks[i] ?? -1, i)),
   ...['-object', 'rng-builtin,id=rng', '-device', 'virtio-rng-device,rng=rng'],
   ...['-device', `virtio-serial-device,id=vs,max_ports=${BUS_PORTS}`],
 ];

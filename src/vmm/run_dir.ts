@@ -17,6 +17,8 @@ export const API_SOCKET = 'api.sock';
 export const VSOCK_SOCKET = 'v.sock';
 export const CONSOLE_FIFO = 'console';
 export const METRICS_FIFO = 'metrics';
+/** The sums of what came through that FIFO. */
+export const COUNTED = 'counted';
 /** The VMM's stderr. */
 export const VMM_LOG = 'vmm.log';
 /** Where a VMM writes its log by itself. */
@@ -24,6 +26,8 @@ export const OWN_LOG = 'own.log';
 
 const SOCKET = /\.sock(_\d+)?$/;
 const MAX_LOG_BYTES = 1024 * 1024;
+/** Of a kept text; padded, so that a shorter one leaves nothing of a longer one. */
+const KEPT_BYTES = 256;
 /** What QEMU says when a guest speaks of a port that was unplugged a moment ago. */
 const NOISE = /virtio-serial-bus: Unexpected port id/;
 
@@ -133,6 +137,19 @@ export class RunDir implements Disposable {
     }
   }
 
+  /** Keeps a short text in a file, in one write. */
+  async keep(name: string, text: string): Promise<void> {
+    await this.#withFile(name, O_WRONLY | O_CREAT, file => file.write(text.padEnd(KEPT_BYTES), 0));
+  }
+
+  /** A text that was kept. */
+  kept(name: string): Promise<string | undefined> {
+    return this.#withFile(name, O_RDONLY, async file => {
+      const { buffer, bytesRead } = await file.read(Buffer.alloc(KEPT_BYTES), 0, KEPT_BYTES, 0);
+      return buffer.toString('utf8', 0, bytesRead);
+    });
+  }
+
   /**
    * Empties the VMM's logs when they take more than 1 MiB of the disk. A guest can make some VMMs talk without end. (One that does not
    * append goes on at its old offset: the file has a hole there.)
@@ -166,7 +183,7 @@ export class RunDir implements Disposable {
 
   /** Undefined if there is no such file: whatever the VMM has put in its place is left alone. */
   async #withFile<T>(name: string, flags: number, use: (file: FileHandle) => Promise<T>): Promise<T | undefined> {
-    const file = await open(this.at(name), flags | O_NOFOLLOW | O_NONBLOCK).catch(() => undefined);
+    const file = await open(this.at(name), flags | O_NOFOLLOW | O_NONBLOCK, 0o600).catch(() => undefined);
     if (file === undefined) return undefined;
     try {
       return (await file.stat()).isFile() ? await use(file) : undefined;

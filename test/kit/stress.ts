@@ -103,8 +103,8 @@ export const stall = async (
 const FIRST = 100_000_000;
 const LINE = 10;
 
-/** A command that writes so many lines. */
-export const seq = (lines: number): string[] => ['seq', String(FIRST), String(FIRST + lines - 1)];
+/** A command whose output does not end. */
+export const ENDLESS = ['seq', String(FIRST), '999999999'];
 
 const expected = (offset: number, length: number): Buffer => {
   const line = Math.floor(offset / LINE);
@@ -157,16 +157,17 @@ export interface Cuts {
 
 /**
  * Cuts the connection `times` times while a torrent of output and a trickle run. Each time the guest answers again within
- * `back_ms`, new output comes, every byte stands in its place, and none is lost: the guest holds a command whose reader went.
+ * `back_ms`, new output (`between` bytes at least) comes, every byte stands in its place, and none is lost: the guest holds a command whose reader went.
  */
 export const cuts = async (
   guest: Guest,
   cut: () => Promise<void> | void,
-  options: { times: number; back_ms: number },
+  options: { times: number; back_ms: number; between?: number },
 ): Promise<Cuts> => {
   const limit = AbortSignal.timeout(300_000);
+  const { between = MIB } = options;
   let seen = 0;
-  const torrent = await start(guest, ['seq', String(FIRST), '999999999'], {}, undefined, limit);
+  const torrent = await start(guest, ENDLESS, {}, undefined, limit);
   const torrentRead = checkSeq(torrent, bytes => {
     seen += bytes;
   });
@@ -176,7 +177,7 @@ export const cuts = async (
   const trickle = await start(guest, ['sh', '-c', loop], { env }, undefined, limit);
   const trickleRead = checkSeq(trickle);
   // Its windows and buffers are full at each cut.
-  const lag = await start(guest, ['seq', String(FIRST), '999999999'], {}, undefined, limit);
+  const lag = await start(guest, ENDLESS, {}, undefined, limit);
   const lagRead = checkSeq(lag, () => sleep(1));
   const quiet = await start(guest, ['sleep', '600'], {}, undefined, limit);
   torrentRead.catch(() => {});
@@ -186,7 +187,9 @@ export const cuts = async (
   const took: number[] = [];
   for (let n = 0; n < options.times; n++) {
     const before = seen;
-    await poll('output in the middle of the transfer', 10_000, () => seen > before + MIB || undefined, { every_ms: 2 });
+    await poll('output in the middle of the transfer', 30_000, () => seen > before + between || undefined, {
+      every_ms: 2,
+    });
     await cut();
     const from = performance.now();
     await guest.ping(AbortSignal.timeout(10_000));

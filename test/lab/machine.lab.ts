@@ -1,7 +1,8 @@
 /** The machine's own suite on real Firecracker. */
 import { bareMachine } from '../kit/machine.ts';
-import { killedSuite, machineSuite } from '../kit/machine_suite.ts';
+import { killedSuite, machineSuite, SLOW, slowDiskSuite } from '../kit/machine_suite.ts';
 
-const make = () => bareMachine({ vmm: 'firecracker', memory_mib: 256 });
-machineSuite('Firecracker', make);
-killedSuite('Firecracker', make);
+const make = (change = {}) => bareMachine({ vmm: 'firecracker', memory_mib: 256, ...change });
+machineSuite('Firecracker', () => make());
+killedSuite('Firecracker', () => make());
+slowDiskSuite('Firecracker', () => make(SLOW));
