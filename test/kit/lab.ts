@@ -22,8 +22,8 @@ import { start } from './stress.ts';
 import { REPO, seed } from './world.ts';
 
 const SHELF = join(REPO, '.cache/lab');
-/** What Node, the daemon and the tests need of a Debian. */
-const PACKAGES = ['btrfs-progs', 'e2fsprogs', 'libatomic1', 'libstdc++6', 'xz-utils'];
+/** What Node, the daemon and the tests need of a Debian. Not the btrfs program: the seed is of plain files, which the daemon then clones. */
+const PACKAGES = ['e2fsprogs', 'libatomic1', 'libstdc++6', 'xz-utils'];
 const MODULES = ['kvm_amd', 'btrfs'];
 const MEMORY_MIB = 4096;
 const DISK_BYTES = 8 * 1024 ** 3;

@@ -22,7 +22,7 @@ export default async function* report(source: AsyncIterable<Event>): AsyncGenera
     const { name = '', nesting = 0, details } = data ?? {};
     if (type === 'test:start') path.splice(nesting, path.length, name);
     if (type === 'test:diagnostic') yield `${JSON.stringify({ type: 'note', text: data?.message ?? '' })}\n`;
-    if (type !== 'test:pass' && type !== 'test:fail') continue;
+    if (type !== 'test:fail' && (type !== 'test:pass' || details?.type === 'suite')) continue;
     const ms = Math.round(details?.duration_ms ?? 0);
     const result = {
       type: 'test',

@@ -1,0 +1,167 @@
+/** The whole daemon with real Firecracker: the life of a VM from its first boot to its end, and nothing left of it. */
+import assert from 'node:assert/strict';
+import { open, readdir, stat } from 'node:fs/promises';
+import { join } from 'node:path';
+import { after, before, describe, test } from 'node:test';
+import type { Vm } from '../../src/api/vm.ts';
+import { execResult } from '../../src/client/exec.ts';
+import { poll, sleep } from '../../src/lib/deadline.ts';
+import { runAny } from '../../src/lib/proc.ts';
+import { descriptors, NO_TRACES, traces } from '../kit/audit.ts';
+import { type World, world } from '../kit/world.ts';
+
+let w: World;
+
+/** One processor and little memory: what is emulated twice is slow. */
+const create = (name: string) => w.client.vm.create({ name, vcpus: 1, memory_mib: 256 });
+const boot = (vm: string): Promise<Vm> => w.client.vm.start({ vm, timeout_ms: 180_000 });
+const sh = async (vm: string, script: string): Promise<string> => {
+  const { stdout, stderr, exit_code } = await execResult(w.client.exec.run({ vm, argv: ['/bin/sh', '-c', script] }));
+  assert.equal(exit_code, 0, `${stdout}${stderr}`);
+  return stdout.toString();
+};
+/** Runs what takes the guest down; its own end may never be told. */
+const goDown = (vm: string, command: string): void => void sh(vm, command).catch(() => {});
+const until = (vm: string, what: string, ms: number, test: (vm: Vm) => boolean): Promise<Vm> =>
+  poll(`${vm}: ${what}`, ms, async () => {
+    const now = await w.client.vm.get({ vm });
+    return test(now) ? now : undefined;
+  });
+const rootOf = (vm: Vm): string => join(w.data_dir, 'workspaces', vm.root_ws_id ?? '', 'disk.raw');
+const atRest = async (vm: Vm): Promise<void> => {
+  const { code, stdout } = await runAny(['e2fsck', '-fn', rootOf(vm)], { timeout_ms: 120_000 });
+  assert.equal(code, 0, stdout);
+};
+const consoleOf = async (vm: string): Promise<string> => {
+  const lines: string[] = [];
+  for await (const message of w.client.vm.logs({ vm })) if (message.type === 'line') lines.push(message.line);
+  return lines.join('\n');
+};
+const cgroups = async (): Promise<string[]> => (await readdir('/sys/fs/cgroup', { recursive: true })).sort();
+
+describe('the daemon', { timeout: 600_000 }, () => {
+  before(async () => {
+    w = await world({ firecracker: 'real', seed: 'booted' });
+  });
+  after(async () => {
+    for (const line of (await w.log()).split('\n')) if (/"level":[456]0/.test(line)) console.error(line);
+    await w[Symbol.asyncDispose]();
+  });
+
+  test('a VM boots, its data disk keeps what was synced, and it stops with its file system at rest', async t => {
+    await create('web');
+    const ws = await w.client.ws.create({ name: 'data', size_bytes: 32 * 1024 * 1024 });
+    await w.client.ws.attach({ ws: ws.id, vm: 'web' });
+    const from = performance.now();
+    const vm = await boot('web');
+    t.diagnostic(`ready after ${Math.round(performance.now() - from)} ms`);
+    assert.deepEqual([vm.state, vm.guest, vm.runs_on, vm.accel], ['running', 'ready', 'firecracker', 'kvm']);
+    if (process.getuid?.() === 0)
+      assert.notEqual((await stat(`/proc/${vm.pid}`)).uid, 0, 'a root daemon gives a VMM a uid of its own');
+    assert.equal(await sh('web', 'hostname; id -u; nproc'), 'web\n0\n1\n');
+    assert.equal(await sh('web', 'cat /sys/block/vdb/size'), `${(32 * 1024 * 1024) / 512}\n`);
+    await sh(
+      'web',
+      'echo kept | dd of=/dev/vdb bs=512 conv=sync,fsync status=none; echo kept > /root/kept; sync -f /root',
+    );
+    await sh('web', 'echo said on the console > /dev/console');
+    await poll('the console', 10_000, async () =>
+      (await consoleOf('web')).includes('said on the console') ? true : undefined,
+    );
+    const stopped = await w.client.vm.stop({ vm: 'web' });
+    assert.deepEqual([stopped.state, stopped.last_exit?.reason], ['stopped', 'The guest shut down.']);
+    await atRest(stopped);
+    await using disk = await open(join(w.data_dir, 'workspaces', ws.id, 'disk.raw'));
+    assert.equal((await disk.read(Buffer.alloc(5), 0, 5, 0)).buffer.toString(), 'kept\n');
+  });
+
+  test('the daemon is killed, the VM lives on, is adopted, paused in the middle of a transfer, and goes on', async t => {
+    const { pid } = await boot('web');
+    assert.equal(await sh('web', 'cat /root/kept'), 'kept\n');
+    const boot_id = await sh('web', 'cat /proc/sys/kernel/random/boot_id');
+    await w.kill();
+    await w.start();
+    const from = performance.now();
+    const adopted = await w.client.vm.wait({ vm: 'web', timeout_ms: 60_000 });
+    t.diagnostic(`adopted and ready after ${Math.round(performance.now() - from)} ms`);
+    assert.deepEqual([adopted.state, adopted.pid], ['running', pid]);
+    assert.equal(await sh('web', 'cat /proc/sys/kernel/random/boot_id'), boot_id);
+    await sh('web', 'echo to the next daemon > /dev/console');
+    await poll('the console', 10_000, async () =>
+      (await consoleOf('web')).includes('to the next daemon') ? true : undefined,
+    );
+    let bytes = 0;
+    const reading = (async () => {
+      const lines = { vm: 'web', argv: ['seq', '-w', '1', '300000'] };
+      for await (const m of w.client.exec.run(lines)) {
+        if (m.type === 'stdout') bytes += Buffer.from(m.data, 'base64').length;
+        if (m.type === 'gap') assert.fail('bytes were lost');
+        if (m.type === 'exit') return m.exit_code;
+      }
+      return null;
+    })();
+    await poll('the first bytes', 60_000, () => (bytes > 50_000 ? true : undefined));
+    const paused = await w.client.vm.pause({ vm: 'web' });
+    assert.equal(paused.state, 'paused');
+    await sleep(1000);
+    const before = bytes;
+    await sleep(1000);
+    assert.equal(bytes, before, 'bytes came from a paused VM');
+    assert.ok(before < 2_100_000, 'the transfer was over before the pause: this shows nothing');
+    await w.client.vm.resume({ vm: 'web' });
+    assert.deepEqual([await reading, bytes], [0, 2_100_000]);
+    // its exit status cannot be had by this daemon; that it was the guest's own end can be
+    const stopped = await w.client.vm.stop({ vm: 'web' });
+    assert.deepEqual([stopped.state, stopped.last_exit?.reason], ['stopped', 'The guest shut down.']);
+    await atRest(stopped);
+  });
+
+  test('a guest that powers off is stopped, and at rest', async () => {
+    await boot('web');
+    goDown('web', 'poweroff');
+    const vm = await until('web', 'its end', 60_000, now => now.state !== 'running');
+    assert.deepEqual([vm.state, vm.last_exit?.reason], ['stopped', 'The guest powered off itself.']);
+    await atRest(vm);
+  });
+
+  test('a kernel that panics is a crash, with its words as evidence', async () => {
+    await boot('web');
+    goDown('web', 'echo c > /proc/sysrq-trigger');
+    const vm = await until('web', 'its end', 60_000, now => now.state !== 'running');
+    assert.equal(vm.state, 'crashed');
+    assert.match(vm.last_exit?.reason ?? '', /kernel panicked: .*sysrq triggered crash/);
+  });
+
+  test('a VMM that is killed is a crash within a second, whatever the signal', async t => {
+    for (const signal of ['SIGKILL', 'SIGTERM', 'SIGSEGV', 'SIGABRT', 'SIGBUS'] as const) {
+      const { pid } = await w.client.vm.start({ vm: 'web', wait: 'running' });
+      const from = Date.now();
+      process.kill(pid ?? 0, signal);
+      const vm = await until('web', 'its crash', 10_000, now => now.state !== 'running');
+      const { exit_code, signal: by, reason } = vm.last_exit ?? {};
+      t.diagnostic(`${signal}: ${reason} (${exit_code ?? by}), noticed after ${(vm.stopped_at_ms ?? 0) - from} ms`);
+      assert.equal(vm.state, 'crashed');
+      assert.ok(by === signal || (exit_code ?? 0) > 0, JSON.stringify(vm.last_exit));
+    }
+  });
+
+  test('twenty starts and stops leave nothing', async () => {
+    await w.client.vm.stop({ vm: 'web', force: true }).catch(() => {});
+    const groups = await cgroups();
+    let least = Number.POSITIVE_INFINITY;
+    for (let i = 0; i < 20; i++) {
+      await w.client.vm.start({ vm: 'web', wait: i % 10 === 9 ? 'ready' : 'running', timeout_ms: 180_000 });
+      await w.client.vm.stop({ vm: 'web', force: i % 10 !== 9 });
+      assert.deepEqual(await w.vmms(), []);
+      if (i < 5) least = Math.min(least, await descriptors(w));
+    }
+    await poll('the descriptors of the beginning', 10_000, async () =>
+      (await descriptors(w)) <= least ? true : undefined,
+    );
+    await w.client.vm.delete({ vm: 'web' });
+    await w.client.ws.remove({ ws: 'data' });
+    assert.deepEqual(await traces(w), NO_TRACES);
+    assert.deepEqual(await cgroups(), groups);
+    assert.ok(!(await w.log()).includes('"level":50'), await w.log());
+  });
+});
