@@ -20,7 +20,7 @@ import { procUsage } from '../lib/usage.ts';
 import type { HeldMachine, Parts } from './driver.ts';
 import { type Exit, watchEnd } from './end.ts';
 import { instanceId } from './find.ts';
-import { AnswerError, ApiError, FirecrackerApi } from './firecracker_api.ts';
+import { AnswerError, ApiError, FirecrackerApi, REQUEST_MS } from './firecracker_api.ts';
 import type { Put } from './firecracker_config.ts';
 import type { MachineEnd, MachineUsage } from './machine.ts';
 import { Metrics } from './metrics.ts';
@@ -33,6 +33,8 @@ const CONTROL_PORT = 1024;
 const EGRESS_PORT = 1025;
 /** A guest that listens answers in milliseconds; Firecracker itself gives up after two seconds. */
 const CONNECT_MS = 3000;
+/** The start reads kernel and initramfs, from a disk that may be slow: so many times as long as another request. */
+const GO_TIMES = 6;
 /** Signals reach a stopped or busy process late, never this late. */
 const STOP_MS = 5000;
 const FLUSH_EVERY_MS = 1000;
@@ -54,6 +56,7 @@ export class FirecrackerMachine implements HeldMachine {
   readonly #metrics: Metrics | undefined;
   readonly #control = new Set<Socket>();
   readonly #released = new AbortController();
+  readonly #go_ms: number;
   #flushed = Number.NEGATIVE_INFINITY;
 
   constructor({ id, dir, proc, accel, child, log, command_ms }: Parts) {
@@ -64,6 +67,7 @@ export class FirecrackerMachine implements HeldMachine {
     this.accel = accel;
     this.#log = log.child({ vm: id });
     this.#api = new FirecrackerApi(signal => dir.connect(API_SOCKET, signal), command_ms);
+    this.#go_ms = GO_TIMES * (command_ms ?? REQUEST_MS);
     this.#egress = new VsockEgress(dir, EGRESS_PORT, this.#log);
     this.#metrics = this.#openMetrics();
     this.ended = watchEnd({
@@ -85,7 +89,7 @@ export class FirecrackerMachine implements HeldMachine {
   }
 
   async go(signal: AbortSignal): Promise<void> {
-    await this.#api.put('/actions', { action_type: 'InstanceStart' }, signal);
+    await this.#api.put('/actions', { action_type: 'InstanceStart' }, signal, this.#go_ms);
   }
 
   async takeOver(ms: number, signal: AbortSignal): Promise<void> {

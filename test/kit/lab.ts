@@ -28,7 +28,7 @@ const MODULES = ['kvm_amd', 'btrfs'];
 const MEMORY_MIB = 4096;
 const DISK_BYTES = 8 * 1024 ** 3;
 const REPORTER = 'test/lab/reporter.ts';
-const TESTS_MS = 600_000;
+const TESTS_MS = 900_000;
 const HOUR_MS = 3_600_000;
 
 const Result = z.discriminatedUnion('type', [
@@ -179,6 +179,7 @@ interface Spec {
 
 const command = async (machine: BareMachine, argv: string[], spec: Spec, onResult: OnResult) => {
   const stream = await start(machine.guest, argv, spec, undefined, AbortSignal.timeout(TESTS_MS));
+  stream.result.catch(() => {}); // it is awaited after the output
   const read = reader(onResult);
   for await (const piece of stream) if ('data' in piece) await read(piece.data.toString());
   await read('\n');
