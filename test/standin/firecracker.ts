@@ -8,11 +8,11 @@
  * real agent's code, and a power-off that was asked for resets the machine.
  *
  * A POINT is `listen`, `api` (it listens), a request such as `PUT /vsock` or `PUT /drives/disk0`, an action such as `InstanceStart`, or
- * `CONNECT`. FC_STANDIN_…
+ * `CONNECT`. `cont` is `InstanceStart`, as QEMU has it. FC_STANDIN_…
  *
  * DIE=<code>          says a word on stderr and exits at once
  * DIE_AT=<POINT>      the same there, before it answers; DIE_AFTER: when it has answered; DIE_CODE: the exit code, DIE_SIGNAL: by it
- * STALL=<POINT>       never answers there
+ * STALL=<POINT>       never answers there; HANG=1: from the first request on
  * REFUSE=<POINT>      refuses there
  * LIE=<POINT>         answers there with LIE_WITH=garbage|huge|nojson|drip|close|busy (see firecracker_api.ts)
  * CONNECT=<how>       answers CONNECT with silent|garbage|noline|huge|drip|glued|close|broken (see firecracker_vsock.ts)
@@ -22,7 +22,7 @@
  * EGRESS_MS=<n>       the guest ends each stream that it dials after n ms; DIALS=<n>: it dials n times at once; DIAL_LOOP=1: without end
  * METRICS=<how>       garbage|huge|flood instead of metrics
  * CONSOLE=<text>      printed on the console at the start; FLOOD_MIB=<n>: as much after it
- * STUBBORN=1          SIGTERM is ignored
+ * STUBBORN=1          SIGTERM is ignored; IGNORE_END=1: an end that the guest has announced does not come
  */
 import { constants, fstatSync, openSync, write, writeSync } from 'node:fs';
 import { parseArgs } from 'node:util';
@@ -40,11 +40,17 @@ const die = (code: number, why: string): never => {
   process.exit(code);
 };
 
+const told = (name: string, point: string): boolean => {
+  const where = env(name);
+  return where === point || (where === 'cont' && point === 'InstanceStart');
+};
+
 /** What is to happen at a point: goes on, refuses, or never comes back. */
 const at = async (point: string): Promise<void> => {
-  if (env('DIE_AT') === point) die(number('DIE_CODE') ?? 1, 'told to \u001b[31mdie');
-  if (env('STALL') === point) await new Promise(() => {});
-  if (env('REFUSE') === point) throw new Refused('told to refuse');
+  if (told('DIE_AT', point)) die(number('DIE_CODE') ?? 1, 'told to \u001b[31mdie');
+  const hang = env('HANG') !== undefined && point !== 'listen' && point !== 'api';
+  if (hang || told('STALL', point)) await new Promise(() => {});
+  if (told('REFUSE', point)) throw new Refused('told to refuse');
 };
 
 const options = {
@@ -138,7 +144,9 @@ const guest = new Vsock({
   onHarnessEnd: code => {
     if (!halted) die(1, `the harness ended with ${code}`);
   },
-  onEnding: () => setTimeout(reset, 20),
+  onEnding: () => {
+    if (env('IGNORE_END') === undefined) setTimeout(reset, 20);
+  },
 });
 
 const vm = new Vm(id, {
