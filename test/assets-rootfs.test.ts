@@ -9,6 +9,7 @@ import { after, before, test } from 'node:test';
 import type { Fault } from '../src/api/fault.ts';
 import { openApt } from '../src/assets/apt.ts';
 import { downloadDebianRootfs, sourcesFor, verifyRootfs } from '../src/assets/debian-rootfs.ts';
+import { makeScratch, sweepScratch } from '../src/assets/scratch.ts';
 import { poll } from '../src/lib/deadline.ts';
 import { exists } from '../src/lib/files.ts';
 import { procsWithEnv, runAny } from '../src/lib/proc.ts';
@@ -21,7 +22,13 @@ before(async () => {
 after(() => rm(dir, { recursive: true, force: true }));
 
 const fresh = (): Promise<string> => mkdtemp(join(dir, 'r-'));
-const quiet = { packages: [], signal: new AbortController().signal, onProgress: () => {}, onLog: () => {} };
+const quiet = {
+  packages: [],
+  owner: '/nobody',
+  signal: new AbortController().signal,
+  onProgress: () => {},
+  onLog: () => {},
+};
 
 /** Command lines of processes that name this path. */
 const users = async (path: string): Promise<string[]> => {
@@ -159,7 +166,7 @@ const [, , dir, stage] = process.argv;
 const abort = new AbortController();
 const reason = new Error('stop');
 try {
-  await downloadDebianRootfs({ version: '12', packages: [], dir, signal: abort.signal, onLog: line => console.log(line),
+  await downloadDebianRootfs({ version: '12', packages: [], dir, owner: dir, signal: abort.signal, onLog: line => console.log(line),
     onProgress: p => p.stage === stage && abort.abort(reason) });
 } catch (error) {
   console.log(error === reason ? 'CANCELED' : error);
@@ -199,4 +206,15 @@ for (const [who, prefix, stage] of [
     await poll("the end of fakeroot's daemon", 5000, async () => ((await marked()).length === 0 ? true : undefined));
     assert.ok(!(await readFile('/proc/self/mountinfo', 'utf8')).includes(target));
     assert.ok(await exists(target));
+    assert.deepEqual(await sweepScratch(target), [], 'nothing was left for the next daemon to remove');
   });
+
+test('what a killed download left in the temporary folder is found by its owner, and by nobody else', async () => {
+  const owner = await fresh();
+  const left = await makeScratch(owner);
+  await mkdir(join(left, 'mmdebstrap.x/etc'), { recursive: true });
+  await writeFile(join(left, 'mmdebstrap.x/etc/passwd'), 'x');
+  assert.deepEqual(await sweepScratch(`${owner}/other`), []);
+  assert.deepEqual(await sweepScratch(owner), [left]);
+  assert.equal(await exists(left), false);
+});

@@ -11,6 +11,7 @@ import { exists, sha256File } from '../lib/files.ts';
 import { procsWithEnv, RunError, type RunOptions, type RunResult, runAny, signalProc } from '../lib/proc.ts';
 import { plain } from '../lib/text.ts';
 import { type Apt, aptFault, aptSources, aptTransport, openApt, refreshLists } from './apt.ts';
+import { MAPPED, makeScratch, removeScratch } from './scratch.ts';
 import { verifyFile } from './verify.ts';
 
 export interface RootfsDownload {
@@ -20,6 +21,8 @@ export interface RootfsDownload {
   packages: readonly string[];
   /** Empty and private; ends with `rootfs.tar` in it. */
   dir: string;
+  /** Whose download it is: a path of the caller's own, by which `sweepScratch` finds what a killed one left. */
+  owner: string;
   signal: AbortSignal;
   onProgress: (progress: JobProgress) => void;
   onLog: (line: string) => void;
@@ -106,7 +109,6 @@ const works = async (argv: readonly string[], signal: AbortSignal): Promise<bool
 };
 
 const PRIVATE = ['unshare', '--mount', '--pid', '--fork', '--kill-child', '--mount-proc'];
-const MAPPED = ['unshare', '--user', '--map-root-user', '--map-auto'];
 
 /** How mmdebstrap becomes (or plays) root here. With root, in namespaces of its own: nothing stays mounted, no process outlives it. */
 export const wayToRoot = async (signal: AbortSignal): Promise<{ mode: string; prefix: string[] }> => {
@@ -186,21 +188,24 @@ const mmdebstrap = async (input: RootfsDownload, work: string, found: (typeof RE
     done = at;
     input.onProgress({ stage, done, total: STAGES.length, unit: 'steps' });
   };
-  const result = await runMarked(work, argv, {
-    input: Buffer.from(sources),
-    // The mapped root of `unshare` must be able to reach its folder: that is in the system's own temporary folder.
-    env: {
-      ...process.env,
-      LC_ALL: 'C.UTF-8',
-      SOURCE_DATE_EPOCH: String(found.epoch),
-      ...(mode === 'unshare' ? {} : { TMPDIR: work }),
-    },
-    signal: input.signal,
-    timeout_ms: 1_800_000,
-    grace_ms: 30_000, // it removes its folder, which an ordinary user could not
-    onLine,
-  });
-  if (result.code !== 0) throw failure(input, result);
+  const scratch = mode === 'unshare' ? await makeScratch(input.owner) : undefined;
+  try {
+    const result = await runMarked(work, argv, {
+      input: Buffer.from(sources),
+      env: {
+        ...process.env,
+        LC_ALL: 'C.UTF-8',
+        SOURCE_DATE_EPOCH: String(found.epoch),
+        TMPDIR: scratch ?? work,
+      },
+      signal: input.signal,
+      timeout_ms: 1_800_000,
+      onLine,
+    });
+    if (result.code !== 0) throw failure(input, result);
+  } finally {
+    if (scratch !== undefined) await removeScratch(scratch);
+  }
 };
 
 /** Makes `rootfs.tar` of that Debian release in `dir`. Leaves no other file, no process and no mount. */

@@ -3,6 +3,7 @@ import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Fault } from '../api/fault.ts';
 import { VM_LIVE } from '../api/vm_state.ts';
+import { sweepScratch } from '../assets/scratch.ts';
 import { removeTree } from '../lib/files.ts';
 import { bootId, isAlive } from '../lib/proc.ts';
 import type { VmPatch, VmRecord } from '../store/store.ts';
@@ -198,6 +199,7 @@ const sweep = async (host: Host): Promise<void> => {
     () => sweepDir(host, paths.kernels, ids(kernels)),
     () => sweepDir(host, paths.rootfs, ids(rootfs)),
     () => sweepDir(host, paths.tmp, new Set()),
+    () => sweepScratch(paths.data),
     () => sweepInitrds(host, ids(kernels)),
     () => host.jobs.sweep(),
   ]) {

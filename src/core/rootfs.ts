@@ -42,6 +42,7 @@ const download = (host: Host, job: JobContext, input: OpIn<'rootfs.download'>): 
         version: input.version,
         packages: input.packages,
         dir,
+        owner: host.paths.data,
         signal: job.signal,
         onProgress: job.progress,
         onLog: job.log,

@@ -45,7 +45,7 @@ export const testRootfs = async (packages: readonly string[] = []): Promise<Test
   const record = await cached<RootfsFile>(
     'assets',
     `${['rootfs-12', ...packages].join('+')}-${await age(ROOTFS_CODE)}`,
-    dir => downloadDebianRootfs({ version: '12', packages, dir, ...quiet }),
+    dir => downloadDebianRootfs({ version: '12', packages, dir, owner: dir, ...quiet }),
   );
   return { ...record, tar: join(record.dir, 'rootfs.tar') };
 };
