@@ -6,16 +6,11 @@ import { spawnSync } from 'node:child_process';
 import { chmod, cp, mkdir, mkdtemp, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { join, relative } from 'node:path';
 import process from 'node:process';
-import { build, type Metafile } from 'esbuild';
-import { tablePlugin } from './table.ts';
+import type { Metafile } from 'esbuild';
+import { bundle, NODE_MAJOR } from './bundle.ts';
 
 const ROOT = join(import.meta.dirname, '..');
 const DIST = join(ROOT, 'dist');
-
-const NODE_MAJOR = 26; // package.json: engines
-
-// CommonJS packages in an ES module: their require() of Node's own modules must be a real one.
-const REQUIRE = `import { createRequire as nexusRequire } from 'node:module';const require = nexusRequire(import.meta.url);`;
 
 // The compile cache saves a third of the start. It lies in the user's own cache: Node's default, a well-known folder in /tmp, would
 // let others put code before us.
@@ -31,30 +26,6 @@ const cache = process.getuid() === 0 ? '/var/cache' : process.env.XDG_CACHE_HOME
 module.enableCompileCache(process.env.NODE_COMPILE_CACHE || join(cache, 'nexus/compile'));
 await import('./main.mjs');
 `;
-
-const bundle = async (out: string): Promise<Metafile> => {
-  const { metafile } = await build({
-    entryPoints: { main: 'src/main.ts', client: 'src/client/nexus.ts' },
-    absWorkingDir: ROOT,
-    outdir: out,
-    outExtension: { '.js': '.mjs' },
-    bundle: true,
-    splitting: true, // nexusctl loads a tenth of what nexusd does
-    plugins: [tablePlugin],
-    platform: 'node',
-    format: 'esm',
-    target: `node${NODE_MAJOR}`,
-    minifyWhitespace: true,
-    minifySyntax: true,
-    lineLimit: 120, // Node prints the line of an uncaught error
-    keepNames: true, // error names are part of what a reader sees
-    legalComments: 'none', // dist/LICENSES has them
-    banner: { js: REQUIRE },
-    metafile: true,
-    logLevel: 'warning',
-  });
-  return metafile;
-};
 
 const types = (out: string): void => {
   const config = join(out, 'types.json');

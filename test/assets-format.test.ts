@@ -18,6 +18,7 @@ import { agentCpio, writeInitrd } from '../src/assets/initrd.ts';
 import { lz4Legacy } from '../src/assets/lz4.ts';
 import { moduleIndex } from '../src/assets/modindex.ts';
 import { bootOrder, closure, type KernelModule } from '../src/assets/modules.ts';
+import { makeBzImage, makeElf } from './kit/packages.ts';
 
 let dir = '';
 before(async () => {
@@ -186,39 +187,6 @@ test('the ar reader survives flipped bytes: members inside the file, or a fault'
     { seed: 7, numRuns: 200 },
   );
 });
-
-/** An ELF with a PVH note, of `size` bytes in all. */
-const makeElf = (size = 4096): Buffer => {
-  const elf = Buffer.alloc(size);
-  elf.writeUInt32BE(0x7f454c46, 0);
-  elf[4] = 2;
-  elf[5] = 1;
-  elf.writeUInt16LE(62, 18);
-  elf.writeBigUInt64LE(64n, 32);
-  elf.writeUInt16LE(56, 54);
-  elf.writeUInt16LE(1, 56);
-  elf.writeUInt32LE(4, 64);
-  elf.writeBigUInt64LE(256n, 72);
-  elf.writeBigUInt64LE(24n, 96);
-  elf.writeUInt32LE(4, 256);
-  elf.writeUInt32LE(8, 260);
-  elf.writeUInt32LE(18, 264);
-  elf.write('Xen\0', 268, 'latin1');
-  return elf;
-};
-
-const makeBzImage = (payload: Buffer, size: number): Buffer => {
-  const image = Buffer.alloc(2048 + payload.length + 4);
-  image[0x1f1] = 1;
-  image.writeUInt16LE(0xaa55, 0x1fe);
-  image.write('HdrS', 0x202, 'latin1');
-  image.writeUInt16LE(0x020f, 0x206);
-  image.writeUInt32LE(1024, 0x248);
-  image.writeUInt32LE(payload.length + 4, 0x24c);
-  payload.copy(image, 2048);
-  image.writeUInt32LE(size, 2048 + payload.length);
-  return image;
-};
 
 test('a bzImage gives its ELF: zstd, LZ4 legacy, gzip', async () => {
   const elf = makeElf();

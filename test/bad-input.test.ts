@@ -8,7 +8,7 @@ import { after, before, test } from 'node:test';
 import { Fault, type FaultCode } from '../src/api/fault.ts';
 import { run, runAny } from '../src/lib/proc.ts';
 import { agentBinaries } from './kit/agent.ts';
-import { NO_TRACES, traces } from './kit/audit.ts';
+import { audit } from './kit/audit.ts';
 import { REPO, type World, world } from './kit/world.ts';
 
 const rejects = (promise: Promise<unknown>, code: FaultCode, message: RegExp, hint?: RegExp): Promise<void> =>
@@ -66,7 +66,7 @@ test('what does not fit the contract is refused before anything is done', async 
   await rejects(call('job.get', { job: 'nope' }), 'not_found', /no job/);
   await rejects(call('job.cancel', { job: 'nope' }), 'not_found', /no job/);
   assert.deepEqual(await w.client.vm.list(), []);
-  assert.deepEqual(await traces(w), NO_TRACES);
+  assert.deepEqual(await audit(w), []);
 });
 
 test('a name is taken once, whoever is faster', async () => {
@@ -77,7 +77,7 @@ test('a name is taken once, whoever is faster', async () => {
   }
   assert.equal((await w.client.ws.list()).length, 1, 'the losers left no workspace');
   await w.client.vm.delete({ vm: 'twin' });
-  assert.deepEqual(await traces(w), NO_TRACES);
+  assert.deepEqual(await audit(w), []);
 });
 
 test('a start without a root workspace, of what runs, and twice at once', async () => {
@@ -107,7 +107,7 @@ test('a start without a root workspace, of what runs, and twice at once', async 
   await rejects(w.client.exec.run({ vm: 'web', argv: ['true'] }).next(), 'bad_state', /it is stopped/, /vm start web/);
   await w.client.vm.delete({ vm: 'web' });
   await w.client.ws.remove({ ws: vm.root_ws_id ?? '' });
-  assert.deepEqual(await traces(w), NO_TRACES);
+  assert.deepEqual(await audit(w), []);
 });
 
 test('no image and no kernel: both are named with the command that gets them', async () => {
@@ -120,7 +120,7 @@ test('no image and no kernel: both are named with the command that gets them', a
   await empty.client.vm.delete({ vm: 'a' });
   assert.equal((await empty.client.ws.list()).length, 1, 'a workspace that was brought stays');
   await empty.client.ws.remove({ ws: 'disk' });
-  assert.deepEqual(await traces(empty), NO_TRACES);
+  assert.deepEqual(await audit(empty), []);
 });
 
 test('a job that cannot succeed fails with the reason and leaves nothing', async () => {
@@ -138,7 +138,7 @@ test('a job that cannot succeed fails with the reason and leaves nothing', async
   assert.equal(failed.state, 'failed');
   assert.match(failed.error?.detail ?? '', /MiB/, 'it says how much is needed');
   assert.equal((await w.client.image.list()).length, 1);
-  assert.deepEqual(await traces(w), NO_TRACES);
+  assert.deepEqual(await audit(w), []);
 });
 
 test('a root file system that was changed on disk is not built from', async () => {
@@ -155,7 +155,7 @@ test('a root file system that was changed on disk is not built from', async () =
   const end = await u.client.job.wait({ job: job.id });
   assert.deepEqual([end.state, end.error?.code], ['failed', 'unverified']);
   assert.equal((await u.client.image.list()).length, 1);
-  assert.deepEqual(await traces(u), NO_TRACES);
+  assert.deepEqual(await audit(u), []);
 });
 
 test('one daemon a data directory; a path that is too long is refused', async () => {
@@ -194,7 +194,7 @@ test('the VMM is missing when the daemon starts, and when a VM starts', async ()
     const vm = await u.client.vm.get({ vm: 'a' });
     assert.deepEqual([vm.state, vm.error?.code], ['failed', 'host']);
     await u.client.vm.delete({ vm: 'a' });
-    assert.deepEqual(await traces(u), NO_TRACES);
+    assert.deepEqual(await audit(u), []);
   } finally {
     await rm(dir, { recursive: true });
   }

@@ -7,7 +7,7 @@ import { Fault } from '../src/api/fault.ts';
 import { execResult } from '../src/client/exec.ts';
 import { poll, sleep } from '../src/lib/deadline.ts';
 import { run, runAny } from '../src/lib/proc.ts';
-import { NO_TRACES, traces } from './kit/audit.ts';
+import { audit } from './kit/audit.ts';
 import { type World, world } from './kit/world.ts';
 
 const sh = async (w: World, vm: string, script: string) =>
@@ -76,7 +76,7 @@ test('a VM with nothing but a name boots, runs commands, stops clean and leaves 
     'running',
   ]);
   await w.client.vm.delete({ vm: 'web' });
-  assert.deepEqual(await traces(w), NO_TRACES);
+  assert.deepEqual(await audit(w), []);
 });
 
 test('the clock of a guest runs as fast as the host clock', { timeout: 300_000 }, async () => {
@@ -173,6 +173,6 @@ test('the daemon is killed and comes back: the VM never stopped', { timeout: 300
   assert.equal(again.stdout.toString(), `${boot}alive\n`);
   assert.equal((await w.client.vm.stop({ vm: 'live' })).last_exit?.reason, 'The guest shut down.');
   await w.client.vm.delete({ vm: 'live' });
-  assert.deepEqual(await traces(w), NO_TRACES);
+  assert.deepEqual(await audit(w), []);
   assert.ok(!(await readFile(join(w.data_dir, 'nexusd.log'), 'utf8')).includes('"level":50'), await w.log());
 });

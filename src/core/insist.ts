@@ -6,9 +6,13 @@ import type { Log } from '../lib/log.ts';
 const LEAST_MS = 100;
 const MOST_MS = 5000;
 
+const OF_THE_DISK: readonly unknown[] = ['ENOSPC', 'EDQUOT', 'EIO', 'EROFS'];
+
 /** True for a disk that is full or out of order: that may pass. */
 export const cannotWrite = (error: unknown): boolean =>
-  error instanceof Fault && (error.code === 'no_room' || error.code === 'host');
+  error instanceof Fault
+    ? error.code === 'no_room' || error.code === 'host'
+    : error instanceof Error && 'code' in error && OF_THE_DISK.includes(error.code);
 
 /** Does it again and again while the disk is full or out of order, until the daemon stops; then it throws what was last thrown. */
 export const insist = async <T>(

@@ -29,7 +29,7 @@ export const kernelHandlers = (host: Host): HandlersOf<'kernel'> => ({
     const { id, version } = await needKernel(host, kernel);
     using _taken = takeAsset(host, { id }, `kernel '${version}'`);
     await host.step('kernel.record', () => host.store.removeKernel(id));
-    await removeInitrds(host, id);
+    await host.step('kernel.initrds', () => removeInitrds(host, id));
     await host.step('kernel.files', () => removeTree(host.paths.data, kernelDir(host.paths, id)));
     return {};
   },

@@ -12,7 +12,10 @@ export const inTemp = async <T>(host: Host, name: string, work: (dir: string) =>
   } catch (error) {
     throw diskFull(error, host.paths.data);
   } finally {
-    await host.step('job.tidy', () => removeTree(host.paths.data, dir));
+    // what was made stands: what is left here, the next start of a daemon sweeps
+    await host
+      .step('job.tidy', () => removeTree(host.paths.data, dir))
+      .catch(error => host.log.error({ err: error, dir }, 'cannot remove the temporary folder of a job'));
   }
 };
 

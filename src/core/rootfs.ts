@@ -48,6 +48,11 @@ const download = (host: Host, job: JobContext, input: OpIn<'rootfs.download'>): 
         onLog: job.log,
       }),
     );
+    const same = (await host.store.listRootfs()).find(r => r.sha256 === made.sha256 && r.version === made.version);
+    if (same !== undefined) {
+      job.log(`the archive of ${made.distro}:${made.version} is on disk already`);
+      return same.id;
+    }
     job.signal.throwIfAborted();
     const rootfs: Rootfs = { id: newId('rfs'), provider: 'debian', ...made, created_at_ms: Date.now() };
     await host.step('rootfs.land', () => landDir(dir, rootfsDir(host.paths, rootfs.id)));

@@ -8,8 +8,8 @@ import type { VmState } from '../../src/api/vm_state.ts';
 import { poll } from '../../src/lib/deadline.ts';
 import { procStat } from '../../src/lib/proc.ts';
 import { vmOf } from '../../src/vmm/find.ts';
-import { NO_TRACES, traces } from './audit.ts';
-import { type World, world } from './world.ts';
+import { audit } from './audit.ts';
+import { type World, type WorldOptions, world } from './world.ts';
 
 export interface Stage extends AsyncDisposable {
   readonly w: World;
@@ -20,8 +20,8 @@ export interface Stage extends AsyncDisposable {
 /** The stand-in of a test file that names none; a file may run the tests of another one on the other stand-in. */
 const standin = (): VmmKind => (process.env.NEXUS_TEST_STANDIN === 'firecracker' ? 'firecracker' : 'qemu');
 
-export const stage = async (vmm: VmmKind = standin(), env: Record<string, string> = {}): Promise<Stage> => {
-  const w = await world({ [vmm]: 'standin', seed: 'booted', env });
+export const stage = async (vmm: VmmKind = standin(), options: WorldOptions = {}): Promise<Stage> => {
+  const w = await world({ [vmm]: 'standin', seed: 'booted', ...options });
   return { w, behave: w.behave, [Symbol.asyncDispose]: () => w[Symbol.asyncDispose]() };
 };
 
@@ -80,8 +80,7 @@ export const noVmm = async (w: World): Promise<void> => {
 /** Nothing is left of any VM. */
 export const nothingLeft = async (w: World): Promise<void> => {
   assert.deepEqual(await w.client.vm.list({}), []);
-  await poll('the end of every process', 3000, async () => (await traces(w)).processes.length === 0 || undefined);
-  assert.deepEqual(await traces(w), NO_TRACES);
+  assert.deepEqual(await audit(w), []);
 };
 
 /** Runs as long as the agent: what the stand-in's guest runs is a process of this host. */

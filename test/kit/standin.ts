@@ -40,7 +40,8 @@ export const standinPrefix = (kind: VmmKind): string => PREFIX[kind];
 const built = async (kind: VmmKind): Promise<string> => {
   const hash = createHash('sha256').update(process.version);
   for (const dir of [SOURCE, FIXTURES])
-    for (const name of (await readdir(dir)).sort()) hash.update(name).update(await readFile(join(dir, name)));
+    for (const name of (await readdir(dir)).filter(n => /\.(ts|yaml)$/.test(n)).sort())
+      hash.update(name).update(await readFile(join(dir, name)));
   const { dir } = await cached('standin', `${kind}-${hash.digest('hex').slice(0, 16)}`, async dir => {
     const { build } = await import('esbuild');
     await build({

@@ -14,6 +14,7 @@ import { bootId, isAlive, type ProcRef, procRef, type RunResult, runAny } from '
 import { vmOf } from '../../src/vmm/find.ts';
 import { QEMU_PROGRAM } from '../../src/vmm/qemu_facts.ts';
 import { agentBinaries, FIXTURES } from './agent.ts';
+import { type Audited, audit, countOpen, type OpenCount, remains } from './audit.ts';
 import { firecrackerProgram } from './firecracker.ts';
 import { agentDirWithKvm, openStandin, type Standin } from './standin.ts';
 
@@ -34,14 +35,14 @@ export interface WorldOptions {
   parent?: string;
 }
 
-export interface World extends AsyncDisposable {
-  readonly data_dir: string;
-  readonly socket: string;
-  readonly client: Nexus;
+/** Its end is an audit: what it leaves behind fails the test. */
+export interface World extends Audited, AsyncDisposable {
   /** nexusctl, as a process. */
   ctl(...args: string[]): Promise<RunResult>;
   /** The daemon's process. */
   daemon(): ProcRef;
+  /** How the daemon of now ended; waits for it. */
+  ended(): Promise<NodeJS.Signals | number>;
   /** kill -9 of the daemon. */
   kill(): Promise<void>;
   /** SIGTERM, and its end. */
@@ -102,6 +103,8 @@ export const world = async (options: WorldOptions = {}): Promise<World> => {
   if (options.seed === 'booted') await copySeed(await seed(), data_dir);
   let child: ChildProcess | undefined;
   let ref: ProcRef | undefined;
+  let gone: Promise<NodeJS.Signals | number> = Promise.resolve(0);
+  let opened: OpenCount = { pipes: 0, nameless: 0 };
   const start = async (extra: Record<string, string> = {}): Promise<void> => {
     const log = createWriteStream(join(data_dir, 'nexusd.log'), { flags: 'a' });
     const [program = '', ...before] = [...standin_kvm, process.execPath];
@@ -112,8 +115,11 @@ export const world = async (options: WorldOptions = {}): Promise<World> => {
     started.stderr?.pipe(log);
     child = started;
     let exit: number | null | undefined;
-    started.once('exit', code => {
-      exit = code ?? -1;
+    gone = new Promise(resolve => {
+      started.once('exit', (code, signal) => {
+        exit = code ?? -1;
+        resolve(signal ?? code ?? -1);
+      });
     });
     ref = started.pid === undefined ? undefined : await procRef(started.pid);
     await poll('the daemon', FIXTURES === undefined ? 30_000 : 180_000, async () => {
@@ -124,6 +130,7 @@ export const world = async (options: WorldOptions = {}): Promise<World> => {
         () => undefined,
       );
     });
+    opened = await countOpen(ref?.pid ?? 0);
   };
   const end = async (signal: NodeJS.Signals): Promise<void> => {
     if (child === undefined || child.exitCode !== null || child.signalCode !== null) return;
@@ -151,12 +158,14 @@ export const world = async (options: WorldOptions = {}): Promise<World> => {
     await remove();
     throw error;
   }
-  return {
+  const w: World = {
     data_dir,
     socket,
     client,
     ctl: (...args) =>
       runAny([process.execPath, main, 'nexusctl', '--socket', socket, ...args], { env, timeout_ms: 120_000 }),
+    ended: () => gone,
+    open: () => opened,
     daemon: () => ref ?? { pid: -1, start_ticks: 0, boot_id: bootId() },
     kill: () => end('SIGKILL'),
     stop: () => end('SIGTERM'),
@@ -165,12 +174,20 @@ export const world = async (options: WorldOptions = {}): Promise<World> => {
     vmms,
     log: () => readFile(join(data_dir, 'nexusd.log'), 'utf8'),
     [Symbol.asyncDispose]: async () => {
-      await end('SIGTERM');
-      for (const pid of await vmms()) process.kill(pid, 'SIGKILL');
-      await poll('the end of the VMMs', 10_000, async () => ((await vmms()).length === 0 ? true : undefined));
-      await remove();
+      const left: string[] = [];
+      try {
+        if (ref !== undefined && (await isAlive(ref))) left.push(...(await audit(w)));
+        await end('SIGTERM');
+        for (const pid of await vmms()) process.kill(pid, 'SIGKILL');
+        left.push(...(await remains(data_dir)));
+      } finally {
+        await end('SIGKILL');
+        await remove();
+      }
+      if (left.length > 0) throw new Error(`left behind:\n${left.join('\n')}`);
     },
   };
+  return w;
 };
 
 /** Processes whose working directory lies in `dir`. */

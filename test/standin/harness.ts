@@ -3,8 +3,8 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { existsSync, rmSync } from 'node:fs';
 import { connect, createServer, type Socket } from 'node:net';
 
-const CONTROL = 'harness.control';
-const EGRESS = 'harness.egress';
+const CONTROL = 'control.sock';
+const EGRESS = 'egress.sock';
 
 export interface HarnessOptions {
   /** Path of `agent-harness`. */
