@@ -9,6 +9,7 @@ import { bootId, isAlive } from '../lib/proc.ts';
 import type { VmPatch, VmRecord } from '../store/store.ts';
 import { type Console, openConsole, readConsole } from '../vmm/console.ts';
 import type { Machine } from '../vmm/machine.ts';
+import { SOCKET } from '../vmm/run_dir.ts';
 import type { Host } from './host.ts';
 import { sweepInitrds } from './initrd.ts';
 import { hold } from './live.ts';
@@ -96,8 +97,9 @@ const write = async (
         };
   const owed = to === 'crashed' ? await owedAfterCrash(host, vm_id, at_ms, rebooted) : {};
   const patch = { pid: null, run: null, guest: null, ...told, ...owed };
-  await host.step('reconcile.record', () => moveVm(host, vm_id, { to, why, actor: 'daemon', patch }));
+  // the record last: it is what brings the next daemon here, should this one be killed
   await host.step('reconcile.sockets', () => removeSockets(host, vm_id));
+  await host.step('reconcile.record', () => moveVm(host, vm_id, { to, why, actor: 'daemon', patch }));
 };
 
 /** As the VM's policy wants it. The end of a host is no crash loop: after it the VM is started at once. */
@@ -118,7 +120,7 @@ const lastLines = async (host: Host, id: string): Promise<string[]> => {
 const removeSockets = async (host: Host, id: string): Promise<void> => {
   const dir = runDir(host.paths, id);
   for (const name of await readdir(dir).catch(() => [])) {
-    if (name.endsWith('.sock')) await removeTree(host.paths.data, join(dir, name));
+    if (SOCKET.test(name)) await removeTree(host.paths.data, join(dir, name));
   }
 };
 

@@ -24,7 +24,8 @@ export const VMM_LOG = 'vmm.log';
 /** Where a VMM writes its log by itself. */
 export const OWN_LOG = 'own.log';
 
-const SOCKET = /\.sock(_\d+)?$/;
+/** Names of what a VMM listens on. */
+export const SOCKET = /\.sock(_\d+)?$/;
 const MAX_LOG_BYTES = 1024 * 1024;
 /** Of a kept text; padded, so that a shorter one leaves nothing of a longer one. */
 const KEPT_BYTES = 256;

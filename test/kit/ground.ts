@@ -18,6 +18,8 @@ import { REPO, type World } from './world.ts';
 export interface Ground extends Stage {
   /** What happens at which step, from now on: src/lib/step.ts. Nothing: all is well. */
   fault(text?: string): Promise<void>;
+  /** What has not come about yet. */
+  wish(): Promise<string>;
 }
 
 const SRC = join(REPO, 'src');
@@ -65,7 +67,8 @@ export const ground = async (vmm: VmmKind = 'qemu'): Promise<Ground> => {
       await s[Symbol.asyncDispose]();
       await rm(dir, { recursive: true, force: true });
     };
-    return { ...s, fault, [Symbol.asyncDispose]: dispose };
+    const wish = () => readFile(faults, 'utf8');
+    return { ...s, fault, wish, [Symbol.asyncDispose]: dispose };
   } catch (error) {
     await rm(dir, { recursive: true, force: true });
     throw error;

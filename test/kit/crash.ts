@@ -1,0 +1,124 @@
+/**
+ * The proof that a daemon can be killed at any instant: it dies before and after every step of a verb, and every step fails. Then what the API
+ * says is true, nothing is left that no record accounts for, and the same command comes to its end.
+ */
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { Fault, type FaultCode } from '../../src/api/fault.ts';
+import { withDeadline } from '../../src/lib/deadline.ts';
+import { isAlive } from '../../src/lib/proc.ts';
+import { type Ground, truthful } from './ground.ts';
+
+export interface Verb {
+  name: string;
+  /** In the order in which they come. */
+  steps: readonly string[];
+  prepare?: () => Promise<unknown>;
+  run: () => Promise<unknown>;
+  /** That is how a second command may be answered where the first one had done it all. */
+  already?: FaultCode;
+  /** Asked for where the daemon was to act by itself. */
+  again?: () => Promise<unknown>;
+  done: () => Promise<unknown>;
+  /** Steps whose failure is no failure of the command. */
+  survives?: readonly string[];
+  /** Steps whose failure leaves files, which the next daemon removes. */
+  swept?: readonly string[];
+  clear?: () => Promise<unknown>;
+}
+
+const clear = async ({ w }: Ground, verb: Verb): Promise<void> => {
+  await verb.clear?.();
+  for (const vm of await w.client.vm.list({})) await w.client.vm.delete({ vm: vm.id });
+  for (const ws of await w.client.ws.list({})) await w.client.ws.remove({ ws: ws.id });
+};
+
+/** The same command again, now that all is well. */
+const converge = async (g: Ground, verb: Verb): Promise<void> => {
+  await g.behave();
+  try {
+    await (verb.again ?? verb.run)();
+  } catch (error) {
+    if (!(error instanceof Fault) || verb.already !== error.code) throw error;
+  }
+  await verb.done();
+  assert.deepEqual(await truthful(g.w), []);
+  await clear(g, verb);
+};
+
+const dies = async (g: Ground, verb: Verb, where: string): Promise<void> => {
+  const { w } = g;
+  await verb.prepare?.();
+  await g.fault(`die ${where}`);
+  await verb.run().catch(() => {}); // its connection is cut
+  assert.equal(await withDeadline(`its death ${where}`, 20_000, w.ended()), 'SIGKILL');
+  assert.ok((await w.log()).endsWith(`told to die ${where}\n`));
+  await g.fault();
+  await w.start();
+  assert.deepEqual(await truthful(w), []);
+  await converge(g, verb);
+};
+
+const fails = async (g: Ground, verb: Verb, step: string): Promise<void> => {
+  const { w } = g;
+  await verb.prepare?.();
+  await g.fault(`fail ${step}`);
+  const fault = await verb.run().then(
+    () => undefined,
+    (error: unknown) => error,
+  );
+  assert.equal(await g.wish(), '', 'it came to the step');
+  if (!(await isAlive(w.daemon()))) {
+    assert.equal(await w.ended(), 1, 'it could not start, and said so');
+    await w.start();
+  } else if (fault === undefined) assert.ok(verb.survives?.includes(step), 'it went on as if nothing had happened');
+  else assert.ok(fault instanceof Fault && !fault.message.includes('\n'), String(fault));
+  if (verb.swept?.includes(step)) {
+    await w.stop();
+    await w.start();
+  }
+  assert.deepEqual(await truthful(w), []);
+  await converge(g, verb);
+};
+
+/** Says at which step it went wrong, and brings the ground back in order for the next. */
+const at = async (g: Ground, where: string, verb: Verb, work: () => Promise<void>): Promise<string[]> => {
+  const { w } = g;
+  const from = (await w.log()).length;
+  try {
+    await work();
+    return [];
+  } catch (error) {
+    const said = (await w.log()).slice(from);
+    await g.fault();
+    await g.behave();
+    await w.kill();
+    await w.start();
+    await clear(g, verb).catch(() => {});
+    return [`${where}: ${error instanceof Error ? error.message : error}\n${said}`];
+  }
+};
+
+/** Letting go closes what is the daemon's own: there is nothing that could refuse it. */
+const CANNOT_FAIL: readonly string[] = ['stop.letgo', 'end.letgo', 'delete.letgo'];
+
+/** Two tests for each verb. `ground` is there when they run. */
+export const prove = (ground: () => Ground, verbs: readonly Verb[]): void => {
+  for (const verb of verbs) {
+    test(`${verb.name}: the daemon dies before and after each step`, { timeout: 240_000 }, async () => {
+      const wrong: string[] = [];
+      for (const step of verb.steps)
+        for (const where of [`before:${step}`, `after:${step}`])
+          wrong.push(...(await at(ground(), where, verb, () => dies(ground(), verb, where))));
+      assert.ok(wrong.length === 0, wrong.join('\n'));
+    });
+
+    test(`${verb.name}: each step fails`, { timeout: 240_000 }, async () => {
+      const wrong: string[] = [];
+      for (const step of verb.steps)
+        if (!CANNOT_FAIL.includes(step))
+          wrong.push(...(await at(ground(), step, verb, () => fails(ground(), verb, step))));
+      assert.ok(wrong.length === 0, wrong.join('\n'));
+    });
+  }
+};
