@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import { prove } from './kit/crash.ts';
-import { assetVerbs, bootVerb, settle, vmVerbs } from './kit/crash_verbs.ts';
+import { assetVerbs, bootVerb, hostVerb, settle, vmVerbs } from './kit/crash_verbs.ts';
 import { type Ground, ground, stepNames } from './kit/ground.ts';
 
 let g: Ground;
@@ -15,7 +15,7 @@ after(async () => {
   await g[Symbol.asyncDispose]();
 });
 
-const verbs = [...vmVerbs(here), ...assetVerbs(here), bootVerb(here)];
+const verbs = [...vmVerbs(here), ...assetVerbs(here), bootVerb(here), hostVerb(here)];
 
 test('every step has its place here, and none is named that is not there', async () => {
   const named = new Set(verbs.flatMap(verb => verb.steps));

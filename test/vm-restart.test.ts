@@ -18,7 +18,7 @@ for (const vmm of ['qemu', 'firecracker'] as const) {
     let s: Stage;
     let w: World;
     before(async () => {
-      s = await stage(vmm, TIMES);
+      s = await stage(vmm, { env: TIMES });
       w = s.w;
     });
     after(async () => {

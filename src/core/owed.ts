@@ -51,7 +51,7 @@ const refused = async (host: Host, vm: VmRecord, error: unknown): Promise<undefi
 };
 
 /** If the failure itself could not be stored, the start is still owed. */
-const orLater = async (host: Host, id: string): Promise<void> => {
+export const orLater = async (host: Host, id: string): Promise<void> => {
   const vm = await host.store.findVm(id).catch(() => undefined);
   const now_ms = Date.now();
   if (isOwed(vm) && (vm.restart_at_ms ?? 0) <= now_ms) host.restarts.at(id, now_ms + host.restart_times.most);

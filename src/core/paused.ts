@@ -61,7 +61,12 @@ export const watchStops = async (host: Host, live: Live): Promise<void> => {
     const held = agrees ? undefined : host.locks.tryTake(live.vm_id, 'the daemon');
     if (!agrees && held === undefined) continue; // a verb is at work: looked at again
     await using _ = held;
-    if (held !== undefined) await recordPaused(host, live);
-    was = is;
+    try {
+      if (held !== undefined) await recordPaused(host, live);
+      was = is;
+    } catch (error) {
+      signal.throwIfAborted();
+      host.log.error({ err: error, vm: live.vm_id }, 'cannot store whether a VM stands still yet; it is tried again');
+    }
   }
 };

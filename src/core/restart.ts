@@ -4,6 +4,7 @@ import { VM_LIVE } from '../api/vm_state.ts';
 import { admitAssets } from './admission.ts';
 import { admit, lockVm, needVm } from './find.ts';
 import type { Host, Live } from './host.ts';
+import { orLater } from './owed.ts';
 import { answered, launch, type StartOptions } from './start.ts';
 import { stopLocked } from './stop.ts';
 
@@ -30,5 +31,10 @@ const restartLocked = async (host: Host, id: string, options: RestartOptions, on
   const lives = VM_LIVE.includes(vm.state);
   if (lives) await stopLocked(host, vm, { force, timeout_ms, actor, again: true, onStopping: onBegun }, held.signal);
   const how = { asked, actor, why: 'restart was asked for', owed: lives, signal: held.signal, onStarting: onBegun };
-  return await launch(host, await needVm(host, id), assets, how);
+  try {
+    return await launch(host, await needVm(host, id), assets, how);
+  } catch (error) {
+    await orLater(host, id);
+    throw error;
+  }
 };

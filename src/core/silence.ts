@@ -34,7 +34,9 @@ const listen = async (host: Host, live: Live, signal: AbortSignal): Promise<void
     if (word !== undefined && word === before && !answers(live)) {
       live.ending = { kind: word, by: live.ending?.by ?? 'guest' };
       host.log.info({ vm: live.vm_id, word }, 'a guest has gone down; ending its VMM');
-      return await end(host, live);
+      await end(host, live).catch(error =>
+        host.log.error({ err: error, vm: live.vm_id }, 'cannot end a VMM; it is tried again'),
+      );
     }
     before = word;
   }

@@ -2,9 +2,12 @@
 import assert from 'node:assert/strict';
 import { mkdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
+import process from 'node:process';
+import { DatabaseSync } from 'node:sqlite';
 import { Fault } from '../../src/api/fault.ts';
 import type { Job } from '../../src/api/job.ts';
 import type { VmState } from '../../src/api/vm_state.ts';
+import { execResult } from '../../src/client/exec.ts';
 import { poll } from '../../src/lib/deadline.ts';
 import { killVmm, until, vmmsByVm } from './behave.ts';
 import type { Verb } from './crash.ts';
@@ -31,7 +34,8 @@ const ended = async (w: World, asked: Promise<Job>): Promise<Job> => {
 const deeds = (ground: () => Ground) => {
   const w = (): World => ground().w;
   const client = () => w().client;
-  const create = () => client().vm.create({ name: 'vm', memory_mib: 64, root_size_bytes: 128 * MIB });
+  const create = (more: { restart?: 'on-crash'; auto_start?: boolean } = {}) =>
+    client().vm.create({ name: 'vm', memory_mib: 64, root_size_bytes: 128 * MIB, ...more });
   const start = () => client().vm.start({ vm: 'vm', timeout_ms: 10_000 });
   return {
     w,
@@ -59,12 +63,12 @@ export const settle = async (ground: () => Ground): Promise<void> => {
 };
 
 export const vmVerbs = (ground: () => Ground): readonly Verb[] => {
-  const { w, client, create, start, started, is } = deeds(ground);
+  const { w, client, create, start, started, is, kernel } = deeds(ground);
   return [
     {
       name: 'vm.create',
       steps: ['create.clone', 'disk.publish', 'create.insert'],
-      run: create,
+      run: () => create(),
       already: 'exists',
       done: start,
     },
@@ -114,13 +118,14 @@ export const vmVerbs = (ground: () => Ground): readonly Verb[] => {
     },
     {
       name: 'vm.stop of a guest that is silent',
-      steps: ['stop.term', 'stop.kill'],
+      steps: ['stop.keys', 'stop.term', 'stop.kill'],
       prepare: async () => {
         await create();
         await ground().behave(MUTE);
         await client().vm.start({ vm: 'vm', wait: 'running' });
       },
       run: () => client().vm.stop({ vm: 'vm', timeout_ms: 100 }),
+      survives: ['stop.keys'],
       again: () => client().vm.stop({ vm: 'vm', force: true }),
       already: 'bad_state',
       done: is('stopped'),
@@ -135,6 +140,97 @@ export const vmVerbs = (ground: () => Ground): readonly Verb[] => {
       },
       again: is('crashed'),
       survives: ['end.letgo', 'end.record'],
+      done: start,
+    },
+    {
+      name: 'vm.pause',
+      steps: ['pause.machine', 'pause.record'],
+      prepare: started,
+      run: () => client().vm.pause({ vm: 'vm' }),
+      already: 'bad_state',
+      done: is('paused'),
+    },
+    {
+      name: 'vm.resume',
+      steps: ['resume.machine', 'resume.record'],
+      prepare: async () => {
+        await started();
+        await client().vm.pause({ vm: 'vm' });
+      },
+      run: () => client().vm.resume({ vm: 'vm' }),
+      already: 'bad_state',
+      done: is('running'),
+    },
+    {
+      name: 'a VMM that somebody stops',
+      steps: ['pause.found'],
+      prepare: started,
+      run: async () => {
+        process.kill((await client().vm.get({ vm: 'vm' })).pid ?? 0, 'SIGSTOP');
+        await is('paused')();
+      },
+      survives: ['pause.found'],
+      again: is('paused'),
+      done: () => client().vm.resume({ vm: 'vm' }),
+    },
+    {
+      name: 'vm.restart',
+      steps: ['start.admit', 'stop.stopping', 'stop.record', 'start.starting', 'start.running'],
+      prepare: started,
+      run: () => client().vm.restart({ vm: 'vm' }),
+      again: async () => {
+        // it is owed, but for one that failed
+        const { state } = await poll('its start', 20_000, async () => {
+          const vm = await client().vm.get({ vm: 'vm' });
+          return vm.state === 'running' || vm.state === 'failed' ? vm : undefined;
+        });
+        if (state === 'failed') await start();
+      },
+      survives: ['stop.stopping'],
+      done: is('running'),
+    },
+    {
+      name: 'an automatic start that is not possible',
+      steps: ['start.refused'],
+      prepare: async () => {
+        await create({ restart: 'on-crash' });
+        await start();
+        await client().kernel.remove({ kernel: RELEASE });
+      },
+      run: async () => {
+        await killVmm(w(), (await client().vm.get({ vm: 'vm' })).id);
+        await poll('the refusal', 20_000, async () => (await client().vm.get({ vm: 'vm' })).error ?? undefined);
+      },
+      again: kernel,
+      survives: ['start.refused'],
+      done: is('running'),
+    },
+    {
+      name: 'vm.stop of one that waits for its restart',
+      steps: ['stop.calloff'],
+      prepare: async () => {
+        await create({ restart: 'on-crash' });
+        await start();
+        await killVmm(w(), (await client().vm.get({ vm: 'vm' })).id);
+        await is('crashed')();
+      },
+      run: () => client().vm.stop({ vm: 'vm' }),
+      already: 'bad_state',
+      done: is('stopped'),
+    },
+    {
+      name: 'a guest that goes down while its VMM stays',
+      steps: ['end.term', 'end.kill'],
+      prepare: async () => {
+        await create();
+        await ground().behave({ HALT: 1, LAST: 'reboot: Power down', STUBBORN: 1 });
+        await start();
+        await execResult(client().exec.run({ vm: 'vm', argv: ['sh', '-c', 'kill -HUP $PPID'] })).catch(() => {});
+      },
+      run: () => until(w(), 'vm', 'stopped', 20_000),
+      again: () => client().vm.stop({ vm: 'vm', force: true }),
+      already: 'bad_state',
+      survives: ['end.term', 'end.kill'],
       done: start,
     },
     {
@@ -195,6 +291,33 @@ export const bootVerb = (ground: () => Ground): Verb => {
       for (const name of ['dead', 'half']) await client().vm.start({ vm: name });
       await client().vm.stop({ vm: 'kept' });
     },
+  };
+};
+
+/** The records say another boot of the host; no daemon runs. */
+const hostRestarted = (w: World): void => {
+  const db = new DatabaseSync(join(w.data_dir, 'state.db'));
+  db.prepare("update notes set value = '00000000-0000-0000-0000-000000000000' where name = 'boot_id'").run();
+  db.close();
+};
+
+/** A daemon that finds its host started again, and a VM that starts with it. */
+export const hostVerb = (ground: () => Ground): Verb => {
+  const { w, create, is } = deeds(ground);
+  return {
+    name: 'the start of a host',
+    steps: ['reconcile.owe', 'reconcile.boot'],
+    prepare: async () => {
+      await create({ auto_start: true });
+      await w().stop();
+      hostRestarted(w());
+    },
+    run: async () => {
+      await w().start();
+      await is('running')();
+    },
+    again: is('running'),
+    done: is('running'),
   };
 };
 

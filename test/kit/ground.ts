@@ -59,6 +59,7 @@ export const ground = async (vmm: VmmKind = 'qemu'): Promise<Ground> => {
     await makeAgent(join(dir, 'agent'), vmm);
     const env = {
       NEXUS_FAULTS: faults,
+      NEXUS_RESTART_MS: '2000:4000:60000',
       NEXUS_AGENT_DIR: join(dir, 'agent'),
       PATH: `${join(dir, 'bin')}:${process.env.PATH}`,
     };
