@@ -102,13 +102,17 @@ const at = async (g: Ground, where: string, verb: Verb, work: () => Promise<void
 /** Letting go closes what is the daemon's own: there is nothing that could refuse it. */
 const CANNOT_FAIL: readonly string[] = ['stop.letgo', 'end.letgo', 'delete.letgo'];
 
-/** Two tests for each verb. `ground` is there when they run. */
-export const prove = (ground: () => Ground, verbs: readonly Verb[]): void => {
+/** Two tests for each verb. `ground` is there when they run. A new step in src/ gets its place in one of the crash_*.ts. */
+export const prove = (
+  ground: () => Ground,
+  verbs: readonly Verb[],
+  whens: readonly string[] = ['before', 'after'],
+): void => {
   for (const verb of verbs) {
-    test(`${verb.name}: the daemon dies before and after each step`, { timeout: 240_000 }, async () => {
+    test(`${verb.name}: the daemon dies ${whens.join(' and ')} each step`, { timeout: 240_000 }, async () => {
       const wrong: string[] = [];
       for (const step of verb.steps)
-        for (const where of [`before:${step}`, `after:${step}`])
+        for (const where of whens.map(when => `${when}:${step}`))
           wrong.push(...(await at(ground(), where, verb, () => dies(ground(), verb, where))));
       assert.ok(wrong.length === 0, wrong.join('\n'));
     });

@@ -1,0 +1,121 @@
+/** The verbs of disks, images, kernels and archives, with the steps that each of them takes. */
+import assert from 'node:assert/strict';
+import type { Verb } from './crash.ts';
+import { deeds } from './crash_deeds.ts';
+import type { Ground } from './ground.ts';
+import { RELEASE } from './packages.ts';
+
+export const assetVerbs = (ground: () => Ground): readonly Verb[] => {
+  const { client, create, start, started, disk, kernel, rootfs, image } = deeds(ground);
+  return [
+    {
+      name: 'ws.create',
+      steps: ['ws.make', 'disk.publish', 'ws.insert'],
+      run: () => client().ws.create({ name: 'disk', image: 'base' }),
+      already: 'exists',
+      done: () => client().ws.get({ ws: 'disk' }),
+    },
+    {
+      name: 'ws.attach',
+      steps: ['ws.attach'],
+      prepare: async () => {
+        await create();
+        await disk();
+      },
+      run: () => client().ws.attach({ ws: 'disk', vm: 'vm' }),
+      already: 'in_use',
+      done: start,
+    },
+    {
+      name: 'ws.detach',
+      steps: ['ws.detach'],
+      prepare: async () => {
+        await create();
+        await disk();
+        await client().ws.attach({ ws: 'disk', vm: 'vm' });
+      },
+      run: () => client().ws.detach({ ws: 'disk' }),
+      already: 'bad_state',
+      done: async () => assert.equal((await client().ws.get({ ws: 'disk' })).vm_id, null),
+    },
+    {
+      name: 'ws.remove',
+      steps: ['ws.record', 'ws.disk'],
+      prepare: () => disk(),
+      run: () => client().ws.remove({ ws: 'disk' }),
+      already: 'not_found',
+      swept: ['ws.disk'],
+      done: async () => assert.deepEqual(await client().ws.list({}), []),
+    },
+    {
+      name: 'image.build',
+      steps: ['build.programs', 'build.import', 'disk.publish', 'build.insert'],
+      run: () => image('other'),
+      already: 'exists',
+      done: () => client().vm.create({ name: 'vm', image: 'other' }).then(start),
+      clear: async () => {
+        await client().vm.delete({ vm: 'vm' });
+        await client().image.remove({ image: 'other' });
+      },
+    },
+    {
+      name: 'image.remove',
+      steps: ['image.record', 'image.disk'],
+      prepare: () => image('other'),
+      run: () => client().image.remove({ image: 'other' }),
+      already: 'not_found',
+      swept: ['image.disk'],
+      done: async () =>
+        assert.deepEqual(
+          (await client().image.list({})).map(i => i.name),
+          ['base'],
+        ),
+    },
+    {
+      name: 'kernel.download',
+      steps: ['kernel.fetch', 'kernel.land', 'kernel.insert'],
+      prepare: () => client().kernel.remove({ kernel: RELEASE }),
+      run: kernel,
+      done: async () => {
+        assert.equal((await client().kernel.list({})).length, 1);
+        await client().kernel.verify({ kernel: RELEASE });
+        await started();
+      },
+    },
+    {
+      name: 'kernel.remove',
+      steps: ['kernel.record', 'kernel.initrds', 'kernel.files'],
+      prepare: async () => {
+        await started();
+        await client().vm.delete({ vm: 'vm' });
+      },
+      run: () => client().kernel.remove({ kernel: RELEASE }),
+      already: 'not_found',
+      swept: ['kernel.initrds', 'kernel.files'],
+      done: async () => assert.deepEqual(await client().kernel.list({}), []),
+      clear: kernel,
+    },
+    {
+      name: 'rootfs.download',
+      // every job takes the first and the last two
+      steps: ['job.insert', 'job.temp', 'rootfs.fetch', 'rootfs.land', 'rootfs.insert', 'job.tidy', 'job.end'],
+      prepare: () => client().rootfs.remove({ rootfs: 'debian:12' }),
+      run: rootfs,
+      survives: ['job.tidy', 'job.end'],
+      swept: ['job.tidy'],
+      done: async () => {
+        assert.equal((await client().rootfs.list({})).length, 1);
+        await client().rootfs.verify({ rootfs: 'debian:12' });
+      },
+    },
+    {
+      name: 'rootfs.remove',
+      steps: ['rootfs.record', 'rootfs.files'],
+      run: () => client().rootfs.remove({ rootfs: 'debian:12' }),
+      already: 'not_found',
+      swept: ['rootfs.files'],
+      done: async () => assert.deepEqual(await client().rootfs.list({}), []),
+      clear: rootfs,
+    },
+  ];
+};

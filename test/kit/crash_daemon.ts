@@ -1,0 +1,87 @@
+/** Starts of a daemon that finds something, with the steps that they take. */
+import assert from 'node:assert/strict';
+import { join } from 'node:path';
+import { DatabaseSync } from 'node:sqlite';
+import { poll } from '../../src/lib/deadline.ts';
+import { killVmm, vmmsByVm } from './behave.ts';
+import type { Verb } from './crash.ts';
+import { deeds } from './crash_deeds.ts';
+import type { Ground } from './ground.ts';
+import type { World } from './world.ts';
+
+/** A VMM that never answers, of either kind. */
+const SILENT = { HANG: 1, STALL: 'PUT /machine-config' };
+
+/** A daemon that finds a VMM to adopt, one that died, a stray one, and the work of a job. */
+export const bootVerb = (ground: () => Ground): Verb => {
+  const { w, client, create, image } = deeds(ground);
+  const ids = new Map<string, string>();
+  const vm = async (name: string) => client().vm.get({ vm: name });
+  let pid: number | null = null;
+  return {
+    name: 'a daemon that comes back',
+    steps: [
+      ...[
+        'reconcile.work',
+        'reconcile.jobs',
+        'reconcile.end',
+        'reconcile.sockets',
+        'reconcile.record',
+        'reconcile.adopt',
+      ],
+      'reconcile.sweep',
+    ],
+    prepare: async () => {
+      for (const name of ['kept', 'dead', 'half']) ids.set(name, (await create({ name })).id);
+      pid = (await client().vm.start({ vm: 'kept' })).pid;
+      await client().vm.start({ vm: 'dead' });
+      await ground().behave(SILENT);
+      await client().vm.start({ vm: 'half', wait: 'none' });
+      await poll('the third VMM', 10_000, async () => (await vmmsByVm(w())).size === 3 || undefined);
+      await ground().behave();
+      await ground().fault('die after:job.temp');
+      await image('cut').catch(() => {});
+      await w().ended();
+      assert.ok(await killVmm(w(), ids.get('dead') ?? ''));
+    },
+    run: () => w().start(),
+    again: async () => {},
+    survives: ['reconcile.end', 'reconcile.adopt', 'reconcile.sweep'],
+    swept: ['reconcile.end', 'reconcile.adopt', 'reconcile.sweep'],
+    done: async () => {
+      assert.deepEqual([(await vm('kept')).state, (await vm('kept')).pid], ['running', pid]);
+      assert.deepEqual([(await vm('dead')).state, (await vm('half')).state], ['crashed', 'failed']);
+      const [job] = await client().job.list({ limit: 1 });
+      assert.equal(job?.state, 'interrupted');
+      for (const name of ['dead', 'half']) await client().vm.start({ vm: name });
+      await client().vm.stop({ vm: 'kept' });
+    },
+  };
+};
+
+/** The records say another boot of the host; no daemon runs. */
+const hostRestarted = (w: World): void => {
+  const db = new DatabaseSync(join(w.data_dir, 'state.db'));
+  db.prepare("update notes set value = '00000000-0000-0000-0000-000000000000' where name = 'boot_id'").run();
+  db.close();
+};
+
+/** A daemon that finds its host started again, and a VM that starts with it. */
+export const hostVerb = (ground: () => Ground): Verb => {
+  const { w, create, is } = deeds(ground);
+  return {
+    name: 'the start of a host',
+    steps: ['reconcile.owe', 'reconcile.boot'],
+    prepare: async () => {
+      await create({ auto_start: true });
+      await w().stop();
+      hostRestarted(w());
+    },
+    run: async () => {
+      await w().start();
+      await is('running')();
+    },
+    again: is('running'),
+    done: is('running'),
+  };
+};

@@ -1,0 +1,48 @@
+/** What the proof does with a daemon, on a ground that is there when it runs. */
+import { Fault } from '../../src/api/fault.ts';
+import type { Job } from '../../src/api/job.ts';
+import type { VmState } from '../../src/api/vm_state.ts';
+import { until } from './behave.ts';
+import type { Ground } from './ground.ts';
+import type { World } from './world.ts';
+
+const MIB = 1024 * 1024;
+
+/** A job that did not succeed throws as a call does. */
+const ended = async (w: World, asked: Promise<Job>): Promise<Job> => {
+  const { id } = await asked;
+  const job = await w.client.job.wait({ job: id, timeout_ms: 20_000 });
+  if (job.state === 'succeeded') return job;
+  throw new Fault(job.error?.code ?? 'internal', job.error?.detail ?? job.state);
+};
+
+export const deeds = (ground: () => Ground) => {
+  const w = (): World => ground().w;
+  const client = () => w().client;
+  const create = (more: { name?: string; restart?: 'on-crash'; auto_start?: boolean } = {}) =>
+    client().vm.create({ name: 'vm', memory_mib: 64, root_size_bytes: 128 * MIB, ...more });
+  const start = () => client().vm.start({ vm: 'vm', timeout_ms: 10_000 });
+  return {
+    w,
+    client,
+    create,
+    start,
+    started: async () => {
+      await create();
+      await start();
+    },
+    disk: () => client().ws.create({ name: 'disk', size_bytes: 16 * MIB }),
+    is: (state: VmState) => () => until(w(), 'vm', state),
+    kernel: () => ended(w(), client().kernel.download({})),
+    rootfs: () => ended(w(), client().rootfs.download({ distro: 'debian', version: '12' })),
+    image: (name: string) => ended(w(), client().image.build({ name, rootfs: 'debian:12' })),
+  };
+};
+
+/** A kernel, an archive and an image `base`. */
+export const settle = async (ground: () => Ground): Promise<void> => {
+  const { kernel, rootfs, image } = deeds(ground);
+  await kernel();
+  await rootfs();
+  await image('base');
+};
