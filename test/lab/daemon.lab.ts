@@ -7,7 +7,7 @@ import type { Vm } from '../../src/api/vm.ts';
 import { execResult } from '../../src/client/exec.ts';
 import { poll, sleep } from '../../src/lib/deadline.ts';
 import { runAny } from '../../src/lib/proc.ts';
-import { descriptors, NO_TRACES, traces } from '../kit/audit.ts';
+import { audit, descriptors } from '../kit/audit.ts';
 import { type World, world } from '../kit/world.ts';
 
 let w: World;
@@ -169,7 +169,7 @@ describe('the daemon', { timeout: 600_000 }, () => {
     );
     await w.client.vm.delete({ vm: 'web' });
     await w.client.ws.remove({ ws: 'data' });
-    assert.deepEqual(await traces(w), NO_TRACES);
+    assert.deepEqual(await audit(w), []);
     assert.deepEqual(await cgroups(), groups);
     assert.ok(!(await w.log()).includes('"level":50'), await w.log());
   });
