@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import process from 'node:process';
 import { test } from 'node:test';
 import fc from 'fast-check';
+import { cgroupUsage } from '../src/lib/cgroup.ts';
 import { DeadlineError, poll, raced, withDeadline } from '../src/lib/deadline.ts';
 import { exists, removeTree, writeAtomic } from '../src/lib/files.ts';
 import { Joined } from '../src/lib/joined.ts';
@@ -14,6 +15,20 @@ import { formatBytes, formatMs, parseBytes, parseMs } from '../src/lib/size.ts';
 import { plain } from '../src/lib/text.ts';
 import { Undo } from '../src/lib/undo.ts';
 import { Uses } from '../src/lib/uses.ts';
+
+test('what a group of processes has used: memory without the cache that nobody uses, or null where it is not counted', async () => {
+  const dir = await mkdtemp(join(tmpdir(), 'nexus-cgroup-'));
+  try {
+    assert.equal(await cgroupUsage(dir), undefined);
+    await writeFile(join(dir, 'cpu.stat'), 'usage_usec 1500500\nuser_usec 1\nsystem_usec 2\n');
+    assert.deepEqual(await cgroupUsage(dir), { cpu_ms: 1500.5, memory_bytes: null });
+    await writeFile(join(dir, 'memory.current'), '10000\n');
+    await writeFile(join(dir, 'memory.stat'), 'anon 6000\ninactive_file 1000\nactive_file 10\n');
+    assert.deepEqual(await cgroupUsage(dir), { cpu_ms: 1500.5, memory_bytes: 9000 });
+  } finally {
+    await rm(dir, { recursive: true });
+  }
+});
 
 test('sizes and durations are read as people write them', () => {
   assert.equal(parseBytes('8G'), 8 * 1024 ** 3);

@@ -1,8 +1,11 @@
 /** What can be seen of VMs: inspect and top. */
 import assert from 'node:assert/strict';
-import { stat } from 'node:fs/promises';
+import { readFile, stat } from 'node:fs/promises';
+import { basename, dirname } from 'node:path';
+import process from 'node:process';
 import { after, before, test } from 'node:test';
 import type { VmInspect } from '../src/api/vm_inspect.ts';
+import { exists } from '../src/lib/files.ts';
 import { killVmm, nothingLeft, rejects, type Stage, stage, until } from './kit/behave.ts';
 import type { World } from './kit/world.ts';
 
@@ -130,5 +133,46 @@ test('top: samples of what runs; a VMM that does not answer keeps no other waiti
   for (const name of names) await w.client.vm.delete({ vm: name });
   const none = await w.ctl('top', '--count', '1');
   assert.match(none.stdout, /No VM runs/);
+  await nothingLeft(w);
+});
+
+test('each VMM runs in a group of its own where there are such, from its first instruction to its end', async t => {
+  const { id } = await create('grouped');
+  const started = await w.client.vm.start({ vm: id });
+  const { cgroup, pid, usage } = await w.client.vm.inspect({ vm: id });
+  const said = (await w.client.daemon.doctor({})).checks.find(one => one.name === 'cgroup');
+  if (cgroup === null) {
+    t.diagnostic(`no groups here: ${said?.detail}`);
+    assert.equal(said?.level, 'warn');
+    await w.client.vm.delete({ vm: id });
+    return;
+  }
+  assert.equal(said?.level, 'ok');
+  assert.equal(basename(cgroup), id);
+  const inside = async () => (await readFile(`${cgroup}/cgroup.procs`, 'utf8')).trim().split('\n').map(Number);
+  assert.ok((await inside()).includes(pid ?? 0));
+  const usec = Number(/^usage_usec (\d+)$/m.exec(await readFile(`${cgroup}/cpu.stat`, 'utf8'))?.[1]);
+  assert.ok((usage?.cpu_ms ?? 0) > 0 && (usage?.cpu_ms ?? 0) <= usec / 1000);
+  await w.kill();
+  await w.start();
+  assert.equal((await w.client.vm.inspect({ vm: id })).cgroup, cgroup, 'found again by the next daemon');
+  assert.ok((await inside()).includes(started.pid ?? 0));
+  await w.client.vm.stop({ vm: id });
+  assert.equal(await exists(cgroup), false);
+  await w.client.vm.start({ vm: id });
+  assert.ok(await killVmm(w, id));
+  await until(w, id, 'crashed');
+  assert.equal(await exists(cgroup), false);
+  await s.behave({ DIE: 1 });
+  await rejects(w.client.vm.start({ vm: id }), 'vmm');
+  await s.behave();
+  assert.equal(await exists(cgroup), false);
+  await w.client.vm.start({ vm: id });
+  await w.kill();
+  for (const one of await inside()) process.kill(one, 'SIGKILL');
+  await w.start();
+  assert.equal(await exists(cgroup), false, 'the next daemon removes what is left');
+  await w.client.vm.delete({ vm: id });
+  assert.equal(await exists(dirname(cgroup)), false, 'and nothing of ours is left');
   await nothingLeft(w);
 });

@@ -11,6 +11,7 @@ import { Fault } from '../api/fault.ts';
 import { wayToRoot } from '../assets/debian-rootfs.ts';
 import { pickDisks } from '../disk/pick.ts';
 import { findTools, findUnpacker } from '../images/tools.ts';
+import { openCgroups } from '../lib/cgroup.ts';
 import { exists } from '../lib/files.ts';
 import type { Log } from '../lib/log.ts';
 import { runAny } from '../lib/proc.ts';
@@ -57,6 +58,7 @@ export const examine = async (at: Examined): Promise<DoctorReport> => {
     ['assets', () => assets(at)],
     ['mke2fs', async () => [await imageTools()]],
     ['packages', () => packages()],
+    ['cgroup', async () => [await cgroup(at)]],
     ['user-namespaces', async () => [await namespaces()]],
   ];
   const guarded = looks.map(([name, look]) =>
@@ -232,6 +234,13 @@ const packages = async (): Promise<Check[]> => {
   } catch (error) {
     return [warn('packages', sentence(error), error instanceof Fault ? error.hint : undefined)];
   }
+};
+
+const cgroup = async ({ data_dir, host }: Examined): Promise<Check> => {
+  const { base, why } = host?.cgroups ?? (await openCgroups(data_dir));
+  if (base !== null) return ok('cgroup', `each VMM has a group of its own, ${why}`);
+  const hint = isRoot() ? undefined : 'systemd-run --user --scope -p Delegate=yes nexusd';
+  return warn('cgroup', `VMMs have no groups of their own: ${why}`, hint);
 };
 
 const namespaces = async (): Promise<Check> => {

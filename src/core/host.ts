@@ -2,6 +2,7 @@
 import type { VmUsage } from '../api/vm_inspect.ts';
 import type { Disks } from '../disk/disk.ts';
 import type { Guest } from '../guest/guest.ts';
+import type { Cgroups } from '../lib/cgroup.ts';
 import type { Joined } from '../lib/joined.ts';
 import type { Locks } from '../lib/lock.ts';
 import type { Log } from '../lib/log.ts';
@@ -26,6 +27,8 @@ export interface Host {
   readonly store: StateStore;
   readonly disks: Disks;
   readonly vmms: Vmms;
+  /** Where VMMs get groups of their own. */
+  readonly cgroups: Cgroups;
   /** One lock a VM, by its ID. */
   readonly locks: Locks;
   /** Kernels, archives and images that are being read, by ID. */

@@ -30,7 +30,7 @@ export const inspectVm = async (host: Host, ref: string): Promise<VmInspect> => 
     api_socket: live?.machine.api_socket ?? null,
     log_path: consoleLog(host.paths, id),
     vmm_log_path: join(runDir(host.paths, id), VMM_LOG),
-    cgroup: null,
+    cgroup: live?.machine.cgroup ?? null,
     boots,
     boot_ms,
     started_at_ms,

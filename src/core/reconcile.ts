@@ -204,6 +204,7 @@ const sweep = async (host: Host): Promise<void> => {
     () => sweepScratch(paths.data),
     () => sweepInitrds(host, ids(kernels)),
     () => host.jobs.sweep(),
+    () => host.cgroups.sweep(),
   ]) {
     try {
       const gone = await host.step('reconcile.sweep', work);

@@ -1,6 +1,7 @@
 /** Processes that nobody holds: VMMs, and what a killed daemon's jobs had started. */
 import process from 'node:process';
 import { Fault } from '../api/fault.ts';
+import { cgroupNamed, removeCgroup } from '../lib/cgroup.ts';
 import { poll } from '../lib/deadline.ts';
 import { isAlive, type ProcRef, procsWithEnv, signalProc } from '../lib/proc.ts';
 import type { Host } from './host.ts';
@@ -34,7 +35,9 @@ export const endStrays = async (host: Host, id: string): Promise<void> => {
   for (const { vm_id, proc } of await host.vmms.find(host.paths.vms)) {
     if (vm_id !== id) continue;
     host.log.warn({ vm: id, pid: proc.pid }, 'ending a VMM that nobody holds');
+    const group = await cgroupNamed(proc.pid, id);
     await endProcess(proc);
+    if (group !== null) await removeCgroup(group);
   }
 };
 

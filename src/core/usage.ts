@@ -6,7 +6,7 @@
  */
 import type { VmUsage } from '../api/vm_inspect.ts';
 import { withDeadline } from '../lib/deadline.ts';
-import { procUsage } from '../lib/usage.ts';
+import { usageOfProc } from '../lib/usage.ts';
 import type { Host, Live } from './host.ts';
 
 const ASK_MS = 800;
@@ -16,6 +16,6 @@ export const usageOf = async (host: Host, { vm_id, machine }: Live): Promise<VmU
   const asked = host.usages.run(`${vm_id} ${machine.proc.pid}`, () => machine.usage());
   const said = await withDeadline('the answer of the VMM', ASK_MS, asked).catch(() => undefined);
   if (said !== undefined) return said;
-  const seen = await procUsage(machine.proc);
+  const seen = await usageOfProc(machine.proc, machine.cgroup);
   return seen && { ...seen, disk_read_bytes: null, disk_write_bytes: null };
 };

@@ -17,6 +17,7 @@ import { RESTART_TIMES, Restarts, type RestartTimes } from '../core/restarts.ts'
 import { metricsText } from '../core/scrape.ts';
 import { markWork } from '../core/stray.ts';
 import { pickDisks } from '../disk/pick.ts';
+import { openCgroups } from '../lib/cgroup.ts';
 import { poll } from '../lib/deadline.ts';
 import { sha256File } from '../lib/files.ts';
 import { Joined } from '../lib/joined.ts';
@@ -70,9 +71,10 @@ export const bootDaemon = async (options: DaemonOptions): Promise<Daemon> => {
     markWork(paths);
     const store = stack.use(await openStore(options.data_dir));
     const probe = join(options.agent_dir, 'nexus-probe');
+    const cgroups = await openCgroups(paths.data);
     const [disks, vmms] = await Promise.all([
       pickDisks(options.data_dir, log, step),
-      openVmms({ probe, qemu: options.qemu, firecracker: options.firecracker, log, step }),
+      openVmms({ probe, qemu: options.qemu, firecracker: options.firecracker, log, step, cgroups }),
     ]);
     const closing = new AbortController();
     const events = new Events();
@@ -88,6 +90,7 @@ export const bootDaemon = async (options: DaemonOptions): Promise<Daemon> => {
       store,
       disks,
       vmms,
+      cgroups,
       locks: new Locks(),
       uses: new Uses(),
       initrds: new Joined(),
@@ -102,6 +105,7 @@ export const bootDaemon = async (options: DaemonOptions): Promise<Daemon> => {
       first_host_uid: process.getuid?.() === 0 ? FIRST_HOST_UID : null,
       closing: closing.signal,
     };
+    log.info({ cgroup: cgroups.base, why: cgroups.why }, 'groups of VMMs');
     stack.defer(() => letGoAll(host));
     await reconcile(host);
     for (const { kind, accel, why, hint } of vmms.all.map(vmm => vmm.facts())) {

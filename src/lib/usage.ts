@@ -1,5 +1,6 @@
 /** What a process has used. */
 import { readFile } from 'node:fs/promises';
+import { cgroupUsage } from './cgroup.ts';
 import { isAlive, type ProcRef } from './proc.ts';
 
 /** USER_HZ, which is 100 wherever Linux runs on x86_64 and aarch64. */
@@ -12,8 +13,15 @@ export interface ProcUsage {
   memory_bytes: number;
 }
 
-/** Undefined if this very process is gone. proc_pid_stat(5), proc_pid_status(5). */
-export const procUsage = async (ref: ProcRef): Promise<ProcUsage | undefined> => {
+/** Of a process, or of the group that it has to itself, where the kernel accounts for that; undefined if this very process is gone. */
+export const usageOfProc = async (ref: ProcRef, cgroup: string | null): Promise<ProcUsage | undefined> => {
+  const [seen, counted] = await Promise.all([procUsage(ref), cgroup === null ? undefined : cgroupUsage(cgroup)]);
+  if (seen === undefined || counted === undefined) return seen;
+  return { cpu_ms: counted.cpu_ms, memory_bytes: counted.memory_bytes ?? seen.memory_bytes };
+};
+
+/** proc_pid_stat(5), proc_pid_status(5). */
+const procUsage = async (ref: ProcRef): Promise<ProcUsage | undefined> => {
   try {
     const [stat, status] = await Promise.all([
       readFile(`/proc/${ref.pid}/stat`, 'utf8'),

@@ -8,6 +8,7 @@ import type { ChildProcess } from 'node:child_process';
 import { dirname, join } from 'node:path';
 import { Fault } from '../api/fault.ts';
 import type { Accel, VmmKind } from '../api/vm.ts';
+import { type Cgroups, cgroupNamed, removeCgroup } from '../lib/cgroup.ts';
 import { DeadlineError, sleep, withDeadline } from '../lib/deadline.ts';
 import type { Log } from '../lib/log.ts';
 import { isAlive, type ProcRef, procRef } from '../lib/proc.ts';
@@ -29,6 +30,8 @@ const END_MS = 10_000;
 export interface DriverOptions {
   log: Log;
   step?: Step;
+  /** Where VMMs get groups of their own; default: nowhere. */
+  cgroups?: Cgroups | undefined;
   /** How long a new VMM may take to answer, ms. An emulating, busy host takes seconds. */
   answer_ms?: number;
   /** How long one command may take, ms. */
@@ -42,6 +45,7 @@ export interface Parts {
   id: string;
   dir: RunDir;
   proc: ProcRef;
+  cgroup: string | null;
   accel: Accel;
   /** Only where we are the parent. */
   child: ChildProcess | undefined;
@@ -62,13 +66,20 @@ export interface Spawned<M extends HeldMachine> {
   go(machine: M, signal: AbortSignal): Promise<void>;
 }
 
+export interface Spawn {
+  dir: RunDir;
+  facts: VmmFacts;
+  accel: Accel;
+  cgroup: string | null;
+}
+
 /** What one VMM does its own way. */
 export interface Maker<M extends HeldMachine> {
   kind: VmmKind;
   /** The VMM as people call it. */
   name: string;
   ask(): Promise<VmmFacts>;
-  spawn(spec: MachineSpec, dir: RunDir, facts: VmmFacts, accel: Accel): Promise<Spawned<M>>;
+  spawn(spec: MachineSpec, how: Spawn): Promise<Spawned<M>>;
   hold(parts: Parts): M;
 }
 
@@ -120,8 +131,13 @@ export class Driver<M extends HeldMachine> implements Vmm {
       undo.push('directory', () => dir[Symbol.dispose]());
       await this.#clearLeftovers(spec, dir);
       await ensureFifo(join(dir.path, CONSOLE_FIFO));
-      const spawned = await this.#step('start.spawn', () => this.#maker.spawn(spec, dir, this.#facts, accel));
-      const machine = await this.#watch(spec, dir, spawned.child, accel, undo);
+      let cgroup: string | null = null;
+      const spawned = await this.#step('start.spawn', async () => {
+        cgroup = (await this.#options.cgroups?.make(spec.id)) ?? null;
+        undo.push('group', async () => void (cgroup !== null && (await removeCgroup(cgroup))));
+        return this.#maker.spawn(spec, { dir, facts: this.#facts, accel, cgroup });
+      });
+      const machine = await this.#watch(spec, { dir, accel, cgroup }, spawned.child, undo);
       await onSpawn(machine.proc);
       await this.#orEnd(spec, machine, this.#bringUp(spawned, machine, signal), signal);
       undo.commit();
@@ -138,7 +154,8 @@ export class Driver<M extends HeldMachine> implements Vmm {
     const { id, proc, accel } = options;
     const { log, adopt_ms = ADOPT_MS } = this.#options;
     if (!(await isAlive(proc))) throw new Fault('vmm', `Cannot adopt the VMM of VM ${id}: it has ended.`);
-    const machine = this.#hold(id, new RunDir(options.dir), proc, accel, undefined);
+    const cgroup = await cgroupNamed(proc.pid, id);
+    const machine = this.#hold({ id, dir: new RunDir(options.dir), proc, cgroup, accel, child: undefined });
     try {
       await Promise.race([machine.takeOver(adopt_ms, signal), machine.ended]);
     } catch (error) {
@@ -151,12 +168,17 @@ export class Driver<M extends HeldMachine> implements Vmm {
     return machine;
   }
 
-  #hold(id: string, dir: RunDir, proc: ProcRef, accel: Accel, child: ChildProcess | undefined): M {
+  #hold(parts: Omit<Parts, 'log' | 'command_ms'>): M {
     const { log, command_ms } = this.#options;
-    return this.#maker.hold({ id, dir, proc, accel, child, log, ...(command_ms === undefined ? {} : { command_ms }) });
+    return this.#maker.hold({ ...parts, log, ...(command_ms === undefined ? {} : { command_ms }) });
   }
 
-  async #watch(spec: MachineSpec, dir: RunDir, child: ChildProcess, accel: Accel, undo: Undo): Promise<M> {
+  async #watch(
+    spec: MachineSpec,
+    { dir, accel, cgroup }: Pick<Parts, 'dir' | 'accel' | 'cgroup'>,
+    child: ChildProcess,
+    undo: Undo,
+  ): Promise<M> {
     const { name } = this.#maker;
     undo.push('process', async () => {
       child.kill('SIGKILL');
@@ -168,7 +190,7 @@ export class Driver<M extends HeldMachine> implements Vmm {
     });
     const proc = await procRef(child.pid ?? 0);
     if (proc === undefined) throw new Fault('vmm', `Cannot start VM ${spec.id}: ${name} was gone at once.`);
-    const machine = this.#hold(spec.id, dir, proc, accel, child);
+    const machine = this.#hold({ id: spec.id, dir, proc, cgroup, accel, child });
     undo.push('machine', async () => {
       child.kill('SIGKILL');
       await withDeadline(`the end of ${name}`, KILL_MS, machine.ended);

@@ -1,6 +1,7 @@
 /** The drivers of this host, and which one starts a VM. */
 import { Fault } from '../api/fault.ts';
 import type { VmmKind } from '../api/vm.ts';
+import type { Cgroups } from '../lib/cgroup.ts';
 import type { Log } from '../lib/log.ts';
 import type { Step } from '../lib/step.ts';
 import { findVmms } from './find.ts';
@@ -18,15 +19,16 @@ export interface DriversOptions {
   firecracker?: string | undefined;
   log: Log;
   step: Step;
+  cgroups?: Cgroups | undefined;
 }
 
 /** The drivers in the order in which they are chosen. */
 export const openVmms = async (options: DriversOptions): Promise<Vmms & { readonly host: HostFacts }> => {
-  const { log, step, qemu, firecracker } = options;
+  const { log, step, cgroups, qemu, firecracker } = options;
   const host = await gatherHostFacts(options.probe, log);
   const all: readonly Vmm[] = await Promise.all([
-    openFirecracker({ host, log, step, ...(firecracker === undefined ? {} : { program: firecracker }) }),
-    openQemu({ host, log, step, ...(qemu === undefined ? {} : { program: qemu }) }),
+    openFirecracker({ host, log, step, cgroups, ...(firecracker === undefined ? {} : { program: firecracker }) }),
+    openQemu({ host, log, step, cgroups, ...(qemu === undefined ? {} : { program: qemu }) }),
   ]);
   const of = (kind: VmmKind): Vmm => {
     const driver = all.find(vmm => vmm.kind === kind);

@@ -1,5 +1,6 @@
 /** The end of a VMM's process: seen, told, and cleaned up after. */
 import type { ChildProcess } from 'node:child_process';
+import { removeCgroup } from '../lib/cgroup.ts';
 import { sleep } from '../lib/deadline.ts';
 import type { Log } from '../lib/log.ts';
 import { isAlive, type ProcRef } from '../lib/proc.ts';
@@ -17,6 +18,7 @@ export interface Watched {
   /** Only where we are the parent. */
   child: ChildProcess | undefined;
   dir: RunDir;
+  cgroup: string | null;
   log: Log;
   /** Aborted when the machine is let go. */
   released: AbortSignal;
@@ -40,9 +42,9 @@ const goneOf = async ({ proc, released }: Watched): Promise<Exit> => {
   return { exit_code: null, signal: null, known: false };
 };
 
-/** Settles when the process is gone, its last signs are read and its sockets are removed. Never after a release. */
+/** Settles when the process is gone, its last signs are read, and its sockets and its group are removed. Never after a release. */
 export const watchEnd = async (watched: Watched): Promise<MachineEnd> => {
-  const { child, dir, log, released } = watched;
+  const { child, dir, cgroup, log, released } = watched;
   void boundLogs(watched);
   const exit = child === undefined ? await goneOf(watched) : await exitOf(child);
   if (released.aborted) return new Promise(() => {});
@@ -51,6 +53,7 @@ export const watchEnd = async (watched: Watched): Promise<MachineEnd> => {
   const last_words = await dir.lastWords();
   await dir.removeSockets().catch(error => log.warn({ err: error }, 'sockets could not be removed'));
   dir[Symbol.dispose]();
+  if (cgroup !== null && !(await removeCgroup(cgroup))) log.warn({ cgroup }, 'a process is left in the group of a VMM');
   return { ...exit, ...signs, last_words };
 };
 

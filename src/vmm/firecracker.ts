@@ -33,14 +33,14 @@ export const openFirecracker = (options: FirecrackerOptions): Promise<Vmm> => {
       kind: 'firecracker',
       name: 'Firecracker',
       ask: () => gatherFacts({ host, program, env }),
-      spawn: async (spec, dir, _facts, accel) => {
+      spawn: async (spec, { dir, accel, cgroup }) => {
         kernelCmdline(spec); // refused before anything is there
         await ensureFifo(join(dir.path, METRICS_FIFO));
         await dir.give(METRICS_FIFO);
         dir.makeOwnLog();
         await dir.remove(COUNTED);
         const argv = () => firecrackerArgv(spec, program);
-        const { child, fds } = await spawnVmm({ spec, dir, accel, env, reopens_disks: true, argv });
+        const { child, fds } = await spawnVmm({ spec, dir, accel, env, cgroup, reopens_disks: true, argv });
         const puts = configuration(spec, fds);
         return {
           child,

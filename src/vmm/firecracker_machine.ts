@@ -16,7 +16,7 @@ import type { Accel } from '../api/vm.ts';
 import { DeadlineError, poll, sleep } from '../lib/deadline.ts';
 import type { Log } from '../lib/log.ts';
 import { isAlive, type ProcRef, procStat, signalProc } from '../lib/proc.ts';
-import { procUsage } from '../lib/usage.ts';
+import { usageOfProc } from '../lib/usage.ts';
 import type { HeldMachine, Parts } from './driver.ts';
 import { type Exit, watchEnd } from './end.ts';
 import { instanceId } from './find.ts';
@@ -46,6 +46,7 @@ export class FirecrackerMachine implements HeldMachine {
   readonly kind = 'firecracker';
   readonly accel: Accel;
   readonly proc: ProcRef;
+  readonly cgroup: string | null;
   readonly api_socket: string;
   readonly ended: Promise<MachineEnd>;
   readonly #id: string;
@@ -59,11 +60,12 @@ export class FirecrackerMachine implements HeldMachine {
   readonly #go_ms: number;
   #flushed = Number.NEGATIVE_INFINITY;
 
-  constructor({ id, dir, proc, accel, child, log, command_ms }: Parts) {
+  constructor({ id, dir, proc, cgroup, accel, child, log, command_ms }: Parts) {
     this.#id = id;
     this.#dir = dir;
     this.api_socket = join(dir.path, API_SOCKET);
     this.proc = proc;
+    this.cgroup = cgroup;
     this.accel = accel;
     this.#log = log.child({ vm: id });
     this.#api = new FirecrackerApi(signal => dir.connect(API_SOCKET, signal), command_ms);
@@ -74,6 +76,7 @@ export class FirecrackerMachine implements HeldMachine {
       proc,
       child,
       dir,
+      cgroup,
       log: this.#log,
       released: this.#released.signal,
       lastSigns: async exit => this.#lastSigns(exit),
@@ -148,7 +151,7 @@ export class FirecrackerMachine implements HeldMachine {
   async usage(): Promise<MachineUsage> {
     await this.#metrics?.loaded;
     await this.#flush();
-    const used = await procUsage(this.proc);
+    const used = await usageOfProc(this.proc, this.cgroup);
     if (used === undefined) throw this.#fault('ask for the usage of', new Error('it has ended'));
     const { disk_read_bytes = null, disk_write_bytes = null } = this.#metrics?.counters ?? {};
     return { ...used, disk_read_bytes, disk_write_bytes };

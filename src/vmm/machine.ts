@@ -61,6 +61,8 @@ export interface Machine {
   /** The socket on which the VMM takes orders, absolute. */
   readonly api_socket: string;
   readonly proc: ProcRef;
+  /** The group of its own in which the VMM runs; null: it has none. */
+  readonly cgroup: string | null;
   /** Settles when the process is gone and its sockets are removed. Never rejects; stays pending after `release`. */
   readonly ended: Promise<MachineEnd>;
   /** A fresh control connection, whatever came before. The guest may take its time to open it: bring a deadline. */

@@ -29,9 +29,9 @@ export const openQemu = (options: QemuOptions): Promise<Vmm> => {
       kind: 'qemu',
       name: 'QEMU',
       ask: () => gatherFacts({ host, program, env }),
-      spawn: async (spec, dir, facts, accel) => {
+      spawn: async (spec, { dir, facts, accel, cgroup }) => {
         const argv = (fds: Parameters<typeof qemuArgs>[2]) => [program, ...qemuArgs(spec, facts, fds)];
-        const { child } = await spawnVmm({ spec, dir, accel, env, reopens_disks: false, argv });
+        const { child } = await spawnVmm({ spec, dir, accel, env, cgroup, reopens_disks: false, argv });
         return {
           child,
           answer: (machine, signal) => machine.connect(answer_ms, signal),

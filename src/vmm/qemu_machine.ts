@@ -12,7 +12,7 @@ import type { Accel } from '../api/vm.ts';
 import { DeadlineError, withDeadline } from '../lib/deadline.ts';
 import type { Log } from '../lib/log.ts';
 import { type ProcRef, signalProc } from '../lib/proc.ts';
-import { procUsage } from '../lib/usage.ts';
+import { usageOfProc } from '../lib/usage.ts';
 import type { HeldMachine, Parts } from './driver.ts';
 import { Egress } from './egress.ts';
 import { type Exit, watchEnd } from './end.ts';
@@ -32,6 +32,7 @@ export class QemuMachine implements HeldMachine {
   readonly kind = 'qemu';
   readonly accel: Accel;
   readonly proc: ProcRef;
+  readonly cgroup: string | null;
   readonly api_socket: string;
   readonly ended: Promise<MachineEnd>;
   readonly #id: string;
@@ -45,11 +46,12 @@ export class QemuMachine implements HeldMachine {
   #guest_panicked = false;
 
   constructor(options: Parts) {
-    const { id, dir, proc, accel, child } = options;
+    const { id, dir, proc, cgroup, accel, child } = options;
     this.#id = id;
     this.#dir = dir;
     this.api_socket = join(dir.path, QMP_SOCKET);
     this.proc = proc;
+    this.cgroup = cgroup;
     this.accel = accel;
     this.#log = options.log.child({ vm: id });
     this.#ports = new Ports({
@@ -70,6 +72,7 @@ export class QemuMachine implements HeldMachine {
       proc,
       child,
       dir,
+      cgroup,
       log: this.#log,
       released: this.#released.signal,
       lastSigns: exit => this.#lastSigns(exit),
@@ -126,7 +129,7 @@ export class QemuMachine implements HeldMachine {
   }
 
   async usage(): Promise<MachineUsage> {
-    const used = await procUsage(this.proc);
+    const used = await usageOfProc(this.proc, this.cgroup);
     if (used === undefined) throw this.#fault('ask for the usage of', new Error('it has ended'));
     const answer = await this.#say('ask for the usage of', 'query-blockstats');
     const stats = BlockStats.parse(answer);

@@ -5,6 +5,7 @@ import { closeSync, constants, fchownSync, fstatSync, openSync } from 'node:fs';
 import { stat } from 'node:fs/promises';
 import { Fault } from '../api/fault.ts';
 import type { Accel } from '../api/vm.ts';
+import { inCgroup } from '../lib/cgroup.ts';
 import type { MachineSpec } from './machine.ts';
 import type { RunDir } from './run_dir.ts';
 
@@ -21,6 +22,8 @@ export interface Spawning {
   dir: RunDir;
   accel: Accel;
   env: NodeJS.ProcessEnv;
+  /** The group that it enters before it runs. */
+  cgroup: string | null;
   /** The VMM opens disks again by the names of their descriptors: a writable one must be its uid's own. */
   reopens_disks: boolean;
   /** Program and arguments, from the descriptors. */
@@ -87,8 +90,8 @@ const asUser = async (spec: MachineSpec, accel: Accel): Promise<string[]> => {
 
 /** Starts the process in a session of its own, with no pipe to us: it lives on when we are gone. */
 export const spawnVmm = async (options: Spawning): Promise<{ child: ChildProcess; fds: PassedFds }> => {
-  const { spec, dir, accel, env } = options;
-  const before = await asUser(spec, accel);
+  const { spec, dir, accel, env, cgroup } = options;
+  const before = [...(cgroup === null ? [] : inCgroup(cgroup)), ...(await asUser(spec, accel))];
   const opened: number[] = [];
   const pass = (fd: number): number => {
     opened.push(fd);

@@ -1,0 +1,194 @@
+/**
+ * Groups of processes that the kernel accounts for: version 2 of cgroups alone. cgroups(7), and admin-guide/cgroup-v2 of the kernel.
+ *
+ * INVARIANTS: all of ours lie below one directory, which is named after its owner, so that two owners never meet. They are a means of
+ * measuring: what cannot be made, entered or removed keeps nobody from anything. Directories above ours are never changed.
+ */
+import { createHash } from 'node:crypto';
+import { mkdir, readdir, readFile, rmdir, writeFile } from 'node:fs/promises';
+import { basename, dirname, join, relative } from 'node:path';
+import process from 'node:process';
+import { sleep } from './deadline.ts';
+import { runAny } from './proc.ts';
+
+const CONTROLLERS = ['cpu', 'memory'];
+const TRY_MS = 5000;
+/** A process that was reaped may be in its group for a moment more, with all its memory to give back. */
+const EMPTY_MS = 1000;
+
+export interface Cgroups {
+  /** Where groups are made; null: nowhere, and `why` says why not. */
+  readonly base: string | null;
+  readonly why: string;
+  /** An empty group of that name; null if there is none to be had. */
+  make(name: string): Promise<string | null>;
+  /** Removes groups in which no process is; gives their names. */
+  sweep(): Promise<string[]>;
+}
+
+export interface CgroupUsage {
+  cpu_ms: number;
+  /** With the cache that it uses, without the one that it does not; null: the kernel does not count it here. */
+  memory_bytes: number | null;
+}
+
+/** For hosts without. */
+export const noCgroups = (why: string): Cgroups => ({
+  base: null,
+  why,
+  make: async () => null,
+  sweep: async () => [],
+});
+
+/** proc_pid_mountinfo(5) writes blanks in octal. */
+const unescaped = (text: string): string =>
+  text.replace(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)));
+
+interface Mount {
+  /** Which part of the hierarchy is seen, and where. */
+  root: string;
+  at: string;
+}
+
+const mounted = async (): Promise<Mount | undefined> => {
+  for (const line of (await readFile('/proc/self/mountinfo', 'utf8')).split('\n')) {
+    const [mount = '', fs = ''] = line.split(' - ');
+    const [, , , root, at] = mount.split(' ');
+    if (fs.startsWith('cgroup2 ') && root !== undefined && at !== undefined)
+      return { root: unescaped(root), at: unescaped(at) };
+  }
+  return undefined;
+};
+
+/** The directory of the group in which a process is. */
+const groupOf = async (pid: number | 'self', mount: Mount): Promise<string | undefined> => {
+  const text = await readFile(`/proc/${pid}/cgroup`, 'utf8').catch(() => '');
+  const path = /^0::(\/.*)$/m.exec(text)?.[1];
+  const inside = path === undefined ? undefined : relative(mount.root, path);
+  return inside === undefined || inside.startsWith('..') ? undefined : join(mount.at, inside);
+};
+
+/** The group of that name in which a process is; null if it is in another. */
+export const cgroupNamed = async (pid: number, name: string): Promise<string | null> => {
+  const mount = await mounted().catch(() => undefined);
+  const group = mount && (await groupOf(pid, mount));
+  return group !== undefined && basename(group) === name ? group : null;
+};
+
+/** Words for a shell that enters the group and becomes the program: not one instruction of it runs outside. */
+export const inCgroup = (group: string): string[] => [
+  ...['sh', '-c', 'echo $$ 2>/dev/null >"$0"; exec "$@"', join(group, 'cgroup.procs')],
+];
+
+/** Where groups may be made: root has the top of the hierarchy, others what was delegated to them. Gives our own directories, inner one first. */
+const placeFor = async (owner: string, mount: Mount): Promise<string[] | undefined> => {
+  const name = createHash('sha256').update(owner).digest('hex').slice(0, 12);
+  if (process.getuid?.() === 0) return [join(mount.at, 'nexus', name), join(mount.at, 'nexus')];
+  const own = await groupOf('self', mount);
+  return own === undefined ? undefined : [join(own, `nexus-${name}`)];
+};
+
+/** `owner` is a text that nobody else uses, such as a path. Tries whether a process can be moved. */
+export const openCgroups = async (owner: string): Promise<Cgroups> => {
+  const mount = await mounted().catch(() => undefined);
+  if (mount === undefined) return noCgroups('there is no hierarchy of version 2');
+  const ours = await placeFor(owner, mount);
+  if (ours === undefined) return noCgroups("this process' own group is not seen here");
+  const [base = ''] = ours;
+  try {
+    const group = await makeGroup(ours, 'try');
+    const { code } = await runAny([...inCgroup(group), 'grep', '-q', '/try$', '/proc/self/cgroup'], {
+      timeout_ms: TRY_MS,
+    });
+    await removeGroup(group, ours);
+    if (code !== 0) return noCgroups(`no process can be moved below ${dirname(base)}`);
+  } catch (error) {
+    return noCgroups(`none can be made below ${dirname(base)}: ${error instanceof Error ? error.message : error}`);
+  }
+  return {
+    base,
+    why: `below ${base}`,
+    make: name => makeGroup(ours, name).catch(() => null),
+    sweep: () => sweep(ours),
+  };
+};
+
+const makeGroup = async (ours: readonly string[], name: string): Promise<string> => {
+  const [base = ''] = ours;
+  const group = join(base, name);
+  // somebody may remove an empty directory of ours meanwhile
+  for (let round = 0; ; round++) {
+    try {
+      for (const dir of ours.toReversed()) await makeParent(dir);
+      await mkdir(group).catch(unless('EEXIST'));
+      return group;
+    } catch (error) {
+      if (round === 5 || !isCode(error, 'ENOENT')) throw error;
+    }
+  }
+};
+
+/** One in which no process is, so that its children can have all the controllers that it has itself. */
+const makeParent = async (dir: string): Promise<void> => {
+  await mkdir(dir).catch(unless('EEXIST'));
+  for (const one of CONTROLLERS) await writeFile(join(dir, 'cgroup.subtree_control'), `+${one}`).catch(() => {});
+};
+
+const isCode = (error: unknown, code: string): boolean =>
+  error instanceof Error && 'code' in error && error.code === code;
+const unless = (code: string) => (error: unknown) => {
+  if (!isCode(error, code)) throw error;
+};
+
+/** Removes a group whose processes have ended, and what of ours is empty then. False: it is still in use. */
+export const removeCgroup = async (group: string): Promise<boolean> => {
+  const base = dirname(group);
+  const above = dirname(base);
+  return removeGroup(group, basename(above) === 'nexus' ? [base, above] : [base]);
+};
+
+const removeGroup = async (group: string, ours: readonly string[]): Promise<boolean> => {
+  const end = performance.now() + EMPTY_MS;
+  for (;;) {
+    const error: unknown = await rmdir(group).then(
+      () => undefined,
+      e => e,
+    );
+    if (error === undefined || isCode(error, 'ENOENT')) break;
+    if (!isCode(error, 'EBUSY') || performance.now() > end) return false;
+    await sleep(10);
+  }
+  for (const dir of ours) await rmdir(dir).catch(() => {}); // another group may be in it
+  return true;
+};
+
+const sweep = async (ours: readonly string[]): Promise<string[]> => {
+  const [base = ''] = ours;
+  const gone: string[] = [];
+  for (const entry of await readdir(base, { withFileTypes: true }).catch(() => [])) {
+    if (!entry.isDirectory()) continue;
+    const removed = await rmdir(join(base, entry.name)).then(
+      () => true,
+      () => false,
+    );
+    if (removed) gone.push(join(base, entry.name));
+  }
+  for (const dir of ours) await rmdir(dir).catch(() => {});
+  return gone;
+};
+
+const numberIn = (text: string, pattern: RegExp): number | null => {
+  const found = pattern.exec(text)?.[1];
+  return found === undefined ? null : Number(found);
+};
+
+/** What the processes of a group have used, those that ended too; undefined: the group is gone. */
+export const cgroupUsage = async (group: string): Promise<CgroupUsage | undefined> => {
+  const file = (name: string) => readFile(join(group, name), 'utf8').catch(() => undefined);
+  const [cpu, memory, stat] = await Promise.all(['cpu.stat', 'memory.current', 'memory.stat'].map(file));
+  const usec = numberIn(cpu ?? '', /^usage_usec (\d+)$/m);
+  if (usec === null) return undefined;
+  const idle = numberIn(stat ?? '', /^inactive_file (\d+)$/m) ?? 0;
+  const memory_bytes = memory === undefined ? null : Math.max(0, Number(memory) - idle);
+  return { cpu_ms: usec / 1000, memory_bytes };
+};
