@@ -13,7 +13,7 @@ import type { Duplex } from 'node:stream';
 import { z } from 'zod';
 import { Fault } from '../api/fault.ts';
 import type { Accel } from '../api/vm.ts';
-import { DeadlineError, poll, sleep } from '../lib/deadline.ts';
+import { DeadlineError, pause, poll, sleep } from '../lib/deadline.ts';
 import type { Log } from '../lib/log.ts';
 import { isAlive, type ProcRef, procStat, signalProc } from '../lib/proc.ts';
 import { usageOfProc } from '../lib/usage.ts';
@@ -37,6 +37,7 @@ const CONNECT_MS = 3000;
 const GO_TIMES = 6;
 /** Signals reach a stopped or busy process late, never this late. */
 const STOP_MS = 5000;
+const LOOK_MS = 3;
 const FLUSH_EVERY_MS = 1000;
 const FLUSH_MS = 1000;
 
@@ -183,12 +184,18 @@ export class FirecrackerMachine implements HeldMachine {
   }
 
   async #untilItListens(ms: number, signal: AbortSignal): Promise<void> {
-    const probe = () =>
-      this.#dir.connect(API_SOCKET, signal).then(
-        socket => socket.destroy(),
-        () => undefined,
-      );
-    await poll('the answer of Firecracker', ms, probe, { every_ms: 2, signal });
+    const end = performance.now() + ms;
+    // each look comes later by a twentieth of the time waited so far: a slow start is hardly made slower
+    for (let wait = LOOK_MS; ; wait *= 1.05) {
+      const socket = await this.#dir.connect(API_SOCKET, signal).catch(() => undefined);
+      if (socket !== undefined) {
+        socket.destroy();
+        return;
+      }
+      signal.throwIfAborted();
+      if (performance.now() > end) throw new DeadlineError('the answer of Firecracker', ms);
+      await pause(wait, signal);
+    }
   }
 
   async #stopOrGo(verb: string, signal: 'SIGSTOP' | 'SIGCONT', paused: boolean): Promise<void> {

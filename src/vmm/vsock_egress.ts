@@ -35,12 +35,21 @@ export class VsockEgress {
     this.#log = log;
   }
 
-  /** Listens; a socket that was left there goes. */
+  /** Listens; a socket that was left there goes. Where that fails it is tried again until `close`. */
   async listen(): Promise<void> {
+    try {
+      await this.#bind();
+    } catch (error) {
+      void this.#again();
+      throw error;
+    }
+  }
+
+  async #bind(): Promise<void> {
     await this.#dir.remove(this.#name);
     this.#stop.signal.throwIfAborted();
     const server = createServer(socket => this.#take(socket));
-    this.#server = server;
+    this.#server = server; // so that `close` ends it while the directory is still held: its end removes the socket by name
     await new Promise<void>((resolve, reject) => {
       server.once('error', reject);
       server.listen({ path: this.#dir.at(this.#name) }, resolve);
@@ -79,18 +88,25 @@ export class VsockEgress {
   }
 
   async #rest(): Promise<void> {
-    const { signal } = this.#stop;
     const server = this.#server;
     if (server === undefined) return;
     this.#server = undefined;
     server.close();
     for (const socket of this.#open) socket.destroy();
     this.#log.warn('egress: the guest dials too often; it is not heard for a second');
-    try {
-      await sleep(REST_MS, undefined, { signal });
-      await this.listen();
-    } catch (error) {
-      if (!signal.aborted) this.#log.error({ err: error }, 'egress: cannot listen again');
+    await this.#again();
+  }
+
+  async #again(): Promise<void> {
+    const { signal } = this.#stop;
+    while (!signal.aborted) {
+      try {
+        await sleep(REST_MS, undefined, { signal });
+        await this.#bind();
+        return;
+      } catch (error) {
+        if (!signal.aborted) this.#log.error({ err: error }, 'egress: cannot listen, will try again');
+      }
     }
   }
 }
