@@ -58,10 +58,15 @@ func (c *Client) Use(conn net.Conn) error {
 	return nil
 }
 
-// Ending tells the host that the guest goes down, and waits for the answer for a short time.
+// Ending tells the host that the guest goes down, and waits for the answer for a short time. A connection may just have been
+// lost, and the next one not be there yet: then it is told on that.
 func (c *Client) Ending(kind, by string) {
-	if cc := c.connection(); cc != nil {
-		_ = post(cc, endingTimeout, "/v1/ending", wire.Ending{Kind: kind, By: by})
+	deadline := time.Now().Add(endingTimeout)
+	for left := endingTimeout; left > 0; left = time.Until(deadline) {
+		if cc := c.connection(); cc != nil && post(cc, left, "/v1/ending", wire.Ending{Kind: kind, By: by}) == nil {
+			return
+		}
+		time.Sleep(5 * time.Millisecond)
 	}
 }
 

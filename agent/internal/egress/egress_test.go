@@ -61,7 +61,11 @@ func next[T any](t *testing.T, c chan T) T {
 func TestBellAndEnding(t *testing.T) {
 	dial, events, conns := host(t, 204)
 	client := &Client{Facts: func() wire.Facts { return wire.Facts{Generation: 1, Hostname: "web"} }}
-	client.Ending("reboot", "guest") // nobody to tell: no harm, no wait
+	begun := time.Now()
+	client.Ending("reboot", "guest") // nobody to tell
+	if took := time.Since(begun); took > 20*endingTimeout {
+		t.Errorf("it waited %v for nobody", took)
+	}
 	over := make(chan error, 1)
 	conn, err := dial()
 	if err != nil {
@@ -102,6 +106,20 @@ func TestRedial(t *testing.T) {
 			t.Errorf("%+v", e)
 		}
 		next(t, conns).Close()
+	}
+}
+
+// A guest that goes down while its connection is being made again says so on the new one.
+func TestEndingOnTheNextConnection(t *testing.T) {
+	dial, events, conns := host(t, 204)
+	client := &Client{Facts: func() wire.Facts { return wire.Facts{} }}
+	go Redial(client, dial)
+	next(t, events)
+	for range 3 {
+		next(t, conns).Close()
+		client.Ending("reboot", "guest")
+		for e := next(t, events); e.path != "POST /v1/ending"; e = next(t, events) {
+		}
 	}
 }
 
