@@ -8,6 +8,7 @@ import { execResult } from '../../src/client/exec.ts';
 import { poll, sleep } from '../../src/lib/deadline.ts';
 import { runAny } from '../../src/lib/proc.ts';
 import { audit, descriptors } from '../kit/audit.ts';
+import { ask } from '../kit/door.ts';
 import { type World, world } from '../kit/world.ts';
 
 let w: World;
@@ -68,6 +69,10 @@ describe('the daemon', { timeout: 600_000 }, () => {
     await poll('the console', 10_000, async () =>
       (await consoleOf('web')).includes('said on the console') ? true : undefined,
     );
+    const { text } = await ask(w.socket, { path: '/metrics' });
+    const used = (what: string) => Number(new RegExp(`^nexus_vm_${what}{.*name="web".*} (\\S+)$`, 'm').exec(text)?.[1]);
+    assert.ok(used('cpu_seconds_total') > 0.1 && used('memory_bytes') > 32 * 1024 ** 2, text);
+    assert.ok(used('disk_read_bytes_total') > 1024 ** 2 && used('disk_written_bytes_total') >= 512, text);
     const stopped = await w.client.vm.stop({ vm: 'web' });
     assert.deepEqual([stopped.state, stopped.last_exit?.reason], ['stopped', 'The guest shut down.']);
     await atRest(stopped);
