@@ -49,6 +49,18 @@ test('a kernel: by ID and by version, verified, and told when a bit of it is ano
   await w.client.kernel.verify({ kernel: kernel.id });
 });
 
+test('downloads of one kernel under three names at once make one', { timeout: 300_000 }, async () => {
+  await using empty = await world({});
+  const asked = [{}, { version: '6.12' }, { version: '6.12' }];
+  const jobs = await Promise.all(asked.map(input => empty.client.kernel.download(input)));
+  assert.equal(jobs[1]?.id, jobs[2]?.id, 'two that ask for the same share a job');
+  const ends = await Promise.all(jobs.map(j => empty.client.job.wait({ job: j.id, timeout_ms: 240_000 })));
+  const kernels = await empty.client.kernel.list({});
+  assert.equal(kernels.length, 1);
+  for (const end of ends) assert.deepEqual([end.state, end.result_id], ['succeeded', kernels[0]?.id]);
+  assert.deepEqual(await readdir(join(empty.data_dir, 'kernels')), [kernels[0]?.id]);
+});
+
 test('an archive: by ID and by name, verified, told when it is another or gone', async () => {
   const [rootfs] = await w.client.rootfs.list({});
   assert.ok(rootfs);

@@ -332,9 +332,15 @@ test('what is in use is not removed', async () => {
 test('assets are found by ID and by version, the newest of a version', async () => {
   await using temp = await dataDir();
   await using store = await openStore(temp.dir);
-  for (const n of [1, 2]) await store.insertKernel(kernelOf(n, '6.1.0'));
+  const rebuilt = { ...kernelOf(2, '6.1.0'), sha256: 'b'.repeat(64) };
+  const first = await store.insertKernel(kernelOf(1, '6.1.0'));
+  // two downloads that end at once make one kernel; a package that was rebuilt makes another
+  const [one, other] = await Promise.all([3, 4].map(n => store.insertKernel({ ...rebuilt, id: idOf('krn', n) })));
+  assert.deepEqual([one, other], [{ ...rebuilt, id: idOf('krn', 3) }, one]);
+  assert.deepEqual(await store.insertKernel(kernelOf(5, '6.1.0')), first);
+  assert.equal((await store.listKernels()).length, 2);
   for (const n of [1, 2]) await store.insertRootfs(rootfsOf(n, '12'));
-  assert.equal((await store.findKernel('6.1.0'))?.id, idOf('krn', 2));
+  assert.equal((await store.findKernel('6.1.0'))?.id, idOf('krn', 3));
   assert.deepEqual(await store.findKernel(idOf('krn', 1)), kernelOf(1, '6.1.0'));
   assert.equal((await store.findRootfs('debian:12'))?.id, idOf('rfs', 2));
   assert.deepEqual(await store.findRootfs(idOf('rfs', 1)), rootfsOf(1, '12'));

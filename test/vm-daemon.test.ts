@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { type ChildProcess, spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { mkdir, readdir, rm, writeFile } from 'node:fs/promises';
+import { mkdir, open, readdir, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import process from 'node:process';
 import { after, before, test } from 'node:test';
@@ -12,7 +12,9 @@ import { poll, sleep } from '../src/lib/deadline.ts';
 import { exists } from '../src/lib/files.ts';
 import { isAlive, procRef, procsWithEnv, run } from '../src/lib/proc.ts';
 import { killVmm, nothingLeft, noVmm, rejects, type Stage, stage, until, WHILE_PARENT } from './kit/behave.ts';
-import type { World } from './kit/world.ts';
+import { loopFs } from './kit/loop-fs.ts';
+import { addImage } from './kit/own_image.ts';
+import { type World, world } from './kit/world.ts';
 
 let s: Stage;
 let w: World;
@@ -288,4 +290,36 @@ test('a store that cannot write: nothing runs unheld, and the truth is stored as
   assert.equal(stopped.last_exit?.reason, 'It was stopped by force.');
   await clear();
   await rm(join(w.data_dir, 'core'), { force: true });
+});
+
+test('a disk that is full to the last byte: a VM can be deleted, and gives its room back', async t => {
+  const fs = await loopFs('ext4', 96);
+  if (typeof fs === 'string') return t.skip(fs);
+  await using _fs = fs;
+  await using full = await world({ parent: fs.dir });
+  const image = join(fs.dir, 'image.raw');
+  await writeFile(image, Buffer.alloc(16 * 1024 * 1024), { mode: 0o644 });
+  await addImage(full, image, 'tiny', 'agent');
+  const vm = await full.client.vm.create({ name: 'full', root_size_bytes: 128 * 1024 * 1024 });
+  const kept = await full.client.vm.create({ name: 'kept', root_size_bytes: 16 * 1024 * 1024 });
+  // as its guest would
+  const disk = await open(join(full.data_dir, 'workspaces', vm.root_ws_id ?? '', 'disk.raw'), 'r+');
+  try {
+    for (let at = 0, size = 1024 * 1024; ; ) {
+      const { bytesWritten } = await disk.write(Buffer.alloc(size, 'x'), 0, size, at);
+      at += bytesWritten;
+      if (bytesWritten < size) size = 4096;
+    }
+  } catch (error) {
+    assert.equal(error instanceof Error && 'code' in error ? error.code : error, 'ENOSPC');
+  } finally {
+    await disk.close();
+  }
+  const updates = async () => {
+    for (let n = 0; n < 3000; n++) await full.client.vm.update({ vm: kept.id, vcpus: 1 + (n % 4) });
+  };
+  await rejects(updates(), 'no_room');
+  await full.client.vm.delete({ vm: vm.id });
+  await rejects(full.client.vm.get({ vm: vm.id }), 'not_found');
+  assert.equal((await full.client.vm.update({ vm: kept.id, vcpus: 3 })).vcpus, 3);
 });

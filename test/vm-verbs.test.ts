@@ -239,3 +239,22 @@ test('wait: until it is so, until it cannot be so, until it is gone, until the t
   await gone;
   await clear();
 });
+
+test('a silent agent: Ctrl-Alt-Del is pressed where the machine has it, in the middle of the time', async () => {
+  await using fc = await stage('firecracker');
+  const { client } = fc.w;
+  const { id } = await client.vm.create({ name: 'keys', memory_mib: 128 });
+  await fc.behave({ BOOT_MS: 60_000, CAD: 'reset', STUBBORN: 1 });
+  await client.vm.start({ vm: id, wait: 'running' });
+  const began = performance.now();
+  const { last_exit } = await client.vm.stop({ vm: id, timeout_ms: 4000 });
+  const took = performance.now() - began;
+  assert.deepEqual([last_exit?.reason, last_exit?.signal], ['The guest shut down.', null]);
+  assert.ok(took >= 1900 && took < 4000, `${took}`);
+  await fc.behave({ BOOT_MS: 60_000 });
+  await client.vm.start({ vm: id, wait: 'running' });
+  const termed = await client.vm.stop({ vm: id, timeout_ms: 300 });
+  assert.match(termed.last_exit?.reason ?? '', /did not shut down in time; the VMM was ended by SIGTERM/);
+  await client.vm.delete({ vm: id });
+  await nothingLeft(fc.w);
+});

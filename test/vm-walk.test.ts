@@ -57,6 +57,16 @@ const STEPS: readonly Step[] = [
   },
   { name: 'stop', weight: 2, run: (w, pick) => w.client.vm.stop({ vm: pick(NAMES) }) },
   { name: 'stop --force', weight: 2, run: (w, pick) => w.client.vm.stop({ vm: pick(NAMES), force: true }) },
+  // vmm: it was killed meanwhile
+  { name: 'pause', weight: 2, run: (w, pick) => w.client.vm.pause({ vm: pick(NAMES) }), may: ['vmm'] },
+  { name: 'resume', weight: 3, run: (w, pick) => w.client.vm.resume({ vm: pick(NAMES) }), may: ['vmm'] },
+  { name: 'restart', weight: 2, run: (w, pick) => w.client.vm.restart({ vm: pick(NAMES) }), may: ['vmm', 'timeout'] },
+  {
+    name: 'wait',
+    weight: 1,
+    run: (w, pick) => w.client.vm.wait({ vm: pick(NAMES), timeout_ms: 200 }),
+    may: ['vmm', 'timeout'],
+  },
   { name: 'delete', weight: 1, run: (w, pick) => w.client.vm.delete({ vm: pick(NAMES) }) },
   {
     name: 'exec',

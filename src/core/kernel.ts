@@ -47,19 +47,16 @@ const download = (host: Host, job: JobContext, version: string | undefined): Pro
         onLog: job.log,
       }),
     );
-    const same = await host.store.findKernel(made.version);
-    if (same !== undefined && same.sha256 === made.sha256) {
-      job.log(`kernel ${made.version} is on disk already`);
-      return same.id;
-    }
     job.signal.throwIfAborted();
     const kernel: Kernel = { id: newId('krn'), provider: 'debian', ...made, created_at_ms: Date.now() };
     await host.step('kernel.land', () => landDir(dir, kernelDir(host.paths, kernel.id)));
+    let kept: Kernel | undefined;
     try {
-      await host.step('kernel.insert', () => host.store.insertKernel(kernel));
-    } catch (error) {
-      await removeTree(host.paths.data, kernelDir(host.paths, kernel.id));
-      throw error;
+      kept = await host.step('kernel.insert', () => host.store.insertKernel(kernel));
+    } finally {
+      if (kept?.id !== kernel.id) await removeTree(host.paths.data, kernelDir(host.paths, kernel.id));
     }
-    return kernel.id;
+    // another download, under another name, may have been faster by a moment
+    if (kept.id !== kernel.id) job.log(`kernel ${made.version} is on disk already`);
+    return kept.id;
   });

@@ -1,6 +1,7 @@
 /** The verbs pause and resume. */
 import { Fault } from '../api/fault.ts';
 import type { Vm } from '../api/vm.ts';
+import { isAlive } from '../lib/proc.ts';
 import type { VmRecord } from '../store/store.ts';
 import { admit, lockVm, named, needVm, publicVm } from './find.ts';
 import type { Host, Live } from './host.ts';
@@ -24,7 +25,7 @@ export const pauseVm = async (host: Host, ref: string, actor: string): Promise<V
     const move = { to: 'paused', why: 'pause was asked for', actor } as const;
     return publicVm(await host.step('pause.record', () => moveVm(host, id, move)));
   } catch (error) {
-    await unpause(live).catch(e => host.log.error({ err: e, vm: id }, 'a pause cannot be undone'));
+    await undone(host, live, () => unpause(live));
     throw named(vm, error);
   }
 };
@@ -44,12 +45,22 @@ export const resumeVm = async (host: Host, ref: string, actor: string): Promise<
     return resumed;
   } catch (error) {
     // what cannot be stored is undone: the record says that it stands still
-    const again = async () => {
+    await undone(host, live, async () => {
       holdGuest(live);
       await live.machine.pause();
-    };
-    await again().catch(e => host.log.error({ err: e, vm: id }, 'a resume cannot be undone'));
+    });
     throw named(vm, error);
+  }
+};
+
+/** A VMM that has ended needs nothing to be undone. */
+const undone = async (host: Host, live: Live, undo: () => Promise<void>): Promise<void> => {
+  try {
+    await undo();
+  } catch (error) {
+    if (await isAlive(live.machine.proc)) {
+      host.log.error({ err: error, vm: live.vm_id }, 'a VM may stand still, or not, beside its record');
+    }
   }
 };
 

@@ -185,18 +185,33 @@ const removeRecord = async (
   const live = host.live.get(vm.id);
   if (live === undefined) {
     if (VM_LIVE.includes(vm.state)) await endStrays(host, vm.id);
-    return host.step('delete.record', () => host.store.removeVm(vm.id, options));
+    return dropRecord(host, vm, options);
   }
   const watched = live.end_owner === 'watcher'; // it goes on watching: it finds no record, or stores the end
   live.end_owner ??= 'stop';
   try {
     await host.step('delete.kill', () => endMachine(host, live, { force: true, timeout_ms: 0 }, signal));
     await host.step('delete.letgo', () => letGo(host, live));
-    const removed = await host.step('delete.record', () => host.store.removeVm(vm.id, options));
+    const removed = await dropRecord(host, vm, options);
     forget(host, live);
     return removed;
   } catch (error) {
     if (!watched) handBack(host, live);
     throw error;
+  }
+};
+
+/** Where the disk is too full even for this, what goes with the VM goes first and makes room; a record that stays all the same can be deleted again. */
+const dropRecord = async (host: Host, { id }: Vm, options: { keep_disk: boolean }): Promise<Workspace[]> => {
+  const drop = () => host.step('delete.record', () => host.store.removeVm(id, options));
+  try {
+    return await drop();
+  } catch (error) {
+    if (!(error instanceof Fault && error.code === 'no_room')) throw error;
+    host.log.warn({ err: error, vm: id }, 'no room to remove the record of a VM: its files go first');
+    const owned = options.keep_disk ? [] : (await host.store.listWs({ vm_id: id })).filter(ws => ws.owned);
+    for (const ws of owned) await host.step('delete.disk', () => host.disks.removeWs(ws.id));
+    await host.step('delete.dir', () => removeTree(host.paths.data, vmDir(host.paths, id)));
+    return drop();
   }
 };

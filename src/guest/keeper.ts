@@ -202,11 +202,13 @@ export class Keeper implements AsyncDisposable {
 
   async #connect(first: number): Promise<Link> {
     const { signal } = this.#closing;
-    while (this.#held > 0) await this.#pause(PING_EVERY_MS);
-    const late = setTimeout(() => this.#say('unreachable'), UNREACHABLE_MS);
+    const late = setInterval(() => {
+      if (this.#held === 0) this.#say('unreachable');
+    }, UNREACHABLE_MS);
     try {
       for (let delay = first; ; delay = Math.min(RETRY_MOST_MS, Math.max(RETRY_LEAST_MS, delay * 2))) {
         if (delay > 0 && (await this.#pause(delay))) delay = 0;
+        while (this.#held > 0) await this.#pause(PING_EVERY_MS);
         try {
           return await this.#try();
         } catch (error) {
@@ -215,7 +217,7 @@ export class Keeper implements AsyncDisposable {
         }
       }
     } finally {
-      clearTimeout(late);
+      clearInterval(late);
     }
   }
 

@@ -15,10 +15,16 @@ const newestRootfs = (db: Db) =>
   db.selectFrom('rootfs').selectAll().orderBy('created_at_ms', 'desc').orderBy('id', 'desc');
 
 export const assetStore = (db: Db): AssetStore => ({
-  insertKernel: async kernel => {
-    const row = kernels.toRow(kernel);
-    await unlessTaken(`Kernel '${kernel.id}'`, () => db.insertInto('kernels').values(row).execute());
-  },
+  insertKernel: kernel =>
+    db.transaction().execute(async trx => {
+      let same = newestKernels(trx).where('version', '=', kernel.version).where('arch', '=', kernel.arch);
+      for (const hash of ['sha256', 'modules_sha256'] as const) same = same.where(hash, '=', kernel[hash]);
+      const found = await same.executeTakeFirst();
+      if (found !== undefined) return kernels.fromRow(found);
+      const row = kernels.toRow(kernel);
+      await unlessTaken(`Kernel '${kernel.id}'`, () => trx.insertInto('kernels').values(row).execute());
+      return kernel;
+    }),
 
   findKernel: async ref => {
     const key = ID_PATTERN.test(ref) ? 'id' : 'version';

@@ -90,7 +90,8 @@ export interface ImageStore {
 }
 
 export interface AssetStore {
-  insertKernel(kernel: Kernel): Promise<void>;
+  /** Gives the one that is in the store: this one, or one of the same version and content that was there before. */
+  insertKernel(kernel: Kernel): Promise<Kernel>;
   /** By ID or version. */
   findKernel(ref: string): Promise<Kernel | undefined>;
   listKernels(): Promise<Kernel[]>;

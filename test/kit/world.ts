@@ -112,6 +112,7 @@ export const world = async (options: WorldOptions = {}): Promise<World> => {
       env: { ...env, ...extra },
       stdio: ['ignore', 'ignore', 'pipe'],
     });
+    log.on('error', () => {}); // a disk that a test fills
     started.stderr?.pipe(log);
     child = started;
     let exit: number | null | undefined;
