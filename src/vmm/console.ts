@@ -7,13 +7,15 @@
  */
 import { closeSync, constants, fstatSync, openSync, readSync } from 'node:fs';
 import { Socket } from 'node:net';
+import { dirname, join } from 'node:path';
 import { Fault } from '../api/fault.ts';
 import { ConsoleLog, MAX_PENDING } from './console_log.ts';
 import { type ConsoleItem, itemOf, type MarkKind, textOf } from './console_marks.ts';
 import { type LogView, viewOf, type Wanted } from './console_view.ts';
-import { ensureFifo } from './fifo.ts';
+import { ensureFifos } from './fifo.ts';
 import { Follower } from './follower.ts';
 import { LineCutter } from './lines.ts';
+import { METRICS_FIFO } from './run_dir.ts';
 
 const { O_NOFOLLOW, O_NONBLOCK, O_RDONLY } = constants;
 /** The capacity of a pipe. */
@@ -49,7 +51,8 @@ export interface Console {
 }
 
 export const openConsole = async (options: ConsoleOptions): Promise<Console> => {
-  await ensureFifo(options.fifo);
+  // the one for metrics too, which a VMM beside it may want
+  await ensureFifos([options.fifo, join(dirname(options.fifo), METRICS_FIFO)]);
   const log = await ConsoleLog.open(options.log, options.max_log_bytes);
   try {
     const console = new FifoConsole(options.fifo, log);

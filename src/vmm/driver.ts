@@ -14,10 +14,10 @@ import type { Log } from '../lib/log.ts';
 import { isAlive, type ProcRef, procRef } from '../lib/proc.ts';
 import { plainStep, type Step } from '../lib/step.ts';
 import { Undo } from '../lib/undo.ts';
-import { ensureFifo } from './fifo.ts';
+import { ensureFifos } from './fifo.ts';
 import { findVmms } from './find.ts';
 import type { AdoptOptions, Found, Machine, MachineEnd, MachineSpec, Vmm, VmmFacts } from './machine.ts';
-import { CONSOLE_FIFO, RunDir } from './run_dir.ts';
+import { CONSOLE_FIFO, METRICS_FIFO, RunDir } from './run_dir.ts';
 
 /** A killed process may still have to give back a lot of memory, or wait for a disk. */
 const KILL_MS = 15_000;
@@ -130,7 +130,7 @@ export class Driver<M extends HeldMachine> implements Vmm {
       const dir = await RunDir.make(spec.dir, spec.uid);
       undo.push('directory', () => dir[Symbol.dispose]());
       await this.#clearLeftovers(spec, dir);
-      await ensureFifo(join(dir.path, CONSOLE_FIFO));
+      await ensureFifos([CONSOLE_FIFO, METRICS_FIFO].map(name => join(dir.path, name)));
       let cgroup: string | null = null;
       const spawned = await this.#step('start.spawn', async () => {
         cgroup = (await this.#options.cgroups?.make(spec.id)) ?? null;

@@ -8,19 +8,24 @@ const isFifo = async (path: string): Promise<boolean | undefined> => {
   return stat?.isFIFO();
 };
 
-/** Makes a FIFO, or finds one made before. Anything else under that name is refused. */
-export const ensureFifo = async (path: string): Promise<void> => {
-  const there = await isFifo(path);
-  if (there === true) return;
-  if (there === undefined) {
-    try {
-      await run(['mkfifo', '-m', '600', path], { timeout_ms: 10_000 });
-      return;
-    } catch (error) {
-      // somebody else may have made it meanwhile
-      if (!(error instanceof RunError) || (await isFifo(path)) !== true) throw error;
-      return;
-    }
+const missing = async (paths: readonly string[]): Promise<string[]> => {
+  const absent: string[] = [];
+  for (const path of paths) {
+    const there = await isFifo(path);
+    if (there === undefined) absent.push(path);
+    else if (!there) throw new Fault('host', `Cannot use ${path}: it is not a named pipe.`, { hint: `rm ${path}` });
   }
-  throw new Fault('host', `Cannot use ${path} as console: it is not a named pipe.`, { hint: `rm ${path}` });
+  return absent;
+};
+
+/** Makes FIFOs, or finds those made before. Anything else under their names is refused. All at once: each call costs a process. */
+export const ensureFifos = async (paths: readonly string[]): Promise<void> => {
+  const absent = await missing(paths);
+  if (absent.length === 0) return;
+  try {
+    await run(['mkfifo', '-m', '600', ...absent], { timeout_ms: 10_000 });
+  } catch (error) {
+    // somebody else may have made them meanwhile
+    if (!(error instanceof RunError) || (await missing(paths)).length > 0) throw error;
+  }
 };

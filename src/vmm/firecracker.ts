@@ -5,9 +5,7 @@
  * not before, a refusal names the part that was refused, and a name that is misspelt is refused at all (in the file
  * Firecracker ignores it). It costs half a dozen requests on one connection, a few milliseconds.
  */
-import { join } from 'node:path';
 import { Driver, type DriverOptions } from './driver.ts';
-import { ensureFifo } from './fifo.ts';
 import { configuration, firecrackerArgv, kernelCmdline } from './firecracker_config.ts';
 import { FIRECRACKER_PROGRAM, gatherFacts } from './firecracker_facts.ts';
 import { FirecrackerMachine } from './firecracker_machine.ts';
@@ -35,7 +33,6 @@ export const openFirecracker = (options: FirecrackerOptions): Promise<Vmm> => {
       ask: () => gatherFacts({ host, program, env }),
       spawn: async (spec, { dir, accel, cgroup }) => {
         kernelCmdline(spec); // refused before anything is there
-        await ensureFifo(join(dir.path, METRICS_FIFO));
         await dir.give(METRICS_FIFO);
         dir.makeOwnLog();
         await dir.remove(COUNTED);
