@@ -19,7 +19,7 @@ import { recordPaused } from './paused.ts';
 import { plan, type Step } from './plan.ts';
 import { afterEnd } from './restarts.ts';
 import { stopVm } from './stop.ts';
-import { endOldWork, endProcess } from './stray.ts';
+import { endOldWork, endVmm } from './stray.ts';
 
 /** The last lines of the console of a VM that ended while no daemon was there. */
 const CONSOLE_TAIL = 20;
@@ -74,7 +74,7 @@ const end = async (host: Host, step: Extract<Step, { do: 'end' }>): Promise<void
   const { vm_id, proc, why } = step;
   host.log.warn({ vm: vm_id, pid: proc.pid, why }, 'ending a VMM');
   try {
-    await host.step('reconcile.end', () => endProcess(proc));
+    await host.step('reconcile.end', () => endVmm(vm_id, proc));
   } catch (error) {
     host.log.error({ err: error, vm: vm_id, pid: proc.pid }, 'a VMM that nobody may own does not end');
     throw error;

@@ -30,14 +30,19 @@ export const undying = (proc: ProcRef): Fault =>
     hint: 'look for a process in state D: a disk that does not answer',
   });
 
+/** Ends a VMM that nobody holds, with its group. */
+export const endVmm = async (id: string, proc: ProcRef): Promise<void> => {
+  const group = await cgroupNamed(proc.pid, id);
+  await endProcess(proc);
+  if (group !== null) await removeCgroup(group);
+};
+
 /** Ends every VMM of a VM that this daemon does not hold. The caller has the VM's lock. */
 export const endStrays = async (host: Host, id: string): Promise<void> => {
   for (const { vm_id, proc } of await host.vmms.find(host.paths.vms)) {
     if (vm_id !== id) continue;
     host.log.warn({ vm: id, pid: proc.pid }, 'ending a VMM that nobody holds');
-    const group = await cgroupNamed(proc.pid, id);
-    await endProcess(proc);
-    if (group !== null) await removeCgroup(group);
+    await endVmm(id, proc);
   }
 };
 

@@ -1,10 +1,11 @@
 /**
  * Groups of processes that the kernel accounts for: version 2 of cgroups alone. cgroups(7), and admin-guide/cgroup-v2 of the kernel.
  *
- * INVARIANTS: all of ours lie below one directory, which is named after its owner, so that two owners never meet. They are a means of
- * measuring: what cannot be made, entered or removed keeps nobody from anything. Directories above ours are never changed.
+ * INVARIANTS: all of ours lie below one directory, which is named after its owner, so that two owners never meet. No name is used twice:
+ * what is done to the group of a process that has ended touches no later one. They are a means of measuring: what cannot be made, entered
+ * or removed keeps nobody from anything. Directories above ours are never changed.
  */
-import { createHash } from 'node:crypto';
+import { createHash, randomBytes } from 'node:crypto';
 import { mkdir, readdir, readFile, rmdir, writeFile } from 'node:fs/promises';
 import { basename, dirname, join, relative } from 'node:path';
 import process from 'node:process';
@@ -13,14 +14,15 @@ import { runAny } from './proc.ts';
 
 const CONTROLLERS = ['cpu', 'memory'];
 const TRY_MS = 5000;
-/** A process that was reaped may be in its group for a moment more, with all its memory to give back. */
-const EMPTY_MS = 1000;
+/** A process that was killed may be in its group for a while, with all its memory to give back. */
+const EMPTY_MS = 20_000;
+const PATIENCE_MS = 200;
 
 export interface Cgroups {
   /** Where groups are made; null: nowhere, and `why` says why not. */
   readonly base: string | null;
   readonly why: string;
-  /** An empty group of that name; null if there is none to be had. */
+  /** An empty group whose name begins so; null if there is none to be had. */
   make(name: string): Promise<string | null>;
   /** Removes groups in which no process is; gives their names. */
   sweep(): Promise<string[]>;
@@ -68,11 +70,11 @@ const groupOf = async (pid: number | 'self', mount: Mount): Promise<string | und
   return inside === undefined || inside.startsWith('..') ? undefined : join(mount.at, inside);
 };
 
-/** The group of that name in which a process is; null if it is in another. */
+/** The group that was made by that name and in which a process is; null if it is in another. */
 export const cgroupNamed = async (pid: number, name: string): Promise<string | null> => {
   const mount = await mounted().catch(() => undefined);
   const group = mount && (await groupOf(pid, mount));
-  return group !== undefined && basename(group) === name ? group : null;
+  return group !== undefined && basename(group).startsWith(`${name}-`) ? group : null;
 };
 
 /** Words for a shell that enters the group and becomes the program: not one instruction of it runs outside. */
@@ -88,6 +90,12 @@ const placeFor = async (owner: string, mount: Mount): Promise<string[] | undefin
   return own === undefined ? undefined : [join(own, `nexus-${name}`)];
 };
 
+/** The directory below which an owner's groups are, where there are any. */
+export const cgroupBase = async (owner: string): Promise<string | undefined> => {
+  const mount = await mounted().catch(() => undefined);
+  return (mount && (await placeFor(owner, mount)))?.[0];
+};
+
 /** `owner` is a text that nobody else uses, such as a path. Tries whether a process can be moved. */
 export const openCgroups = async (owner: string): Promise<Cgroups> => {
   const mount = await mounted().catch(() => undefined);
@@ -97,7 +105,7 @@ export const openCgroups = async (owner: string): Promise<Cgroups> => {
   const [base = ''] = ours;
   try {
     const group = await makeGroup(ours, 'try');
-    const { code } = await runAny([...inCgroup(group), 'grep', '-q', '/try$', '/proc/self/cgroup'], {
+    const { code } = await runAny([...inCgroup(group), 'grep', '-q', '/try-[0-9a-f]*$', '/proc/self/cgroup'], {
       timeout_ms: TRY_MS,
     });
     await removeGroup(group, ours);
@@ -115,12 +123,12 @@ export const openCgroups = async (owner: string): Promise<Cgroups> => {
 
 const makeGroup = async (ours: readonly string[], name: string): Promise<string> => {
   const [base = ''] = ours;
-  const group = join(base, name);
+  const group = join(base, `${name}-${randomBytes(4).toString('hex')}`);
   // somebody may remove an empty directory of ours meanwhile
   for (let round = 0; ; round++) {
     try {
       for (const dir of ours.toReversed()) await makeParent(dir);
-      await mkdir(group).catch(unless('EEXIST'));
+      await mkdir(group);
       return group;
     } catch (error) {
       if (round === 5 || !isCode(error, 'ENOENT')) throw error;
@@ -140,26 +148,30 @@ const unless = (code: string) => (error: unknown) => {
   if (!isCode(error, code)) throw error;
 };
 
-/** Removes a group whose processes have ended, and what of ours is empty then. False: it is still in use. */
-export const removeCgroup = async (group: string): Promise<boolean> => {
+/**
+ * Removes a group that has done its work, and what of ours is empty then. What is left in it is ended; one that is slow to die is waited for
+ * a moment, and then the removal goes on by itself.
+ */
+export const removeCgroup = async (group: string): Promise<void> => {
   const base = dirname(group);
   const above = dirname(base);
-  return removeGroup(group, basename(above) === 'nexus' ? [base, above] : [base]);
+  const gone = removeGroup(group, basename(above) === 'nexus' ? [base, above] : [base]);
+  await Promise.race([gone, sleep(PATIENCE_MS, undefined, { ref: false })]);
 };
 
-const removeGroup = async (group: string, ours: readonly string[]): Promise<boolean> => {
+const removeGroup = async (group: string, ours: readonly string[]): Promise<void> => {
   const end = performance.now() + EMPTY_MS;
-  for (;;) {
+  for (let wait = 2; ; wait = Math.min(100, wait * 2)) {
     const error: unknown = await rmdir(group).then(
       () => undefined,
       e => e,
     );
     if (error === undefined || isCode(error, 'ENOENT')) break;
-    if (!isCode(error, 'EBUSY') || performance.now() > end) return false;
-    await sleep(10);
+    if (!isCode(error, 'EBUSY') || performance.now() > end) return; // the next sweep takes it
+    await writeFile(join(group, 'cgroup.kill'), '1').catch(() => {}); // kernels before 5.14 have none
+    await sleep(wait);
   }
   for (const dir of ours) await rmdir(dir).catch(() => {}); // another group may be in it
-  return true;
 };
 
 const sweep = async (ours: readonly string[]): Promise<string[]> => {

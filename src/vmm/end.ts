@@ -53,7 +53,7 @@ export const watchEnd = async (watched: Watched): Promise<MachineEnd> => {
   const last_words = await dir.lastWords();
   await dir.removeSockets().catch(error => log.warn({ err: error }, 'sockets could not be removed'));
   dir[Symbol.dispose]();
-  if (cgroup !== null && !(await removeCgroup(cgroup))) log.warn({ cgroup }, 'a process is left in the group of a VMM');
+  if (cgroup !== null) await removeCgroup(cgroup);
   return { ...exit, ...signs, last_words };
 };
 

@@ -6,6 +6,7 @@ import { readdir, readFile, readlink } from 'node:fs/promises';
 import { join } from 'node:path';
 import { VM_LIVE } from '../../src/api/vm_state.ts';
 import type { Nexus } from '../../src/client/nexus.ts';
+import { cgroupBase } from '../../src/lib/cgroup.ts';
 import { exists } from '../../src/lib/files.ts';
 import { procStat } from '../../src/lib/proc.ts';
 
@@ -23,6 +24,7 @@ export interface Traces {
   processes: string[];
   sockets: string[];
   mounts: string[];
+  groups: string[];
   files: string[];
   descriptors: string[];
 }
@@ -136,6 +138,16 @@ const straySockets = async (data_dir: string, records: Known | undefined): Promi
 const strayMounts = async (data_dir: string): Promise<string[]> =>
   (await readFile('/proc/self/mounts', 'utf8')).split('\n').filter(line => line.includes(data_dir));
 
+/** Control groups of VMMs; that of a live VM begins with its ID. */
+const strayGroups = async (data_dir: string, records: Known | undefined): Promise<string[]> => {
+  const base = await cgroupBase(data_dir);
+  if (base === undefined) return [];
+  const found = await readdir(base, { withFileTypes: true }).catch(() => []);
+  return found
+    .filter(one => one.isDirectory() && records?.live.has(one.name.split('-')[0] ?? '') !== true)
+    .map(one => join(base, one.name));
+};
+
 const strayFiles = async (data_dir: string, records: Known): Promise<string[]> =>
   (await readdir(data_dir, { recursive: true })).filter(path => !records.files.test(path)).sort();
 
@@ -187,6 +199,7 @@ export const traces = async (w: Audited): Promise<Traces> => {
     processes: await strayProcesses(data_dir, w.daemon().pid, records),
     sockets: await straySockets(data_dir, records),
     mounts: await strayMounts(data_dir),
+    groups: await strayGroups(data_dir, records),
     files: (await exists(data_dir)) ? await strayFiles(data_dir, records) : [],
     descriptors: await strayDescriptors(w, records),
   };

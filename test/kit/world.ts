@@ -8,6 +8,7 @@ import { dirname, join } from 'node:path';
 import process from 'node:process';
 import type { VmmKind } from '../../src/api/vm.ts';
 import { Nexus } from '../../src/client/nexus.ts';
+import { openCgroups } from '../../src/lib/cgroup.ts';
 import { poll } from '../../src/lib/deadline.ts';
 import { exists } from '../../src/lib/files.ts';
 import { bootId, isAlive, type ProcRef, procRef, type RunResult, runAny } from '../../src/lib/proc.ts';
@@ -181,6 +182,7 @@ export const world = async (options: WorldOptions = {}): Promise<World> => {
         await end('SIGTERM');
         for (const pid of await vmms()) process.kill(pid, 'SIGKILL');
         left.push(...(await remains(data_dir)));
+        await (await openCgroups(data_dir)).sweep(); // of VMMs that no daemon saw end
       } finally {
         await end('SIGKILL');
         await remove();
