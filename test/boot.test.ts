@@ -8,10 +8,31 @@ import { execResult } from '../src/client/exec.ts';
 import { poll, sleep } from '../src/lib/deadline.ts';
 import { run, runAny } from '../src/lib/proc.ts';
 import { audit } from './kit/audit.ts';
+import { ask } from './kit/door.ts';
 import { type World, world } from './kit/world.ts';
 
 const sh = async (w: World, vm: string, script: string) =>
   execResult(w.client.exec.run({ vm, argv: ['/bin/sh', '-c', script] }));
+
+/** What the guest does is what inspect, top and metrics say of it. */
+const seesWork = async (w: World): Promise<void> => {
+  const before = (await w.client.vm.inspect({ vm: 'web' })).usage;
+  await sh(w, 'web', 'dd if=/dev/urandom of=/root/filled bs=1M count=24 conv=fsync');
+  const seen = await w.client.vm.inspect({ vm: 'web' });
+  assert.ok((seen.usage?.disk_write_bytes ?? 0) - (before?.disk_write_bytes ?? 0) >= 24 * 1024 ** 2);
+  assert.ok((seen.usage?.cpu_ms ?? 0) > (before?.cpu_ms ?? 0));
+  assert.ok((seen.usage?.memory_bytes ?? 0) > 64 * 1024 ** 2);
+  assert.ok((seen.boot_ms ?? 0) > 100 && (seen.boot_ms ?? 0) < (seen.uptime_ms ?? 0), `booted in ${seen.boot_ms} ms`);
+  assert.ok((seen.disks[0]?.used_bytes ?? 0) >= 24 * 1024 ** 2);
+  const busy = sh(w, 'web', 'timeout 5 sh -c "while :; do :; done"');
+  const [load] = await Array.fromAsync(w.client.vm.top({ interval_ms: 2000, count: 2 })).then(all => all.slice(-1));
+  assert.ok((load?.vms[0]?.cpu_percent ?? 0) > 10, `${load?.vms[0]?.cpu_percent} % for an endless loop`);
+  await busy;
+  const { text } = await ask(w.socket, { path: '/metrics' });
+  const written = Number(/^nexus_vm_disk_written_bytes_total\{.*name="web"\} (\d+)/m.exec(text)?.[1]);
+  assert.ok(written >= 24 * 1024 ** 2, String(written));
+  assert.match(text, /^nexus_vm_boot_seconds_count 1$/m);
+};
 
 test('a VM with nothing but a name boots, runs commands, stops clean and leaves nothing', {
   timeout: 300_000,
@@ -53,9 +74,12 @@ test('a VM with nothing but a name boots, runs commands, stops clean and leaves 
 
   const record = await w.client.vm.get({ vm: 'web' });
   assert.match(record.guest_facts?.os ?? '', /Debian/);
-  const lines: string[] = [];
-  for await (const message of w.client.vm.logs({ vm: 'web' })) if (message.type === 'line') lines.push(message.line);
-  assert.ok(lines.length > 0, 'the console was kept');
+  await seesWork(w);
+  const boots: string[] = [];
+  const follow = (async () => {
+    for await (const m of w.client.vm.logs({ vm: 'web', follow: true }))
+      if (m.type === 'line' && m.line.includes("start of VM 'web'")) boots.push(m.line);
+  })();
 
   const stopped = await w.client.vm.stop({ vm: 'web' });
   assert.equal(stopped.state, 'stopped');
@@ -64,7 +88,13 @@ test('a VM with nothing but a name boots, runs commands, stops clean and leaves 
   const fsck = await runAny(['e2fsck', '-fn', root]);
   assert.equal(fsck.code, 0, fsck.stdout);
 
+  await follow; // the VM is down
   await w.client.vm.start({ vm: 'web' });
+  const lines = async (boot: number) => await Array.fromAsync(w.client.vm.logs({ vm: 'web', boot, tail: 100_000 }));
+  const [first] = await lines(-1);
+  assert.deepEqual([first?.type === 'line' && first.line], boots);
+  assert.ok((await lines(0)).length > 1, 'its console was kept');
+  assert.ok((await lines(-1)).length > 1, 'that of the boot before too');
   assert.equal((await sh(w, 'web', 'cat /root/kept')).stdout.toString(), 'data\n');
   assert.deepEqual((await w.client.vm.history({ vm: 'web' })).map(h => h.to).reverse(), [
     'created',

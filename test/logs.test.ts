@@ -91,11 +91,15 @@ test('followed over a restart; it ends when the VM is down for good, and when it
   await s.behave({ CONSOLE: 'second\r\n' });
   await w.client.vm.restart({ vm: id });
   await poll('the second boot', 5000, () => lines.includes('second') || undefined);
+  await w.client.vm.update({ vm: id, restart: 'on-crash' });
+  await s.behave({ CONSOLE: 'third\r\n' });
+  assert.ok(await killVmm(w, id));
+  await poll('the third boot', 20_000, () => lines.includes('third') || undefined);
   await w.client.vm.stop({ vm: id });
   await followed;
   assert.deepEqual(
     lines.map(line => (START.test(line) ? 'start' : line)),
-    ['start', 'first', DOWN, 'start', 'second', DOWN, 'end'],
+    ['start', 'first', DOWN, 'start', 'second', 'start', 'third', DOWN, 'end'],
     'each line once',
   );
   await w.client.vm.start({ vm: id });
