@@ -102,9 +102,12 @@ export const lies = async (w: World): Promise<string[]> => {
   return found;
 };
 
+/** A start of a VMM that somebody stopped takes as long as it may. */
+const REST_MS = 30_000;
+
 /** Waits for what is under way; then the API tells the truth, and nothing is there that no record accounts for. */
 export const truthful = async (w: World): Promise<string[]> => {
-  const end = performance.now() + 10_000;
+  const end = performance.now() + REST_MS;
   for (;;) {
     const found = await lies(w);
     if (found.length === 0) return audit(w);

@@ -2,6 +2,7 @@
 import { closeSync, constants, fstatSync, openSync } from 'node:fs';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
+import { lockDisk } from './disk_lock.ts';
 import { type Answer, Refused } from './firecracker_api.ts';
 
 export interface Deeds {
@@ -104,7 +105,7 @@ export class Vm {
       throw new Refused('The requested operation is not supported after starting the microVM.');
     }
     if (path === '/boot-source') this.#checkBoot(body);
-    if (path.startsWith('/drives/')) this.#checkDrive(path, body);
+    if (path.startsWith('/drives/')) await this.#checkDrive(path, body);
     if (path === '/machine-config') {
       const { vcpu_count, smt } = body;
       if (smt === true && Number(vcpu_count) % 2 === 1 && vcpu_count !== 1) throw new Refused('an odd vCPU count');
@@ -122,7 +123,7 @@ export class Vm {
     }
   }
 
-  #checkDrive(path: string, body: Body): void {
+  async #checkDrive(path: string, body: Body): Promise<void> {
     const { drive_id, is_root_device, is_read_only } = body;
     if (path !== `/drives/${drive_id}`) throw new Refused('The id from the path does not match the id from the body!');
     if (!/^[A-Za-z0-9_]{1,64}$/.test(String(drive_id))) throw new Refused(`Invalid drive id: ${drive_id}`);
@@ -130,6 +131,8 @@ export class Vm {
     if (is_root_device === true && others.some(([, other]) => other.is_root_device === true)) {
       throw new Refused('A root block device already exists!');
     }
-    readable('disk', text(body, 'path_on_host'), is_read_only === true ? O_RDONLY : O_RDWR);
+    const file = text(body, 'path_on_host');
+    readable('disk', file, is_read_only === true ? O_RDONLY : O_RDWR);
+    if (is_read_only !== true) await lockDisk(openSync(file, O_RDWR));
   }
 }

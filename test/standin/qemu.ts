@@ -21,6 +21,7 @@
  */
 import { closeSync, fstatSync, openSync, rmSync, write, writeSync } from 'node:fs';
 import { createServer, type Socket } from 'node:net';
+import { isWritable, lockDisk } from './disk_lock.ts';
 import { type Args, Guest, Refusal } from './qemu_guest.ts';
 
 const env = (name: string): string | undefined => process.env[`QEMU_STANDIN_${name}`];
@@ -165,8 +166,9 @@ const listen = (): void => {
 };
 
 /** Everything it was given by descriptor must be there. */
-const checkArgs = (): void => {
-  for (const one of options('-add-fd')) fstatSync(Number(/fd=(\d+)/.exec(one)?.[1]));
+const checkArgs = async (): Promise<void> => {
+  const passed = options('-add-fd').map(one => Number(/fd=(\d+)/.exec(one)?.[1]));
+  await Promise.all(passed.filter(isWritable).map(lockDisk));
   for (const path of [...options('-kernel'), ...options('-initrd')]) closeSync(openSync(path, 'r'));
   if (!fstatSync(1).isFIFO()) die(1, 'standard output is no FIFO');
 };
@@ -176,16 +178,14 @@ if (argv.includes('--version')) {
   process.exit(0);
 }
 if (env('DIE') !== undefined) die(Number(env('DIE')), 'told to \u001b[31mdie');
-try {
-  checkArgs();
-} catch (error) {
-  die(1, String(error));
-}
 process.on('SIGTERM', () => {
   if (env('STUBBORN') !== undefined) return;
   process.stderr.write('qemu-system-x86_64: terminating on signal 15 from pid 1 (a test)\n');
   event('SHUTDOWN', { guest: false, reason: 'host-signal' });
   exit(0);
 });
-if (env('NO_SOCKET') === undefined) listen();
+checkArgs().then(
+  () => env('NO_SOCKET') === undefined && listen(),
+  error => die(1, String(error)),
+);
 setInterval(() => {}, 60_000);
