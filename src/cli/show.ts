@@ -70,7 +70,8 @@ export const aligned = (rows: readonly (readonly string[])[]): string => pad(row
 const lines = (value: Record<string, unknown>, indent: string): [string, string][] => {
   const out: [string, string][] = [];
   for (const [key, item] of Object.entries(value)) {
-    const name = `${indent}${label(key)}:`;
+    const twice = key.endsWith('_at_ms') && Object.hasOwn(value, key.slice(0, -'_at_ms'.length)); // restart, restart_at_ms
+    const name = `${indent}${label(key)}${twice ? ' at' : ''}:`;
     if (isObject(item) && Object.keys(item).length > 0) out.push([name, ''], ...lines(item, `${indent}  `));
     else if (Array.isArray(item) && item.length > 0 && item.every(one => typeof one === 'string')) {
       out.push([name, ''], ...item.map((one): [string, string] => [`${indent}  ${plain(one)}`, '']));
