@@ -166,7 +166,7 @@ const storeEnd = async (host: Host, live: Live, { exit, by, ending }: Verdict): 
   const last_exit = stopped_how === undefined ? exit : { ...exit, reason: stopped_how };
   const up_ms = exit.at_ms - (vm.started_at_ms ?? exit.at_ms);
   // who asked for the end has said what comes after it
-  const owed = asked ? {} : afterEnd(vm, { ending, up_ms, now_ms: exit.at_ms, times: host.restart_times });
+  const owed = asked ? {} : afterEnd(vm, { ending, up_ms, now_ms: Date.now(), times: host.restart_times });
   const stored = await moveVm(host, live.vm_id, {
     to: asked || ending !== 'crash' ? 'stopped' : 'crashed',
     why: last_exit.reason,
