@@ -51,6 +51,7 @@ const ELSEWHERE: [command: RegExp, file: string, words: string][] = [
   [/^npx tsc --noEmit$/, 'nexus', 'bin/tsc --noEmit'],
   [/^npx biome check --write src$/, 'nexus', 'bin/biome check'],
   [/^node --test test\/[a-z-]+\.test\.ts$/, 'nexus', '--test '],
+  [/^NEXUS_TEST_WALK=\d+ node --test test\/vm-walk\.test\.ts$/, 'test/vm-walk.test.ts', 'NEXUS_TEST_WALK'],
   [/^npm run openapi$/, 'package.json', '"openapi": "node packaging/openapi.ts"'],
   [/^npm run bench$/, 'package.json', '"bench": "node bench/run.ts"'],
   [/^test\/bare-root\.sh \/[a-z/-]+$/, 'test/bare-root.sh', '# Usage, as root: test/bare-root.sh WORKDIR'],
