@@ -113,7 +113,7 @@ export class Driver<M extends HeldMachine> implements Vmm {
   }
 
   async refresh(): Promise<VmmFacts> {
-    if (this.#facts.version === null) this.#facts = await this.#maker.ask();
+    this.#facts = await this.#maker.ask();
     return this.#facts;
   }
 

@@ -6,8 +6,8 @@ import type { Log } from '../lib/log.ts';
 import type { Step } from '../lib/step.ts';
 import { findVmms } from './find.ts';
 import { openFirecracker } from './firecracker.ts';
-import { gatherHostFacts, type HostFacts } from './host_facts.ts';
-import type { Vmm, VmmFacts, Vmms } from './machine.ts';
+import { type HostFacts, HostProbe } from './host_facts.ts';
+import type { Vmm, Vmms } from './machine.ts';
 import { openQemu } from './qemu.ts';
 
 export interface DriversOptions {
@@ -25,7 +25,8 @@ export interface DriversOptions {
 /** The drivers in the order in which they are chosen. */
 export const openVmms = async (options: DriversOptions): Promise<Vmms & { readonly host: HostFacts }> => {
   const { log, step, cgroups, qemu, firecracker } = options;
-  const host = await gatherHostFacts(options.probe, log);
+  const probe = await HostProbe.open(options.probe, log);
+  const host = () => probe.facts;
   const all: readonly Vmm[] = await Promise.all([
     openFirecracker({ host, log, step, cgroups, ...(firecracker === undefined ? {} : { program: firecracker }) }),
     openQemu({ host, log, step, cgroups, ...(qemu === undefined ? {} : { program: qemu }) }),
@@ -35,18 +36,43 @@ export const openVmms = async (options: DriversOptions): Promise<Vmms & { readon
     if (driver === undefined) throw new Fault('unsupported', `This Nexus has no driver for ${kind}.`);
     return driver;
   };
-  return { host, all, of, choose: wish => choose(wish === null ? all : [of(wish)]), find: findVmms };
+  const askAgain = async (): Promise<void> => {
+    if ((await probe.again()).kvm.usable) await Promise.all(all.map(vmm => vmm.refresh()));
+  };
+  return {
+    get host() {
+      return probe.facts;
+    },
+    all,
+    of,
+    find: findVmms,
+    choose: async wish => {
+      const candidates = wish === null ? all : [of(wish)];
+      // this start does not wait for it; a later one may be the faster for it
+      if (probe.doubtful) askAgain().catch(error => log.warn({ err: error }, 'this host could not be asked again'));
+      let able = await firstAble(candidates);
+      if (able === undefined && !probe.facts.kvm.usable) {
+        await askAgain();
+        able = await firstAble(candidates);
+      }
+      if (able === undefined) throw noneCan(candidates);
+      return able;
+    },
+  };
 };
 
-/** The first that can. One that could not is asked again before the next one's turn comes. */
-const choose = async (candidates: readonly Vmm[]): Promise<Vmm> => {
-  const unable: VmmFacts[] = [];
+/** The first that can. One whose program was missing is looked for again. */
+const firstAble = async (candidates: readonly Vmm[]): Promise<Vmm | undefined> => {
   for (const vmm of candidates) {
-    const facts = vmm.facts().accel === null ? await vmm.refresh() : vmm.facts();
+    const facts = vmm.facts().version === null ? await vmm.refresh() : vmm.facts();
     if (facts.accel !== null) return vmm;
-    unable.push(facts);
   }
+  return undefined;
+};
+
+const noneCan = (candidates: readonly Vmm[]): Fault => {
+  const facts = candidates.map(vmm => vmm.facts());
   // of the last one: the VMM that needs least
-  const hint = unable.findLast(facts => facts.hint !== undefined)?.hint;
-  throw new Fault('host', `No VMM can run here: ${unable.map(facts => facts.why).join('; ')}.`, { hint });
+  const hint = facts.findLast(f => f.hint !== undefined)?.hint;
+  return new Fault('host', `No VMM can run here: ${facts.map(f => f.why).join('; ')}.`, { hint });
 };

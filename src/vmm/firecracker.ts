@@ -17,7 +17,8 @@ import { spawnVmm } from './spawn.ts';
 const ANSWER_MS = 20_000;
 
 export interface FirecrackerOptions extends DriverOptions {
-  host: HostFacts;
+  /** As it was found last. */
+  host: () => HostFacts;
   program?: string;
   /** Added to the little that the VMM gets of our environment (PATH): the rest may hold secrets. */
   env?: Record<string, string>;
@@ -30,7 +31,7 @@ export const openFirecracker = (options: FirecrackerOptions): Promise<Vmm> => {
     {
       kind: 'firecracker',
       name: 'Firecracker',
-      ask: () => gatherFacts({ host, program, env }),
+      ask: () => gatherFacts({ host: host(), program, env }),
       spawn: async (spec, { dir, accel, cgroup }) => {
         kernelCmdline(spec); // refused before anything is there
         await dir.give(METRICS_FIFO);

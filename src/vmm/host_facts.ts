@@ -1,4 +1,4 @@
-/** What the drivers must know of this host, asked once. */
+/** What the drivers must know of this host. */
 import { readFile } from 'node:fs/promises';
 import { userInfo } from 'node:os';
 import { z } from 'zod';
@@ -57,3 +57,48 @@ export const gatherHostFacts = async (probe: string, log: Log): Promise<HostFact
   const why = kvm === undefined ? 'it could not be tried' : plain(kvm.detail || kvm.reason).replace(/\.$/, '');
   return { kvm: { usable: false, reason, why, hint: await hintFor(reason) }, tsc_khz };
 };
+
+/** A KVM that works can look broken to a probe on a host too busy to run it in time, and one that is broken can be mended. */
+const AGAIN_MS = 60_000;
+
+/** The facts as they were found last. INVARIANT: the probe runs once at a time. */
+export class HostProbe {
+  readonly #probe: string;
+  readonly #log: Log;
+  #facts: HostFacts;
+  #asked = performance.now();
+  #asking: Promise<HostFacts> | undefined;
+
+  private constructor(probe: string, log: Log, facts: HostFacts) {
+    this.#probe = probe;
+    this.#log = log;
+    this.#facts = facts;
+  }
+
+  static async open(probe: string, log: Log): Promise<HostProbe> {
+    return new HostProbe(probe, log, await gatherHostFacts(probe, log));
+  }
+
+  get facts(): HostFacts {
+    return this.#facts;
+  }
+
+  /** KVM did not work, and that was some time ago. */
+  get doubtful(): boolean {
+    return !this.#facts.kvm.usable && this.#asking === undefined && performance.now() - this.#asked > AGAIN_MS;
+  }
+
+  /** Asks again. */
+  again(): Promise<HostFacts> {
+    this.#asking ??= gatherHostFacts(this.#probe, this.#log)
+      .then(facts => {
+        this.#facts = facts;
+        return facts;
+      })
+      .finally(() => {
+        this.#asked = performance.now();
+        this.#asking = undefined;
+      });
+    return this.#asking;
+  }
+}

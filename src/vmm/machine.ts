@@ -114,7 +114,7 @@ export interface AdoptOptions {
 export interface Vmm {
   readonly kind: VmmKind;
   facts(): VmmFacts;
-  /** Asks again if there was no program: it may have been installed meanwhile. */
+  /** Asks again: a program may have been installed meanwhile, KVM mended. */
   refresh(): Promise<VmmFacts>;
   /** Resolves when the VMM has answered and the guest runs. If it throws, process and sockets are gone. */
   start(spec: MachineSpec, signal: AbortSignal, onSpawn: (proc: ProcRef) => Promise<void>): Promise<Machine>;

@@ -11,7 +11,8 @@ import { spawnVmm } from './spawn.ts';
 const ANSWER_MS = 20_000;
 
 export interface QemuOptions extends DriverOptions {
-  host: HostFacts;
+  /** As it was found last. */
+  host: () => HostFacts;
   program?: string;
   /** Added to the little that the VMM gets of our environment (PATH, QEMU_*): the rest may hold secrets. */
   env?: Record<string, string>;
@@ -28,7 +29,7 @@ export const openQemu = (options: QemuOptions): Promise<Vmm> => {
     {
       kind: 'qemu',
       name: 'QEMU',
-      ask: () => gatherFacts({ host, program, env }),
+      ask: () => gatherFacts({ host: host(), program, env }),
       spawn: async (spec, { dir, facts, accel, cgroup }) => {
         const argv = (fds: Parameters<typeof qemuArgs>[2]) => [program, ...qemuArgs(spec, facts, fds)];
         const { child } = await spawnVmm({ spec, dir, accel, env, cgroup, reopens_disks: false, argv });

@@ -96,15 +96,19 @@ const driver = async (options: BareOptions, made: AsyncDisposableStack): Promise
   if (kind === 'firecracker' && program !== 'standin') {
     // no probe has to say so: it runs or it does not
     const host = { kvm: { usable: true, reason: 'ok', why: 'the test wants it' }, tsc_khz: null };
-    return openFirecracker({ host, log, program: program === 'real' ? await firecrackerProgram() : program });
+    return openFirecracker({
+      host: () => host,
+      log,
+      program: program === 'real' ? await firecrackerProgram() : program,
+    });
   }
   if (program === 'standin') {
     const host = { kvm: { usable: kind === 'firecracker', reason: 'standin', why: 'it is a stand-in' }, tsc_khz: null };
     const standin = made.use(await openStandin(kind, { harness }));
-    return OPEN[kind]({ host, log, program: standin.program });
+    return OPEN[kind]({ host: () => host, log, program: standin.program });
   }
   const host = await gatherHostFacts(probe, log);
-  return openQemu({ host, log, ...(program !== 'real' && { program }) });
+  return openQemu({ host: () => host, log, ...(program !== 'real' && { program }) });
 };
 
 const OPEN = { qemu: openQemu, firecracker: openFirecracker } as const;

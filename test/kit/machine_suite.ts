@@ -56,6 +56,20 @@ const uses = async (m: BareMachine): Promise<void> => {
   }
 };
 
+const MIB = 1024 * 1024;
+/** A guest reads some MiB from its root before it rings. */
+export const SLOW = { disk_rate_bytes: 2 * MIB, disk_rate_ops: 1000 };
+
+const isSlow = async (m: BareMachine, t: TestContext): Promise<void> => {
+  const script = 'dd if=/dev/zero of=/slow bs=64k count=160 conv=fsync 2>/dev/null';
+  const began = performance.now();
+  assert.equal(await drain(await start(m.guest, ['sh', '-c', script])), 0);
+  const ms = performance.now() - began;
+  t.diagnostic(`10 MiB in ${Math.round(ms)} ms`);
+  // a bucket of one second may be full at the start
+  assert.ok(ms > 3800, `10 MiB took ${Math.round(ms)} ms at 2 MiB a second`);
+};
+
 const adopts = async (m: BareMachine): Promise<void> => {
   await m.adopt();
   await works(m);
@@ -74,9 +88,17 @@ const powersOff = async (m: BareMachine): Promise<void> => {
   assert.equal(end.guest_reset, true, JSON.stringify(end));
 };
 
+export interface SuiteOptions {
+  /** How often the control connection is cut. */
+  cuts?: number;
+  /** The machine has the limits of SLOW. */
+  slow?: boolean;
+}
+
 /** `make` gives a machine whose guest is ready. */
-export const machineSuite = (name: string, make: () => Promise<BareMachine>): void => {
-  test(`${name}: a machine works, is cut, paused, let go, adopted and powered off`, { timeout: 300_000 }, async t => {
+export const machineSuite = (name: string, make: () => Promise<BareMachine>, options: SuiteOptions = {}): void => {
+  const { cuts: times = 5, slow = false } = options;
+  test(`${name}: a machine works, is cut, paused, let go, adopted and powered off`, { timeout: 400_000 }, async t => {
     await using m = await make();
     await t.test('commands run, also on a second control connection', async () => {
       await works(m);
@@ -86,7 +108,7 @@ export const machineSuite = (name: string, make: () => Promise<BareMachine>): vo
       await works(m);
     });
     await t.test('a control connection that is cut in the middle of a transfer comes back', async s => {
-      s.diagnostic(JSON.stringify(await cuts(m.guest, m.cut, { times: 5, back_ms: 10_000, between: 100_000 })));
+      s.diagnostic(JSON.stringify(await cuts(m.guest, m.cut, { times, back_ms: 10_000, between: 100_000 })));
     });
     await t.test('the guest rings again when its egress connections are cut', async () => {
       const rung = m.bells();
@@ -96,6 +118,7 @@ export const machineSuite = (name: string, make: () => Promise<BareMachine>): vo
     });
     await t.test('it stands still and goes on', s => pauses(m, s));
     await t.test('it says what it uses', () => uses(m));
+    if (slow) await t.test('its disk is as slow as it is told to be', s => isSlow(m, s));
     await t.test('it lives on when it is let go, and is adopted, paused too', () => adopts(m));
     await t.test('it powers off, and that is told apart from a crash', () => powersOff(m));
   });
@@ -110,23 +133,5 @@ export const killedSuite = (name: string, make: () => Promise<BareMachine>): voi
     const end = await withDeadline('the end of the VMM', 2000, m.machine.ended);
     assert.deepEqual([end.exit_code, end.signal, end.known, end.guest_reset], [null, 'SIGKILL', true, false]);
     await withDeadline('the end of the stream', 2000, closed);
-  });
-};
-
-const MIB = 1024 * 1024;
-/** A guest reads some MiB from its root before it rings. */
-export const SLOW = { disk_rate_bytes: 2 * MIB, disk_rate_ops: 1000 };
-
-/** `make` gives a machine with the limits of SLOW. */
-export const slowDiskSuite = (name: string, make: () => Promise<BareMachine>): void => {
-  test(`${name}: a disk is as slow as it is told to be`, { timeout: 180_000 }, async t => {
-    await using m = await make();
-    const script = 'dd if=/dev/zero of=/slow bs=64k count=160 conv=fsync 2>/dev/null';
-    const began = performance.now();
-    assert.equal(await drain(await start(m.guest, ['sh', '-c', script])), 0);
-    const ms = performance.now() - began;
-    t.diagnostic(`10 MiB in ${Math.round(ms)} ms`);
-    // a bucket of one second may be full at the start
-    assert.ok(ms > 3800, `10 MiB took ${Math.round(ms)} ms at 2 MiB a second`);
   });
 };

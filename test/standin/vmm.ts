@@ -28,7 +28,7 @@ export const openDriver = async (
   options: Partial<DriverOptions> = {},
 ): Promise<Vmm> => {
   const host = await gatherHostFacts(join(import.meta.dirname, PROBE[kind]), silentLog());
-  return OPEN[kind]({ host, program, log: silentLog(), ...options });
+  return OPEN[kind]({ host: () => host, program, log: silentLog(), ...options });
 };
 
 export interface Bench extends AsyncDisposable {
