@@ -87,6 +87,8 @@ const openVmm = async (
 const openKvm = async (standin: Standin): Promise<string[]> => {
   const device = await stat('/dev/kvm').catch(() => undefined);
   if (process.getuid?.() !== 0 || device === undefined) return [];
+  const { mode, gid } = device;
+  if ((mode & 0o006) === 0o006 || (gid !== 0 && (mode & 0o060) === 0o060)) return [];
   const file = join(dirname(standin.program), 'kvm');
   await writeFile(file, '');
   await chmod(file, 0o666);
