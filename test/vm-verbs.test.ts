@@ -116,6 +116,20 @@ test('a VMM that somebody stops by a signal is paused, while the daemon looks an
   await clear();
 });
 
+test('a VMM that is stopped again before the daemon looks again is paused all the same', async () => {
+  const { id } = await create('twice');
+  const { pid } = await w.client.vm.start({ vm: id });
+  process.kill(pid ?? 0, 'SIGSTOP');
+  await until(w, id, 'paused');
+  await w.client.vm.resume({ vm: id });
+  process.kill(pid ?? 0, 'SIGSTOP');
+  await until(w, id, 'paused');
+  assert.equal((await w.client.vm.resume({ vm: id })).state, 'running');
+  await w.client.vm.wait({ vm: id });
+  assert.equal(await echo(id), 'here\n');
+  await clear();
+});
+
 test('restart: one process after the other, and the history says how; what does not run is just started', async () => {
   const { id } = await create('again');
   const first = await w.client.vm.restart({ vm: id });

@@ -55,7 +55,8 @@ export const watchStops = async (host: Host, live: Live): Promise<void> => {
   for (let was = await isStopped(live.machine.proc); ; ) {
     await pause(LOOK_MS, signal);
     const is = await isStopped(live.machine.proc);
-    if (is === was) continue;
+    // two changes between two looks are none to `was`; a process that stands still though nobody here holds its guest tells of them
+    if (is === was && !(is && live.held === undefined)) continue;
     const state = (await host.store.findVm(live.vm_id))?.state;
     const agrees = state !== (is ? 'running' : 'paused') || (!is && (await isPaused(live)));
     const held = agrees ? undefined : host.locks.tryTake(live.vm_id, 'the daemon');
