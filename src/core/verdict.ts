@@ -63,25 +63,31 @@ export const judge = async (live: Live, end: MachineEnd): Promise<Verdict> => {
   });
   if (live.ending?.by === 'host') return { exit: exit('The guest was shut down.'), by: 'host', ending: undefined };
   const kind = kindOf(live, end, lastWord(lines));
-  if (kind === undefined) return { exit: exit(crashReason(end, panic)), by: 'nobody', ending: 'crash' };
+  if (kind === undefined) return { exit: exit(crashReason(live, end, panic)), by: 'nobody', ending: 'crash' };
   const did = { poweroff: 'powered off', reboot: 'rebooted', halt: 'halted' }[kind];
   const ending = kind === 'reboot' ? 'reboot' : 'poweroff';
   return { exit: exit(`The guest ${did} itself.`), by: 'guest', ending };
 };
 
+/** Of one that an earlier daemon started nobody knows. */
+const neverRang = ({ times }: Live): boolean => times !== null && times.bell === null;
+
 /** How the guest itself went down; undefined: it did not. */
-const kindOf = ({ ending }: Live, end: MachineEnd, word: Kind | undefined): Kind | undefined => {
+const kindOf = (live: Live, end: MachineEnd, word: Kind | undefined): Kind | undefined => {
+  const { ending } = live;
   if (ending !== undefined && ending.kind !== 'down') return ending.kind;
   // a machine that was killed has not ended by its guest, whatever that printed
   const itself = end.guest_reset || !end.known;
-  if (ending === undefined) return itself ? word : undefined;
+  // one that never rang did not come up: that it reset is no wish to be started again
+  if (ending === undefined) return itself && !neverRang(live) ? word : undefined;
   return word ?? (itself ? 'reboot' : 'poweroff'); // an init that does not say which: only a reboot resets a machine
 };
 
-const crashReason = (end: MachineEnd, panic: string | undefined): string => {
+const crashReason = (live: Live, end: MachineEnd, panic: string | undefined): string => {
   if (end.signal !== null) return `The VMM was ended by ${end.signal}.`;
   if (panic !== undefined) return `The guest's kernel panicked: ${panic.trim().slice(0, PANIC_CHARS)}`;
   if (end.guest_panicked) return "The guest's kernel panicked.";
+  if (end.guest_reset && neverRang(live)) return 'The guest reset its machine before it was ready.';
   if (end.guest_reset) return 'The guest reset its machine without a word.';
   if (!end.known) return 'The VMM ended; its exit status is unknown, for an earlier daemon started it.';
   return `The VMM ended with exit code ${end.exit_code ?? 'unknown'}.`;
