@@ -42,6 +42,13 @@ func TestKVMAnswersInTime(t *testing.T) {
 	}
 }
 
+// A machine that has nothing else to do takes no longer than the promise; a slow one gets more time, never without bound.
+func TestPatience(t *testing.T) {
+	if p := patience(); p < kvmLimit || p > kvmMost {
+		t.Error(p)
+	}
+}
+
 func TestTSC(t *testing.T) {
 	a, b := MeasureTSC(), MeasureTSC()
 	if runtime.GOARCH != "amd64" {
