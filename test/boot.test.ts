@@ -113,17 +113,23 @@ test('the clock of a guest runs as fast as the host clock', { timeout: 300_000 }
   await using w = await world({ qemu: 'real', seed: 'booted' });
   await w.client.vm.create({ name: 'clock', memory_mib: 512 });
   await w.client.vm.start({ vm: 'clock' });
-  const read = async () => {
+  const once = async () => {
     const before = performance.now();
     const out = (await sh(w, 'clock', 'cut -d" " -f1 /proc/uptime; date +%s.%N')).stdout.toString().trim().split('\n');
+    const after = performance.now();
     return {
-      host: (before + performance.now()) / 2,
+      took: after - before,
+      host: (before + after) / 2,
       wall: Date.now() / 1000,
       uptime: Number(out[0]),
       date: Number(out[1]),
     };
   };
-  await read(); // the first one is slower
+  /** The quickest of a few says most precisely when it was. */
+  const read = async () => {
+    const all = [await once(), await once(), await once(), await once(), await once()];
+    return all.reduce((best, one) => (one.took < best.took ? one : best));
+  };
   const first = await read();
   await sleep(10_000);
   const last = await read();
