@@ -5,7 +5,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Fault, type FaultCode } from '../../src/api/fault.ts';
-import { withDeadline } from '../../src/lib/deadline.ts';
+import { poll, withDeadline } from '../../src/lib/deadline.ts';
 import { isAlive } from '../../src/lib/proc.ts';
 import { type Ground, truthful } from './ground.ts';
 
@@ -52,7 +52,12 @@ const dies = async (g: Ground, verb: Verb, where: string): Promise<void> => {
   await g.fault(`die ${where}`);
   await verb.run().catch(() => {}); // its connection is cut
   assert.equal(await withDeadline(`its death ${where}`, 20_000, w.ended()), 'SIGKILL');
-  assert.ok((await w.log()).endsWith(`told to die ${where}\n`));
+  // what it wrote last may still be on its way into the log
+  await poll(
+    `its last word ${where}`,
+    10_000,
+    async () => (await w.log()).endsWith(`told to die ${where}\n`) || undefined,
+  );
   await g.fault();
   await w.start();
   assert.deepEqual(await truthful(w), []);
