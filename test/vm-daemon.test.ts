@@ -221,7 +221,6 @@ test('a daemon that is told to stop: VMs go on, starts are undone, streams and w
   const undone = rejects(w.client.vm.start({ vm: half.id }), 'canceled', /daemon stops/);
   await until(w, half.id, 'starting');
   await poll('four VMMs', 5000, async () => (await w.vmms()).length === 4 || undefined);
-  await s.behave();
   const stopping = rejects(w.client.vm.stop({ vm: polite.id }), 'canceled');
   await until(w, polite.id, 'stopping');
   const stream = (async () => {
@@ -234,6 +233,7 @@ test('a daemon that is told to stop: VMs go on, starts are undone, streams and w
   const began = performance.now();
   await w.stop();
   assert.ok(performance.now() - began < 10_000, 'nothing held it up');
+  await s.behave();
   await Promise.all([waiting, undone, stopping]);
   for (const end of await Promise.all([stream, exec])) {
     assert.ok(end instanceof Fault && end.code === 'canceled', String(end));
