@@ -1,0 +1,133 @@
+/**
+ * The executor of pipelines: the one way by which the bytes of an asset come to the disk. What has to be proven is known before
+ * the first byte of the asset is asked for; bytes are hashed as they pass, through decompression, into a private folder.
+ *
+ * INVARIANTS: a file stays in the folder only if every stage of the pipeline has seen its stream to the end and was content.
+ * Memory does not grow with the file.
+ */
+import { createHash } from 'node:crypto';
+import { readdir, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { Fault } from '../api/fault.ts';
+import { type LandedFile, type Proof, proves, type Stage } from '../api/pipeline.ts';
+import { syncDir } from '../lib/files.ts';
+import { plain } from '../lib/text.ts';
+import { Restart } from './download.ts';
+import { beforeRetry, makeAgent, Passing, type Patience } from './http.ts';
+import { bounded, landFile } from './landing.ts';
+import { checkStream } from './pgp.ts';
+import type { Landed, PipelineInput } from './pipeline_input.ts';
+import { type Evidence, gather } from './proof.ts';
+import { openSource } from './source.ts';
+import { fillStages } from './template.ts';
+import { type Bytes, unpack } from './unpack.ts';
+
+/** One run of the stages. */
+interface Run {
+  input: PipelineInput;
+  stages: readonly Stage[];
+  evidence: Evidence;
+  /** Stages that have seen their stream to its end, by number. */
+  passed: Set<number>;
+  beside: Record<string, LandedFile>;
+}
+
+const hashed = async function* (from: Bytes, expected: string, what: string): AsyncGenerator<Buffer> {
+  const hash = createHash('sha256');
+  for await (const chunk of from) {
+    hash.update(chunk);
+    yield chunk;
+  }
+  const found = hash.digest('hex');
+  if (found !== expected)
+    throw new Fault('unverified', `Cannot trust ${what}: its SHA-256 is ${found}, not ${expected}.`);
+};
+
+/** What a stage does with the stream. */
+const step = (run: Run, at: number, stage: Stage, from: Bytes, what: string): Bytes => {
+  const { input, evidence } = run;
+  switch (stage.stage) {
+    case 'sha256':
+      return hashed(from, evidence.sums.get(at) ?? '', what);
+    case 'pgp': {
+      const signature = evidence.signatures.get(at);
+      return signature === undefined ? from : checkStream(from, signature, input.keys, what);
+    }
+    case 'xz':
+    case 'gzip':
+    case 'zstd':
+      return bounded(unpack(stage.stage, from, input.signal), input.limits.output_bytes);
+    case 'none':
+      return from;
+    default:
+      throw new Fault('unsupported', `Cannot run the stage '${stage.stage}' here.`);
+  }
+};
+
+/** Notes that the stream of a stage came to its end. */
+const noted = async function* (run: Run, at: number, from: Bytes): AsyncGenerator<Buffer> {
+  yield* from;
+  run.passed.add(at);
+};
+
+const once = async (run: Run, agent: ReturnType<typeof makeAgent>, patience: Patience): Promise<Landed> => {
+  const { input, stages } = run;
+  const [first, ...rest] = stages;
+  if (first === undefined) throw new Fault('invalid', 'Cannot run a pipeline without stages.');
+  const source = await openSource(first, input, agent, patience);
+  let stream: Bytes = source.body;
+  for (const [i, stage] of rest.entries()) stream = noted(run, i + 1, step(run, i + 1, stage, stream, source.what));
+  const file = await landFile(stream, join(input.dir, input.file));
+  const missed = rest.findIndex((_, i) => !run.passed.has(i + 1));
+  if (missed !== -1)
+    throw new Fault('unverified', `Cannot trust ${source.what}: stage ${missed + 2} did not see all of it.`);
+  await syncDir(input.dir);
+  const proofs = [...new Set(stages.flatMap(({ stage }) => (isProof(stage) ? stage : [])))];
+  return { file, beside: run.beside, source: source.what, proofs: proofs.length === 0 ? ['none'] : proofs };
+};
+
+const isProof = (stage: string): stage is Proof => stage === 'apt' || stage === 'sha256' || stage === 'pgp';
+
+const clear = async (dir: string): Promise<void> => {
+  for (const name of await readdir(dir)) await rm(join(dir, name), { recursive: true, force: true });
+};
+
+const told = (error: unknown, input: PipelineInput): unknown => {
+  if (input.signal.aborted) return input.signal.reason;
+  const code = error instanceof Error && 'code' in error ? error.code : undefined;
+  if (code === 'ENOSPC' || code === 'EDQUOT' || code === 'EFBIG')
+    return new Fault('no_room', `Cannot keep ${plain(input.file)}: the disk of ${input.dir} is full.`, {
+      hint: 'free some space there',
+      cause: error,
+    });
+  return error;
+};
+
+/** Runs a pipeline. Everything it lands is proven by its stages, or it throws and the folder is empty again. */
+export const runPipeline = async (input: PipelineInput): Promise<Landed> => {
+  if (!proves(input.pipeline) && !input.unverified)
+    throw new Fault('unverified', 'Cannot use this source: nothing proves what comes from it.', {
+      hint: 'Give a SHA-256, or let its provider say that it is unverified.',
+    });
+  if (!/^[A-Za-z0-9][\w.+-]*$/.test(input.file)) throw new Fault('invalid', 'Cannot land a file under that name.');
+  const stages = fillStages(input.pipeline, input.vars);
+  const agent = makeAgent();
+  const patience: Patience = { failed: 0, last: '' };
+  try {
+    const evidence = await gather(stages, input, agent);
+    for (;;) {
+      try {
+        return await once({ input, stages, evidence, passed: new Set(), beside: {} }, agent, patience);
+      } catch (error) {
+        await clear(input.dir);
+        if (!(error instanceof Restart)) throw error;
+        input.onLog(`${error.message}: beginning anew`);
+        await beforeRetry(error.url, patience, new Passing(error.message), input);
+      }
+    }
+  } catch (error) {
+    throw told(error, input);
+  } finally {
+    agent.destroy();
+  }
+};
