@@ -2,13 +2,16 @@
  * One connection to QEMU's control socket (QMP: JSON objects, one a line; docs/interop/qmp-spec of QEMU).
  *
  * INVARIANTS: one command is in flight at a time. A command that gets no answer in time ends the connection, so that a
- * late answer can never be taken for the next one's. After `closed` every command rejects. Memory is bounded by MAX_LINE.
+ * late answer can never be taken for the next one's. After `closed` every command rejects. Memory is bounded by MAX_LINE, work by MAX_UNASKED.
  */
 import type { Socket } from 'node:net';
 import { z } from 'zod';
 import { DeadlineError, withDeadline } from '../lib/deadline.ts';
+import { atMost } from '../lib/rate.ts';
 
 const MAX_LINE = 4 * 1024 * 1024;
+/** What was not asked for, in a second. QEMU holds back events that a guest could cause without end: what says more is no QEMU. */
+const MAX_UNASKED = 1000;
 export const COMMAND_MS = 10_000;
 
 const Message = z.union([
@@ -53,6 +56,7 @@ export class Qmp {
   #size = 0;
   #last = 0;
   #over = false;
+  readonly #may = atMost(MAX_UNASKED, 1000);
 
   constructor(socket: Socket, onEvent: (event: QmpEvent) => void) {
     this.#socket = socket;
@@ -113,7 +117,7 @@ export class Qmp {
 
   #take(chunk: Buffer): void {
     let rest = chunk;
-    for (let end = rest.indexOf(10); end !== -1; end = rest.indexOf(10)) {
+    for (let end = rest.indexOf(10); end !== -1 && !this.#socket.destroyed; end = rest.indexOf(10)) {
       const line = Buffer.concat([...this.#parts, rest.subarray(0, end)]).toString('utf8');
       this.#parts = [];
       this.#size = 0;
@@ -135,13 +139,13 @@ export class Qmp {
       return;
     }
     const { data: message } = Message.safeParse(json);
-    if (message === undefined) return;
-    if ('QMP' in message) this.#greeting.resolve();
-    else if ('event' in message) this.#onEvent({ event: message.event, data: message.data });
-    else if (this.#waiting !== undefined && this.#waiting.id === message.id) {
+    if (message !== undefined && 'id' in message && this.#waiting !== undefined && this.#waiting.id === message.id) {
       const { answer, command } = this.#waiting;
       if ('return' in message) answer.resolve(message.return);
       else answer.reject(new QmpError(command, message.error.class, message.error.desc));
-    }
+    } else if (!this.#may().pass) this.close();
+    else if (message === undefined) return;
+    else if ('QMP' in message) this.#greeting.resolve();
+    else if ('event' in message) this.#onEvent({ event: message.event, data: message.data });
   }
 }

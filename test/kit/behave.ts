@@ -13,8 +13,8 @@ import { type World, type WorldOptions, world } from './world.ts';
 
 export interface Stage extends AsyncDisposable {
   readonly w: World;
-  /** Variables of the stand-in, without their prefix, for every VMM that is started from now on. */
-  behave(vars?: Record<string, string | number>): Promise<void>;
+  /** Variables of the stand-in, without their prefix, for every VMM that is started from now on, or for that of one VM. */
+  behave(vars?: Record<string, string | number>, vm_id?: string): Promise<void>;
 }
 
 /** The stand-in of a test file that names none; a file may run the tests of another one on the other stand-in. */

@@ -76,8 +76,8 @@ export const ground = async (vmm: VmmKind = 'qemu'): Promise<Ground> => {
   }
 };
 
-/** Where the API and this host disagree; each a line. */
-export const lies = async (w: World): Promise<string[]> => {
+/** Where the API and this host disagree; each a line. A VM whose start is `hung` is no lie as long as it has a VMM. */
+const lies = async (w: World, hung: readonly string[]): Promise<string[]> => {
   const [vms, all, images, vmms] = await Promise.all([
     w.client.vm.list({}),
     w.client.ws.list({}),
@@ -89,7 +89,11 @@ export const lies = async (w: World): Promise<string[]> => {
     const pids = vmms.get(id) ?? [];
     const told = `${name} is ${state} with process ${pid}, guest ${guest}; its VMMs: ${pids.join(' ') || 'none'}`;
     const lives = VM_LIVE.includes(state);
-    if (state === 'starting' || (lives ? pids.length !== 1 || pids[0] !== pid : pids.length > 0)) found.push(told);
+    if (
+      (state === 'starting' && !hung.includes(id)) ||
+      (lives ? pids.length !== 1 || pids[0] !== pid : pids.length > 0)
+    )
+      found.push(told);
     else if (!lives && (pid !== null || guest !== null)) found.push(told);
     if (root_ws_id !== null && !all.some(ws => ws.id === root_ws_id && ws.vm_id === id))
       found.push(`${name}: its root`);
@@ -105,11 +109,11 @@ export const lies = async (w: World): Promise<string[]> => {
 /** A start of a VMM that somebody stopped takes as long as it may. */
 const REST_MS = 30_000;
 
-/** Waits for what is under way; then the API tells the truth, and nothing is there that no record accounts for. */
-export const truthful = async (w: World): Promise<string[]> => {
+/** Waits for what is under way; then the API tells the truth, and nothing is there that no record accounts for. `hung`: IDs of VMs that may still start. */
+export const truthful = async (w: World, hung: readonly string[] = []): Promise<string[]> => {
   const end = performance.now() + REST_MS;
   for (;;) {
-    const found = await lies(w);
+    const found = await lies(w, hung);
     if (found.length === 0) return audit(w);
     if (performance.now() > end) return found;
     await new Promise(resolve => setTimeout(resolve, 20));

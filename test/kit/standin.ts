@@ -8,6 +8,7 @@ import { tmpdir } from 'node:os';
 import { basename, dirname, join } from 'node:path';
 import process from 'node:process';
 import type { VmmKind } from '../../src/api/vm.ts';
+import { instanceId } from '../../src/vmm/find.ts';
 import type { AgentBinaries } from './agent.ts';
 import { cached } from './cache.ts';
 
@@ -18,8 +19,8 @@ const SCHEMA = 'schema.mjs';
 export interface Standin extends AsyncDisposable {
   /** The program, called as the VMM is. */
   readonly program: string;
-  /** Says how every one that is started from now on behaves: variables of the stand-in, without their prefix. */
-  behave(vars?: Record<string, string | number>): Promise<void>;
+  /** Says how every one that is started from now on behaves, or that of one VM: variables of the stand-in, without their prefix. */
+  behave(vars?: Record<string, string | number>, vm_id?: string): Promise<void>;
   /** A copy of `file` beside it, open to all. */
   share(file: string, name: string): Promise<string>;
 }
@@ -80,9 +81,9 @@ export const openStandin = async (kind: VmmKind, options: StandinOptions = {}): 
   if (kind === 'firecracker') await share(join(from, SCHEMA), SCHEMA);
   const always = options.harness === undefined ? {} : { HARNESS: await share(options.harness, 'agent-harness') };
   const manner = join(dir, 'manner');
-  const behave = (vars: Record<string, string | number> = {}) =>
+  const behave = (vars: Record<string, string | number> = {}, vm_id?: string) =>
     writeFile(
-      manner,
+      vm_id === undefined ? manner : `${manner}-${kind === 'firecracker' ? instanceId(vm_id) : vm_id}`,
       Object.entries({ ...always, ...vars })
         .map(([name, value]) => `export ${PREFIX[kind]}${name}='${value}'\n`)
         .join(''),
@@ -90,6 +91,8 @@ export const openStandin = async (kind: VmmKind, options: StandinOptions = {}): 
     );
   await behave();
   const program = join(dir, `${kind}-standin`);
-  await writeFile(program, `#!/bin/sh\n. ${manner}\nexec ${process.execPath} ${script} "$@"\n`, { mode: 0o755 });
+  const own = `for one; do [ ! -e "${manner}-$one" ] || . "${manner}-$one"; done`; // the VM's ID is one of the arguments
+  const text = `#!/bin/sh\n. ${manner}\n${own}\nexec ${process.execPath} ${script} "$@"\n`;
+  await writeFile(program, text, { mode: 0o755 });
   return { program, behave, share, [Symbol.asyncDispose]: () => rm(dir, { recursive: true, force: true }) };
 };

@@ -50,8 +50,8 @@ export interface World extends Audited, AsyncDisposable {
   stop(): Promise<void>;
   /** A new daemon on the same directory. */
   start(env?: Record<string, string>): Promise<void>;
-  /** Says how every stand-in that is started from now on behaves: see the headers of test/standin/qemu.ts and firecracker.ts. */
-  behave(vars?: Record<string, string | number>): Promise<void>;
+  /** Says how every stand-in that is started from now on behaves, or that of one VM: see the headers of test/standin/qemu.ts and firecracker.ts. */
+  behave(vars?: Record<string, string | number>, vm_id?: string): Promise<void>;
   /** VMMs of this data directory. */
   vmms(): Promise<number[]>;
   log(): Promise<string>;
@@ -174,7 +174,7 @@ export const world = async (options: WorldOptions = {}): Promise<World> => {
     kill: () => end('SIGKILL'),
     stop: () => end('SIGTERM'),
     start,
-    behave: vars => standin?.behave(vars) ?? Promise.reject(new Error('this world has no stand-in')),
+    behave: (vars, vm_id) => standin?.behave(vars, vm_id) ?? Promise.reject(new Error('this world has no stand-in')),
     vmms,
     log: () => readFile(join(data_dir, 'nexusd.log'), 'utf8'),
     [Symbol.asyncDispose]: async () => {

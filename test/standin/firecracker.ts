@@ -20,6 +20,7 @@
  * LAST=<text>         the last line of its console; empty: none. HALT=1: then it stands still, its agent gone
  * EXIT_CODE=<n>       the exit code of a reset (a processor that fails on the way down makes it 1); CAD=reset: so does Ctrl-Alt-Del
  * EGRESS_MS=<n>       the guest ends each stream that it dials after n ms; DIALS=<n>: it dials n times at once; DIAL_LOOP=1: without end
+ * NOISE=<which>       the guest's `control` or `egress` streams say bytes of no sense, without end
  * METRICS=<how>       garbage|huge|flood instead of metrics
  * CONSOLE=<text>      printed on the console at the start; FLOOD_MIB=<n>: as much after it
  * STUBBORN=1          SIGTERM is ignored; IGNORE_END=1: an end that the guest has announced does not come
@@ -136,7 +137,8 @@ const flood = (left: number): void => {
 const guest = new Vsock({
   at,
   how: env('CONNECT'),
-  harness: env('HARNESS'),
+  harness: env('HARNESS') || undefined,
+  noise: env('NOISE'),
   boot_ms: number('BOOT_MS') ?? 0,
   egress_ms: number('EGRESS_MS'),
   dials: number('DIALS') ?? 1,

@@ -1,7 +1,7 @@
 /** The vsock device of the stand-in, its two kinds of sockets, and the guest behind them. */
 import { connect, createServer, type Socket } from 'node:net';
 import { Refused } from './firecracker_api.ts';
-import { type Harness, join, saysEnding, startHarness } from './harness.ts';
+import { babble, type Harness, join, saysEnding, startHarness } from './harness.ts';
 
 const CONTROL_PORT = 1024;
 const EGRESS_PORT = 1025;
@@ -18,6 +18,8 @@ export interface VsockOptions {
   how: string | undefined;
   /** Path of `agent-harness`; undefined: the guest echoes. */
   harness: string | undefined;
+  /** The guest's `control` or `egress` streams say bytes of no sense. */
+  noise: string | undefined;
   boot_ms: number;
   /** The guest ends each stream that it dialled after this time. */
   egress_ms: number | undefined;
@@ -110,7 +112,8 @@ export class Vsock {
     const go = () => {
       if (payload.length > 0) socket.unshift(payload);
       const guest = this.#harness?.control();
-      if (guest === undefined) socket.pipe(socket);
+      if (this.#options.noise === 'control') babble(socket);
+      else if (guest === undefined) socket.pipe(socket);
       else this.#pair(socket, guest);
     };
     if (how === 'drip') {
@@ -137,6 +140,7 @@ export class Vsock {
   /** The agent has dialled: its stream goes to the host, or ends. */
   #dialFor(guest: Socket): void {
     const host = this.#dialHost();
+    if (this.#options.noise === 'egress') babble(host);
     this.#pair(host, guest);
     guest.on('data', (chunk: Buffer) => {
       if (saysEnding(chunk)) this.#options.onEnding();

@@ -1,5 +1,6 @@
 /** `agent-harness` as the guest of a stand-in: the real agent's code behind two sockets in the working directory. */
 import { type ChildProcess, spawn } from 'node:child_process';
+import { randomBytes } from 'node:crypto';
 import { existsSync, rmSync } from 'node:fs';
 import { connect, createServer, type Socket } from 'node:net';
 
@@ -28,6 +29,16 @@ export const saysEnding = (chunk: Buffer): boolean => chunk.includes('"by":"');
 export const join = (host: Socket, guest: Socket): void => {
   host.pipe(guest, { end: false });
   guest.pipe(host, { end: false });
+};
+
+/** Says bytes of no sense for as long as somebody takes them. */
+export const babble = (host: Socket): void => {
+  const piece = randomBytes(65_536);
+  const more = () => {
+    if (!host.destroyed) host.write(piece, more);
+  };
+  host.on('error', () => {}).resume();
+  more();
 };
 
 export const startHarness = (options: HarnessOptions): Harness => {

@@ -9,7 +9,10 @@
  * QEMU_STANDIN_DIE=<code>         says a word on stderr and exits at once
  * QEMU_STANDIN_HANG=1             takes control connections and never greets
  * QEMU_STANDIN_NO_SOCKET=1        never listens
- * QEMU_STANDIN_REFUSE=<command>   refuses that command; QEMU_STANDIN_STALL=<command>: never answers it
+ * QEMU_STANDIN_REFUSE=<command>   refuses that command; QEMU_STANDIN_STALL=<command>: never answers it; QEMU_STANDIN_DIE_AT=<command>: dies there
+ * QEMU_STANDIN_LIE=<command>      answers that command with QEMU_STANDIN_LIE_WITH=garbage|nojson|huge|stranger|events|close
+ * QEMU_STANDIN_LATE=1             the four before this one: only when the guest runs
+ * QEMU_STANDIN_NOISE=<which>      the guest's `control` or `egress` ports say bytes of no sense, without end
  * QEMU_STANDIN_RESET_MS=<n>       the guest resets n ms after `cont`
  * QEMU_STANDIN_LAST=<text>        the last line of its console; empty: none. QEMU_STANDIN_HALT=1: then it stands still, its agent gone
  * QEMU_STANDIN_EGRESS_MS=<n>      the guest closes each egress port after n ms
@@ -69,7 +72,8 @@ const reset = (): void => {
 
 const guest = new Guest({
   event,
-  harness: env('HARNESS'),
+  harness: env('HARNESS') || undefined,
+  noise: env('NOISE'),
   boot_ms: Number(env('BOOT_MS') ?? 0),
   egress_ms: env('EGRESS_MS') === undefined ? undefined : Number(env('EGRESS_MS')),
   onHarnessEnd: code => {
@@ -121,12 +125,35 @@ const commands: Record<string, (args: Args) => object | Promise<object>> = {
   cont,
 };
 
+const EVENTS = `${JSON.stringify({ event: 'RTC_CHANGE', data: { offset: 0 }, timestamp: { seconds: 0 } })}\r\n`.repeat(
+  10_000,
+);
+
+const endless = (piece: string): void => {
+  if (client?.destroyed === false) client.write(piece, () => endless(piece));
+};
+
+/** Ways to answer what no QEMU has; `stranger` is the answer to another command. */
+const lies: Record<string, () => void> = {
+  garbage: () => void client?.write(Buffer.alloc(65_536, 0xff)),
+  nojson: () => void client?.write('{"return": \r\n'),
+  huge: () => endless('x'.repeat(1024 * 1024)),
+  stranger: () => say({ return: {}, id: 999_999 }),
+  events: () => endless(EVENTS),
+  close: () => void client?.destroy(),
+};
+
+/** Whether it was told to do that at this command. */
+const told = (name: string, command: string): boolean => env(name) === command && (begun || env('LATE') === undefined);
+
 const answer = async (line: string): Promise<void> => {
   const message: { execute: string; id?: unknown; arguments?: Args } = JSON.parse(line);
-  if (message.execute === env('STALL')) return;
+  if (told('STALL', message.execute)) return;
+  if (told('DIE_AT', message.execute)) die(1, 'told to \u001b[31mdie');
+  if (told('LIE', message.execute)) return lies[env('LIE_WITH') ?? '']?.();
   const run = commands[message.execute];
   try {
-    if (message.execute === env('REFUSE')) throw new Refusal('told to refuse');
+    if (told('REFUSE', message.execute)) throw new Refusal('told to refuse');
     if (run === undefined) throw new Refusal(`The command ${message.execute} has not been found`, 'CommandNotFound');
     say({ return: await run(message.arguments ?? {}), id: message.id });
   } catch (error) {

@@ -1,7 +1,7 @@
 /** The ports of the stand-in's machine, and the guest behind them. */
 import { rmSync } from 'node:fs';
 import { createServer, type Server, type Socket } from 'node:net';
-import { type Harness, join, saysEnding, startHarness } from './harness.ts';
+import { babble, type Harness, join, saysEnding, startHarness } from './harness.ts';
 
 const MAX_PORTS = 30;
 
@@ -24,6 +24,8 @@ export interface GuestOptions {
   event: (name: string, data?: object) => void;
   /** Path of `agent-harness`; undefined: ports echo. */
   harness: string | undefined;
+  /** Ports of this kind say bytes of no sense. */
+  noise: string | undefined;
   boot_ms: number;
   /** The guest closes each egress port after this time. */
   egress_ms: number | undefined;
@@ -168,6 +170,11 @@ export class Guest {
     const { port, host } = dev;
     if (typeof port !== 'object' || port.open || !this.#booted) return;
     const egress = dev.id.startsWith('nexus.egress.');
+    if (host !== undefined && this.#options.noise === (egress ? 'egress' : 'control')) {
+      this.#setOpen(dev, true);
+      babble(host);
+      return;
+    }
     if (this.#options.harness !== undefined) {
       const guest = egress ? this.#dialled.shift() : this.#harness?.control();
       if (guest !== undefined) this.#join(dev, port, guest);
