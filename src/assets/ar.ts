@@ -1,15 +1,15 @@
 /**
- * A strict reader of `ar` archives as .deb packages use them (ar(5), deb(5)): the table of members of a file on disk.
+ * A strict reader of `ar` archives as .deb packages use them (ar(5), deb(5)), as a stream.
  * No GNU or BSD long names, no symbol tables: a .deb has none.
  */
-import type { FileHandle } from 'node:fs/promises';
 import { Fault } from '../api/fault.ts';
+import { Taker } from './take.ts';
 
 export interface ArMember {
   name: string;
-  /** Of the content, bytes from the start of the file. */
-  offset: number;
   size: number;
+  /** Its bytes; what the reader leaves of them is passed over. Ends early only together with an error of the archive. */
+  content: AsyncGenerator<Buffer>;
 }
 
 const MAGIC = '!<arch>\n';
@@ -18,15 +18,10 @@ const MAX_MEMBERS = 16;
 
 const bad = (why: string): Fault => new Fault('unsupported', `Cannot read the package: ${why}.`);
 
-const exactly = async (file: FileHandle, offset: number, size: number): Promise<Buffer> => {
-  const { buffer, bytesRead } = await file.read(Buffer.alloc(size), 0, size, offset);
-  if (bytesRead !== size) throw bad('it is cut short');
-  return buffer;
-};
-
 const header = (bytes: Buffer): { name: string; size: number } => {
   const text = bytes.toString('latin1');
   const fields = /^([A-Za-z0-9._+-]{1,15})\/? *$/.exec(text.slice(0, 16));
+  if (text.length < HEADER) throw bad('it is cut short');
   if (text.slice(58) !== '`\n') throw bad('a member of the ar archive has no end mark');
   if (fields?.[1] === undefined) throw bad('a member of the ar archive has a bad name');
   if (!/^\d{1,12} *\d{0,6} *\d{0,6} *[0-7]{0,8} *$/.test(text.slice(16, 48))) throw bad('a member has a bad header');
@@ -35,35 +30,56 @@ const header = (bytes: Buffer): { name: string; size: number } => {
   return { name: fields[1], size: Number(size) };
 };
 
-/** The members, in their order. */
-export const arMembers = async (file: FileHandle): Promise<ArMember[]> => {
-  const total = (await file.stat()).size;
-  if ((await exactly(file, 0, MAGIC.length)).toString('latin1') !== MAGIC) throw bad('it is not an ar archive');
-  const members: ArMember[] = [];
-  let at = MAGIC.length;
-  while (at < total) {
-    if (members.length === MAX_MEMBERS) throw bad(`it has more than ${MAX_MEMBERS} members`);
-    const { name, size } = header(await exactly(file, at, HEADER));
-    const offset = at + HEADER;
-    if (offset + size > total) throw bad(`its member ${name} is cut short`);
-    if (members.some(m => m.name === name)) throw bad(`its member ${name} stands there twice`);
-    members.push({ name, offset, size });
-    at = offset + size;
-    if (size % 2 === 1 && at < total) {
-      if ((await exactly(file, at, 1)).toString('latin1') !== '\n') throw bad(`its member ${name} is badly padded`);
-      at++;
-    }
-  }
-  return members;
+/** The bytes of a member, all of them or a fault. */
+const whole = async function* (taker: Taker, name: string, size: number): AsyncGenerator<Buffer> {
+  const end = taker.taken + size;
+  yield* taker.stream(size);
+  if (taker.taken !== end) throw bad(`its member ${name} is cut short`);
 };
 
-/** The members of a .deb of format 2: the version, the control archive, the data archive (which is returned). */
-export const debData = async (file: FileHandle): Promise<ArMember> => {
-  const [version, control, data] = (await arMembers(file)).filter(m => !m.name.startsWith('_'));
-  if (version?.name !== 'debian-binary' || version.size !== 4) throw bad('it does not begin with debian-binary');
-  if (!/^2\.\d\n$/.test((await exactly(file, version.offset, 4)).toString('latin1')))
-    throw bad('it is not of format 2');
-  if (control === undefined || !control.name.startsWith('control.tar')) throw bad('it has no control archive');
-  if (data === undefined || !data.name.startsWith('data.tar')) throw bad('it has no data archive');
-  return data;
+/** The members, in their order. */
+export const arMembers = async function* (from: AsyncIterable<Buffer>): AsyncGenerator<ArMember> {
+  const taker = new Taker(from);
+  const seen = new Set<string>();
+  try {
+    if ((await taker.bytes(MAGIC.length)).toString('latin1') !== MAGIC) throw bad('it is not an ar archive');
+    for (let next = await taker.bytes(HEADER); next.length > 0; next = await taker.bytes(HEADER)) {
+      if (seen.size === MAX_MEMBERS) throw bad(`it has more than ${MAX_MEMBERS} members`);
+      const { name, size } = header(next);
+      if (seen.has(name)) throw bad(`its member ${name} stands there twice`);
+      seen.add(name);
+      const end = taker.taken + size;
+      yield { name, size, content: whole(taker, name, size) };
+      for await (const _ of whole(taker, name, end - taker.taken)) {
+        // what the reader did not want
+      }
+      const padding = size % 2 === 1 ? await taker.bytes(1) : Buffer.alloc(0);
+      if (padding.length === 1 && padding[0] !== 0x0a) throw bad(`its member ${name} is badly padded`);
+    }
+  } finally {
+    await taker.close();
+  }
+};
+
+/** The data archive of a .deb of format 2, behind its version and its control archive. Reads the package to its end. */
+export const debData = async function* (
+  from: AsyncIterable<Buffer>,
+): AsyncGenerator<{ name: string; content: AsyncGenerator<Buffer> }> {
+  const order = ['debian-binary', 'control.tar', 'data.tar'];
+  for await (const { name, size, content } of arMembers(from)) {
+    if (name.startsWith('_')) continue;
+    const wanted = order.shift();
+    if (wanted === undefined) continue;
+    if (wanted === 'debian-binary') {
+      if (name !== wanted || size !== 4) throw bad('it does not begin with debian-binary');
+      const version: Buffer[] = [];
+      for await (const part of content) version.push(part);
+      if (!/^2\.\d\n$/.test(Buffer.concat(version).toString('latin1'))) throw bad('it is not of format 2');
+    } else if (!name.startsWith(wanted)) throw bad(`it has no ${wanted.replace('.tar', '')} archive`);
+    else if (wanted === 'data.tar') {
+      if (size === 0) throw bad('its data archive is empty');
+      yield { name, content };
+    }
+  }
+  if (order.length > 0) throw bad(`it has no ${order[0]?.replace('.tar', '')} archive`);
 };

@@ -9,7 +9,7 @@ import { sha256File } from '../lib/files.ts';
 import { RunError, run } from '../lib/proc.ts';
 import { type Apt, type AptPackage, candidate, downloadPackage, openApt, packageNames, refreshLists } from './apt.ts';
 import { elfOfBzImage } from './bzimage.ts';
-import { readDeb } from './deb.ts';
+import { readDeb } from './member.ts';
 import { builtinNames, closure, type KernelModule, moduleName, modulesCpio, NEEDED, parseModule } from './modules.ts';
 import { verifyFile } from './verify.ts';
 

@@ -208,8 +208,8 @@ const mmdebstrap = async (input: RootfsDownload, work: string, found: (typeof RE
   }
 };
 
-/** Makes `rootfs.tar` of that Debian release in `dir`. Leaves no other file, no process and no mount. */
-export const downloadDebianRootfs = async (input: RootfsDownload): Promise<RootfsFile> => {
+/** Makes `rootfs.tar` of that Debian release in `dir`; gives the release. Leaves no other file, no process and no mount. */
+export const makeDebianTar = async (input: RootfsDownload): Promise<{ version: string; codename: string }> => {
   const found = release(input.version);
   const bad = input.packages.find(name => !/^[a-z0-9][a-z0-9+.-]{1,99}$/.test(name));
   if (bad !== undefined) throw new Fault('invalid', `Cannot add package '${plain(bad)}': that is no package name.`);
@@ -222,10 +222,8 @@ export const downloadDebianRootfs = async (input: RootfsDownload): Promise<Rootf
   await mkdir(work, { mode: 0o755 });
   try {
     await mmdebstrap(input, work, found);
-    const sha256 = await sha256File(temp, input.signal);
-    const { size } = await stat(temp);
     await rename(temp, join(input.dir, 'rootfs.tar'));
-    return { distro: 'debian', version: found.version, arch: hostArch(), sha256, size_bytes: size };
+    return found;
   } catch (error) {
     if (input.signal.aborted) throw input.signal.reason;
     if (error instanceof RunError)
@@ -238,6 +236,14 @@ export const downloadDebianRootfs = async (input: RootfsDownload): Promise<Rootf
     await rm(temp, { force: true });
     await removeWork(work);
   }
+};
+
+/** The same, with its hash. */
+export const downloadDebianRootfs = async (input: RootfsDownload): Promise<RootfsFile> => {
+  const { version } = await makeDebianTar(input);
+  const path = join(input.dir, 'rootfs.tar');
+  const sha256 = await sha256File(path, input.signal);
+  return { distro: 'debian', version, arch: hostArch(), sha256, size_bytes: (await stat(path)).size };
 };
 
 const hostArch = (): Arch => (process.arch === 'arm64' ? 'aarch64' : 'x86_64');

@@ -18,6 +18,22 @@ export const bounded = async function* (from: AsyncIterable<Buffer>, max: number
   }
 };
 
+/** Passes the stream on; throws at its end unless its SHA-256 is the expected one. */
+export const hashed = async function* (
+  from: AsyncIterable<Buffer>,
+  expected: string,
+  what: string,
+): AsyncGenerator<Buffer> {
+  const hash = createHash('sha256');
+  for await (const chunk of from) {
+    hash.update(chunk);
+    yield chunk;
+  }
+  const found = hash.digest('hex');
+  if (found !== expected)
+    throw new Fault('unverified', `Cannot trust ${what}: its SHA-256 is ${found}, not ${expected}.`);
+};
+
 /** Writes the stream to the new file `path`; every byte is on disk when it returns. */
 export const landFile = async (from: AsyncIterable<Buffer>, path: string): Promise<LandedFile> => {
   const hash = createHash('sha256');

@@ -5,22 +5,26 @@
  * INVARIANTS: a file stays in the folder only if every stage of the pipeline has seen its stream to the end and was content.
  * Memory does not grow with the file.
  */
-import { createHash } from 'node:crypto';
-import { readdir, rm } from 'node:fs/promises';
+import { mkdir, readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Fault } from '../api/fault.ts';
 import { type LandedFile, type Proof, proves, type Stage } from '../api/pipeline.ts';
 import { syncDir } from '../lib/files.ts';
 import { plain } from '../lib/text.ts';
+import { elfOfBzImage } from './bzimage.ts';
 import { Restart } from './download.ts';
 import { beforeRetry, makeAgent, Passing, type Patience } from './http.ts';
-import { bounded, landFile } from './landing.ts';
+import { bounded, hashed, landFile } from './landing.ts';
+import { member } from './member.ts';
 import { checkStream } from './pgp.ts';
 import type { Landed, PipelineInput } from './pipeline_input.ts';
 import { type Evidence, gather } from './proof.ts';
 import { openSource } from './source.ts';
 import { fillStages } from './template.ts';
 import { type Bytes, unpack } from './unpack.ts';
+
+/** Of a compressed kernel, bytes. */
+const MAX_BZIMAGE = 128 * 1024 * 1024;
 
 /** One run of the stages. */
 interface Run {
@@ -32,15 +36,11 @@ interface Run {
   beside: Record<string, LandedFile>;
 }
 
-const hashed = async function* (from: Bytes, expected: string, what: string): AsyncGenerator<Buffer> {
-  const hash = createHash('sha256');
-  for await (const chunk of from) {
-    hash.update(chunk);
-    yield chunk;
-  }
-  const found = hash.digest('hex');
-  if (found !== expected)
-    throw new Fault('unverified', `Cannot trust ${what}: its SHA-256 is ${found}, not ${expected}.`);
+/** The one stage that holds its stream in memory, up to a bound. */
+const unpackedKernel = async function* (from: Bytes): AsyncGenerator<Buffer> {
+  const chunks: Buffer[] = [];
+  for await (const chunk of bounded(from, MAX_BZIMAGE)) chunks.push(chunk);
+  yield await elfOfBzImage(Buffer.concat(chunks));
 };
 
 /** What a stage does with the stream. */
@@ -59,6 +59,15 @@ const step = (run: Run, at: number, stage: Stage, from: Bytes, what: string): By
       return bounded(unpack(stage.stage, from, input.signal), input.limits.output_bytes);
     case 'none':
       return from;
+    case 'member':
+      return member(stage, from, {
+        dir: input.dir,
+        beside: run.beside,
+        collect: input.collect,
+        signal: input.signal,
+      });
+    case 'bzimage':
+      return unpackedKernel(from);
     default:
       throw new Fault('unsupported', `Cannot run the stage '${stage.stage}' here.`);
   }
@@ -74,13 +83,16 @@ const once = async (run: Run, agent: ReturnType<typeof makeAgent>, patience: Pat
   const { input, stages } = run;
   const [first, ...rest] = stages;
   if (first === undefined) throw new Fault('invalid', 'Cannot run a pipeline without stages.');
-  const source = await openSource(first, input, agent, patience);
+  const work = join(input.dir, '.work');
+  await mkdir(work, { mode: 0o700 });
+  const source = await openSource(first, input, { work, agent, patience });
   let stream: Bytes = source.body;
   for (const [i, stage] of rest.entries()) stream = noted(run, i + 1, step(run, i + 1, stage, stream, source.what));
   const file = await landFile(stream, join(input.dir, input.file));
   const missed = rest.findIndex((_, i) => !run.passed.has(i + 1));
   if (missed !== -1)
     throw new Fault('unverified', `Cannot trust ${source.what}: stage ${missed + 2} did not see all of it.`);
+  await rm(work, { recursive: true });
   await syncDir(input.dir);
   const proofs = [...new Set(stages.flatMap(({ stage }) => (isProof(stage) ? stage : [])))];
   return { file, beside: run.beside, source: source.what, proofs: proofs.length === 0 ? ['none'] : proofs };

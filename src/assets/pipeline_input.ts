@@ -1,6 +1,7 @@
 /** What a pipeline is run with, and what it gives. */
 import type { JobProgress } from '../api/job.ts';
 import type { LandedFile, Pipeline, Proof, ProviderKey } from '../api/pipeline.ts';
+import type { Apt } from './apt.ts';
 import type { DebEntry } from './deb.ts';
 import type { Times } from './http.ts';
 
@@ -18,8 +19,10 @@ export interface PipelineInput {
   /** Ceilings: bytes over the wire, bytes after decompression. */
   limits: { download_bytes: number; output_bytes: number };
   times?: Partial<Times>;
-  /** For archives of packages: takes what else the caller wants of its files. */
-  collect?: (entry: DebEntry) => Promise<void>;
+  /** Takes what the caller wants of the other regular files of an archive, as they pass by. Nothing of it is proven before the end. */
+  collect?: (file: DebEntry) => Promise<void>;
+  /** For `apt` with a package: an apt whose lists know it; default: one of our own. */
+  apt?: Apt;
   /** For `apt` with a suite: packages to add to the minimal system. */
   packages?: readonly string[];
   /** Whose work it is: a path of the caller's own, by which a later one finds what a killed one left. */

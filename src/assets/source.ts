@@ -3,13 +3,16 @@
 import { constants } from 'node:fs';
 import { open } from 'node:fs/promises';
 import type { Agent } from 'node:https';
-import { isAbsolute } from 'node:path';
+import { isAbsolute, join } from 'node:path';
 import { Fault } from '../api/fault.ts';
 import type { Stage } from '../api/pipeline.ts';
 import { formatBytes } from '../lib/size.ts';
 import { plain } from '../lib/text.ts';
+import { candidate, downloadPackage, openApt, refreshLists } from './apt.ts';
+import { makeDebianTar } from './debian-rootfs.ts';
 import { download } from './download.ts';
 import { httpsUrl, type Patience, shown } from './http.ts';
+import { hashed } from './landing.ts';
 import type { PipelineInput } from './pipeline_input.ts';
 import type { Bytes } from './unpack.ts';
 
@@ -59,7 +62,7 @@ const http = async (text: string, input: PipelineInput, agent: Agent, patience: 
 };
 
 /** Reads a regular file; whatever else has that name (a pipe would never open) is refused. */
-const readFile = async function* (path: string, input: PipelineInput): AsyncGenerator<Buffer> {
+const readFile = async function* (path: string, input: PipelineInput, stage: string): AsyncGenerator<Buffer> {
   const bad = (why: string, code: 'not_found' | 'invalid' = 'invalid') =>
     new Fault(code, `Cannot use ${plain(path)}: ${why}.`);
   if (!isAbsolute(path)) throw bad('the path is not absolute');
@@ -74,24 +77,60 @@ const readFile = async function* (path: string, input: PipelineInput): AsyncGene
   const { signal } = input;
   yield* counted(
     file.createReadStream({ highWaterMark: READ_BYTES, autoClose: false, signal }),
-    'read',
+    stage,
     found.size,
     input,
   );
 };
 
-/** Opens the source that the first stage names. */
+/** The .deb of a package, as apt's signed index has it. Works in `work`, where it leaves it. */
+const aptPackage = async (name: string, input: PipelineInput, work: string): Promise<Source> => {
+  const { signal, onLog, onProgress } = input;
+  for (let apt = input.apt ?? (await openApt(work, signal, onLog)); ; apt = await refreshLists(apt)) {
+    const pkg = await candidate(apt, name);
+    const onBytes = (done: number, total: number) => onProgress({ stage: 'download', done, total, unit: 'bytes' });
+    const path = pkg && (await downloadPackage(apt, pkg, done => onBytes(done, pkg.size_bytes)));
+    if (pkg !== undefined && path !== undefined) {
+      onLog(`${pkg.name} ${pkg.version}`);
+      const what = `${pkg.name} ${pkg.version}`;
+      return { body: hashed(readFile(path, input, 'unpack'), pkg.sha256, what), what };
+    }
+    if (input.apt !== undefined || apt.lists === 'private')
+      throw new Fault('not_found', `Cannot find package '${plain(name)}': apt has no such package.`);
+    onLog('The lists of the system do not have it; fetching lists of our own.');
+  }
+};
+
+/** A minimal Debian of a suite, made of signed packages. */
+const aptSuite = async (suite: string, input: PipelineInput, work: string): Promise<Source> => {
+  const { packages = [], owner, signal, onProgress, onLog } = input;
+  const { codename } = await makeDebianTar({
+    version: suite,
+    packages,
+    dir: work,
+    owner,
+    signal,
+    onProgress,
+    onLog,
+  });
+  return { body: readFile(join(work, 'rootfs.tar'), input, 'land'), what: `debian ${codename}` };
+};
+
+/** Opens the source that the first stage names. `work` is an empty folder that goes away. */
 export const openSource = async (
   stage: Stage,
   input: PipelineInput,
-  agent: Agent,
-  patience: Patience,
+  { work, agent, patience }: { work: string; agent: Agent; patience: Patience },
 ): Promise<Source> => {
   switch (stage.stage) {
+    case 'apt':
+      return stage.package === undefined
+        ? aptSuite(stage.suite ?? '', input, work)
+        : aptPackage(stage.package, input, work);
     case 'http':
       return http(stage.url, input, agent, patience);
     case 'file':
-      return { body: readFile(stage.path, input), what: stage.path };
+      return { body: readFile(stage.path, input, 'read'), what: stage.path };
     default:
       throw new Fault('unsupported', `Cannot begin a pipeline with the stage '${stage.stage}'.`);
   }

@@ -4,6 +4,8 @@ import { pipeline } from 'node:stream/promises';
 import zlib from 'node:zlib';
 import { Fault } from '../api/fault.ts';
 import { RunError, through } from '../lib/proc.ts';
+import { plain } from '../lib/text.ts';
+import { translated } from './translated.ts';
 import { XzTail } from './xz.ts';
 
 export type Bytes = AsyncIterable<Buffer>;
@@ -12,18 +14,12 @@ export type Bytes = AsyncIterable<Buffer>;
 const XZ_MS = 12 * 3_600_000;
 const CHUNK = 256 * 1024;
 
-export const unpackFault = (error: unknown, program: string): Fault => {
+const meaning = (error: unknown, how: string): Fault => {
   if (error instanceof RunError && error.errno === 'ENOENT')
-    return new Fault('host', `Cannot unpack: ${program} is not installed.`, {
-      hint: `apt-get install ${program}-utils`,
-    });
+    return new Fault('host', 'Cannot unpack: xz is not installed.', { hint: 'apt-get install xz-utils', cause: error });
   const words = error instanceof Error ? error.message : String(error);
-  return new Fault('unverified', `Cannot unpack: ${words.replace(/\.$/, '')}.`, { cause: error });
+  return new Fault('unverified', `Cannot unpack ${how}: ${plain(words).replace(/\.$/, '')}.`, { cause: error });
 };
-
-const own = (error: unknown): boolean =>
-  error instanceof RunError ||
-  (error instanceof Error && 'code' in error && /^(Z_|ZSTD_|ERR_TRAIL)/.test(String(error.code)));
 
 const xz = async function* (from: Bytes, signal: AbortSignal): AsyncGenerator<Buffer> {
   const tail = new XzTail();
@@ -44,17 +40,11 @@ const inflate = async function* (from: Bytes, step: zlib.Gunzip | zlib.ZstdDecom
 };
 
 /** The stream, decompressed. An error of the source comes out as it is; damage is `unverified`. */
-export const unpack = async function* (
-  how: 'xz' | 'gzip' | 'zstd',
-  from: Bytes,
-  signal: AbortSignal,
-): AsyncGenerator<Buffer> {
-  try {
-    if (how === 'xz') yield* xz(from, signal);
-    else if (how === 'gzip') yield* inflate(from, zlib.createGunzip({ rejectGarbageAfterEnd: true, chunkSize: CHUNK }));
-    else yield* inflate(from, zlib.createZstdDecompress({ rejectGarbageAfterEnd: true, chunkSize: CHUNK }));
-  } catch (error) {
-    if (error instanceof Fault || !own(error)) throw error;
-    throw unpackFault(error, how);
-  }
+export const unpack = (how: 'xz' | 'gzip' | 'zstd', from: Bytes, signal: AbortSignal): Bytes => {
+  const read = (source: Bytes): Bytes => {
+    if (how === 'xz') return xz(source, signal);
+    const options = { rejectGarbageAfterEnd: true, chunkSize: CHUNK };
+    return inflate(source, how === 'gzip' ? zlib.createGunzip(options) : zlib.createZstdDecompress(options));
+  };
+  return translated(from, read, error => (signal.aborted ? undefined : meaning(error, how)));
 };
