@@ -127,8 +127,11 @@ export const readDeb = async (
       yield chunk;
     }
   };
-  const read = async function* (source: Bytes): AsyncGenerator<never> {
-    for await (const entry of debEntries(source, signal)) if (entry.type === 'file') await take(collected(entry));
+  const read = async function* (source: Bytes): AsyncGenerator<void> {
+    for await (const entry of debEntries(source, signal))
+      yield entry.type === 'file' ? take(collected(entry)) : undefined;
   };
-  await translated(file(), read, error => meaning(error, signal)).next();
+  for await (const _ of translated(file(), read, error => meaning(error, signal))) {
+    // `take` has had it
+  }
 };
