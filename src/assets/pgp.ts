@@ -161,9 +161,10 @@ export const checkStream = async function* (
       format: 'binary',
       config: CONFIG,
     });
-    for await (const _ of data) {
-      // the data is read before the signature is awaited: the hash is made as it passes
-    }
+    // The data is read before the signature is awaited: the hash is made as it passes. By a reader: openpgp has put another
+    // stream in the place of this one, and its iterator would still be that of the first.
+    const reader = data.getReader();
+    while (!(await reader.read()).done);
     await checkSignatures(signatures, pinned, what);
   })();
   checked.catch(error => writer.abort(error).catch(() => {})); // awaited below

@@ -7,6 +7,7 @@ import { RunError, through } from '../lib/proc.ts';
 import { plain } from '../lib/text.ts';
 import { translated } from './translated.ts';
 import { XzTail } from './xz.ts';
+import { oneFrame } from './zstd.ts';
 
 export type Bytes = AsyncIterable<Buffer>;
 
@@ -44,7 +45,8 @@ export const unpack = (how: 'xz' | 'gzip' | 'zstd', from: Bytes, signal: AbortSi
   const read = (source: Bytes): Bytes => {
     if (how === 'xz') return xz(source, signal);
     const options = { rejectGarbageAfterEnd: true, chunkSize: CHUNK };
-    return inflate(source, how === 'gzip' ? zlib.createGunzip(options) : zlib.createZstdDecompress(options));
+    if (how === 'gzip') return inflate(source, zlib.createGunzip(options));
+    return inflate(oneFrame(source), zlib.createZstdDecompress(options));
   };
   return translated(from, read, error => (signal.aborted ? undefined : meaning(error, how)));
 };

@@ -239,8 +239,8 @@ const send = async (response: ServerResponse, content: Content, from: number, de
         response.write(Buffer.of(byte));
         await new Promise(resolve => setTimeout(resolve, deed.trickle));
       }
-    } else if (piece.length > 0 && !response.write(piece))
-      await Promise.race([once(response, 'drain'), once(response, 'close')]);
+    } else if (piece.length > 0)
+      await Promise.race([new Promise<unknown>(flushed => response.write(piece, flushed)), once(response, 'close')]);
     if (response.destroyed) return;
     at += bytes.length;
     if (piece.length < bytes.length || at - from === end) break;
