@@ -22,7 +22,7 @@ import type { Disks } from '../src/disk/disk.ts';
 import { pickDisks } from '../src/disk/pick.ts';
 import { sha256File } from '../src/lib/files.ts';
 import { silentLog } from '../src/lib/log.ts';
-import { runAny } from '../src/lib/proc.ts';
+import { run, runAny } from '../src/lib/proc.ts';
 import { type FsKind, loopFs } from './kit/loop-fs.ts';
 
 const MIB = 1024 * 1024;
@@ -183,6 +183,38 @@ for (const kind of ['btrfs', 'xfs', 'ext4'] as const) {
     await promises(t, data, disks);
   });
 }
+
+test('a data directory that was copied to another file system works on there', async t => {
+  const kinds = ['btrfs', 'xfs', 'ext4'] as const;
+  const made = await Promise.all(kinds.map(kind => loopFs(kind, 512)));
+  await using stack = new AsyncDisposableStack();
+  for (const fs of made) if (typeof fs !== 'string') stack.use(fs);
+  const why = made.find(fs => typeof fs === 'string');
+  if (typeof why === 'string') return t.skip(why);
+  const dirs = made.flatMap(fs => (typeof fs === 'string' ? [] : [join(fs.dir, 'data')]));
+  const [first = '', ...rest] = dirs;
+  const disks = await pickDisks(first, silentLog());
+  const source = await master(join(first, 'master.raw'));
+  const wanted = await sha256File(source);
+  await disks.importImage(source, IMG, signal());
+  await disks.clone(IMG, WS, 128 * MIB, signal());
+  let from = first;
+  for (const to of [...rest, `${first}-again`]) {
+    await run(['cp', '-a', '--sparse=always', from, to]);
+    const there = await pickDisks(to, silentLog());
+    const clone = await there.clone(IMG, WS2, 64 * MIB, signal());
+    assert.equal(await sha256File(clone), wanted, there.why);
+    assert.ok((await there.usage('workspaces', WS2)).allocated_bytes < 4 * MIB, there.why);
+    await there.grow(WS, 192 * MIB);
+    for (const id of [WS, WS2]) await there.removeWs(id);
+    assert.deepEqual(await readdir(join(to, 'workspaces')), []);
+    await there.clone(IMG, WS, 64 * MIB, signal());
+    from = to;
+  }
+  const last = await pickDisks(from, silentLog());
+  await last.removeImage(IMG);
+  assert.deepEqual(await readdir(join(from, 'images')), []);
+});
 
 test('disks in the directory for temporary files, whatever lies under it', async t => {
   const dir = await mkdtemp(join(tmpdir(), 'nexus-disk-'));

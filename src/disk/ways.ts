@@ -1,6 +1,6 @@
 /** How a disk comes from another: three file systems' ways of doing it. */
 import { constants } from 'node:fs';
-import { copyFile, mkdir, rm } from 'node:fs/promises';
+import { copyFile, mkdir, rm, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { Fault } from '../api/fault.ts';
 import { RunError, run } from '../lib/proc.ts';
@@ -68,21 +68,40 @@ export const copyWay = (why: string): Way => ({
   },
 });
 
+/** Into a folder that is there. */
+const share = async (image: string, dir: string): Promise<void> => {
+  if (!(await reflink(image, join(dir, 'disk.raw'))))
+    throw new Fault('host', `Cannot clone ${image}: the file system shares blocks no more.`);
+};
+
 export const reflinkWay = (why: string): Way => ({
   ...copyWay(why),
   backend: 'reflink',
   reflink,
   clone: async (image, dir) => {
     await mkdir(dir);
-    if (!(await reflink(image, join(dir, 'disk.raw'))))
-      throw new Fault('host', `Cannot clone ${image}: the file system shares blocks no more.`);
+    await share(image, dir);
   },
 });
+
+/** The root of a subvolume has this inode number (BTRFS_FIRST_FREE_OBJECTID of Linux' btrfs_tree.h). */
+const SUBVOLUME_INO = 256;
+
+const newSubvolume = (dir: string, signal: AbortSignal) => tool(['btrfs', '-q', 'subvolume', 'create', dir], signal);
 
 /** Folders are subvolumes. They are removed like folders: since Linux 4.18 an owner may remove an empty one. */
 export const btrfsWay = (why: string): Way => ({
   ...reflinkWay(why),
   backend: 'btrfs',
-  folder: (dir, signal) => tool(['btrfs', '-q', 'subvolume', 'create', dir], signal),
-  clone: (image, dir, signal) => tool(['btrfs', '-q', 'subvolume', 'snapshot', dirname(image), dir], signal),
+  folder: newSubvolume,
+  clone: async (image, dir, signal) => {
+    const from = dirname(image);
+    if ((await stat(from)).ino === SUBVOLUME_INO) {
+      await tool(['btrfs', '-q', 'subvolume', 'snapshot', from, dir], signal);
+      return;
+    }
+    // a data directory that was copied here from elsewhere has plain folders
+    await newSubvolume(dir, signal);
+    await share(image, dir);
+  },
 });
