@@ -124,14 +124,14 @@ export const openCgroups = async (owner: string): Promise<Cgroups> => {
 const makeGroup = async (ours: readonly string[], name: string): Promise<string> => {
   const [base = ''] = ours;
   const group = join(base, `${name}-${randomBytes(4).toString('hex')}`);
-  // somebody may remove an empty directory of ours meanwhile
+  // ours go with the last group in them, also just after they were made here
   for (let round = 0; ; round++) {
     try {
-      for (const dir of ours.toReversed()) await makeParent(dir);
       await mkdir(group);
       return group;
     } catch (error) {
       if (round === 5 || !isCode(error, 'ENOENT')) throw error;
+      for (const dir of ours.toReversed()) await makeParent(dir);
     }
   }
 };
@@ -139,7 +139,9 @@ const makeGroup = async (ours: readonly string[], name: string): Promise<string>
 /** One in which no process is, so that its children can have all the controllers that it has itself. */
 const makeParent = async (dir: string): Promise<void> => {
   await mkdir(dir).catch(unless('EEXIST'));
-  for (const one of CONTROLLERS) await writeFile(join(dir, 'cgroup.subtree_control'), `+${one}`).catch(() => {});
+  const there = await readFile(join(dir, 'cgroup.controllers'), 'utf8').catch(() => '');
+  const wanted = CONTROLLERS.filter(one => there.trim().split(' ').includes(one)).map(one => `+${one}`);
+  if (wanted.length > 0) await writeFile(join(dir, 'cgroup.subtree_control'), wanted.join(' ')).catch(() => {});
 };
 
 const isCode = (error: unknown, code: string): boolean =>
