@@ -63,7 +63,7 @@ const addHistory = async (trx: Trx, vm_id: string, entry: VmHistoryEntry): Promi
     .execute();
 };
 
-/** Writes a patch and, where given, a state; gives the record as it then is. */
+/** Writes a patch and a state; gives the record as it then is. Other columns are not touched, nor are their indexes written anew. */
 const save = async (trx: Trx, vm: VmRecord, patch: VmPatch, state: VmState): Promise<VmRecord> => {
   await checkKernel(trx, patch.kernel_id);
   const next: VmRecord = {
@@ -74,8 +74,10 @@ const save = async (trx: Trx, vm: VmRecord, patch: VmPatch, state: VmState): Pro
     root_ws_id: vm.root_ws_id,
     created_at_ms: vm.created_at_ms,
   };
-  const { id, ...columns } = rows.toRow(next);
-  await unlessTaken(`VM '${next.name}'`, () => trx.updateTable('vms').set(columns).where('id', '=', id).execute());
+  const row = rows.toRow(next);
+  const written = Object.entries(row).filter(([name]) => name === 'state' || name in patch);
+  const columns: Partial<typeof row> = Object.fromEntries(written);
+  await unlessTaken(`VM '${next.name}'`, () => trx.updateTable('vms').set(columns).where('id', '=', vm.id).execute());
   return next;
 };
 
