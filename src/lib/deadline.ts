@@ -17,7 +17,17 @@ export const raced = <T>(promise: Promise<T>, signal: AbortSignal): Promise<T> =
   return new Promise<T>((resolve, reject) => {
     const onAbort = () => reject(signal.reason);
     signal.addEventListener('abort', onAbort, { once: true });
-    promise.then(resolve, reject).finally(() => signal.removeEventListener('abort', onAbort));
+    const over = () => signal.removeEventListener('abort', onAbort);
+    promise.then(
+      value => {
+        over();
+        resolve(value);
+      },
+      error => {
+        over();
+        reject(error);
+      },
+    );
   });
 };
 
@@ -28,12 +38,13 @@ export const withDeadline = async <T>(
   promise: Promise<T>,
   signal?: AbortSignal,
 ): Promise<T> => {
-  const timer = new AbortController();
-  const handle = setTimeout(() => timer.abort(new DeadlineError(what, ms)), ms);
+  const late = Promise.withResolvers<never>();
+  const timer = setTimeout(() => late.reject(new DeadlineError(what, ms)), ms);
   try {
-    return await raced(promise, signal === undefined ? timer.signal : AbortSignal.any([timer.signal, signal]));
+    const first = Promise.race([promise, late.promise]);
+    return await (signal === undefined ? first : raced(first, signal));
   } finally {
-    clearTimeout(handle);
+    clearTimeout(timer);
   }
 };
 
