@@ -6,6 +6,7 @@ import { connect, createServer, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { poll, sleep, withDeadline } from '../src/lib/deadline.ts';
+import { exists } from '../src/lib/files.ts';
 import { FirecrackerApi } from '../src/vmm/firecracker_api.ts';
 import { RunDir } from '../src/vmm/run_dir.ts';
 import { type Bench, bench, closed, echoed, egressOf, fault, ID, nothingIn, sockets, soon } from './standin/vmm.ts';
@@ -203,6 +204,7 @@ test('a guest that dials without end costs little', async () => {
 test('counters add up, over a daemon that ends too', async () => {
   await using b = await bench(KIND);
   const machine = await b.start();
+  await poll('the line of the start', 5000, async () => (await exists(join(b.spec.dir, 'counted'))) || undefined);
   const first = await machine.usage();
   // one at the start, one that was asked for
   assert.deepEqual([first.disk_read_bytes, first.disk_write_bytes], [2000, 1000]);

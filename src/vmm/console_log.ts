@@ -121,7 +121,7 @@ export class ConsoleLog {
     this.#at_line_start = bytes[bytes.length - 1] === 10;
     this.#queue.push(bytes);
     this.#pending += bytes.length;
-    this.#pump ??= this.#drain();
+    this.#pump ??= Promise.resolve().then(() => this.#drain()); // so that what comes in one turn is one write
   }
 
   #mark(now: number): void {

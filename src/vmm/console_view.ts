@@ -4,6 +4,7 @@
  * INVARIANTS: a view holds both files open, so a rotation takes nothing from its reader, and reads no further than they were long
  * when it was opened. Memory is bounded: lines are read as a stream; only `tail` lines (and so at most the two files) are collected.
  */
+import { statSync } from 'node:fs';
 import { type FileHandle, open } from 'node:fs/promises';
 import { Fault } from '../api/fault.ts';
 import { type ConsoleItem, itemOf, MARK, MARK_HEAD, type Mark, parseMark } from './console_marks.ts';
@@ -264,19 +265,11 @@ const bytesAt = async (file: FileHandle, start: number, end: number): Promise<Bu
 /** A view of a log that no console is writing. Should one begin to, and rotate in the middle of this, it is opened anew. */
 export const viewOf = async (path: string): Promise<LogView> => {
   for (let round = 0; ; round++) {
-    const first = await inodeOf(path);
+    const first = inodeOf(path);
     const view = await LogView.open(path);
-    if (first === (await inodeOf(path)) || round === 5) return view;
+    if (first === inodeOf(path) || round === 5) return view;
     await view.close();
   }
 };
 
-const inodeOf = async (path: string): Promise<number | undefined> => {
-  const file = await openIf(path);
-  if (file === undefined) return undefined;
-  try {
-    return (await file.stat()).ino;
-  } finally {
-    await file.close();
-  }
-};
+const inodeOf = (path: string): number | undefined => statSync(path, { throwIfNoEntry: false })?.ino;

@@ -127,7 +127,7 @@ export class Driver<M extends HeldMachine> implements Vmm {
     const undo = new Undo();
     try {
       signal.throwIfAborted();
-      const dir = await RunDir.make(spec.dir, spec.uid);
+      const dir = RunDir.make(spec.dir, spec.uid);
       undo.push('directory', () => dir[Symbol.dispose]());
       await this.#clearLeftovers(spec, dir);
       await ensureFifos([CONSOLE_FIFO, METRICS_FIFO].map(name => join(dir.path, name)));
@@ -226,7 +226,7 @@ export class Driver<M extends HeldMachine> implements Vmm {
 
   /** Sockets of a dead VMM go; those of a living one are proof that it must not be started a second time. */
   async #clearLeftovers(spec: MachineSpec, dir: RunDir): Promise<void> {
-    if ((await dir.sockets()).length === 0) return;
+    if (dir.sockets().length === 0) return;
     const living = (await findVmms(dirname(dir.path))).find(found => found.dir === dir.path);
     if (living !== undefined) {
       const { pid } = living.proc;

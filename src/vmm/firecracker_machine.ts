@@ -13,7 +13,7 @@ import type { Duplex } from 'node:stream';
 import { z } from 'zod';
 import { Fault } from '../api/fault.ts';
 import type { Accel } from '../api/vm.ts';
-import { DeadlineError, pause, poll, sleep } from '../lib/deadline.ts';
+import { DeadlineError, poll, sleep, withDeadline } from '../lib/deadline.ts';
 import type { Log } from '../lib/log.ts';
 import { isAlive, type ProcRef, procStat, signalProc } from '../lib/proc.ts';
 import { usageOfProc } from '../lib/usage.ts';
@@ -184,18 +184,20 @@ export class FirecrackerMachine implements HeldMachine {
   }
 
   async #untilItListens(ms: number, signal: AbortSignal): Promise<void> {
-    const end = performance.now() + ms;
-    // each look comes later by a twentieth of the time waited so far: a slow start is hardly made slower
-    for (let wait = LOOK_MS; ; wait *= 1.05) {
-      const socket = await this.#dir.connect(API_SOCKET, signal).catch(() => undefined);
-      if (socket !== undefined) {
-        socket.destroy();
-        return;
-      }
-      signal.throwIfAborted();
-      if (performance.now() > end) throw new DeadlineError('the answer of Firecracker', ms);
-      await pause(wait, signal);
-    }
+    const what = 'the answer of Firecracker';
+    const both = AbortSignal.any([signal, this.#released.signal]);
+    const up = async () => {
+      await this.#dir.appears(API_SOCKET, both);
+      await poll(what, ms, () => this.#listens(both), { every_ms: LOOK_MS, signal: both });
+    };
+    await withDeadline(what, ms, up());
+  }
+
+  /** The socket is there a moment before anybody listens on it. */
+  async #listens(signal: AbortSignal): Promise<true | undefined> {
+    const socket = await this.#dir.connect(API_SOCKET, signal).catch(() => undefined);
+    socket?.destroy();
+    return socket && true;
   }
 
   async #stopOrGo(verb: string, signal: 'SIGSTOP' | 'SIGCONT', paused: boolean): Promise<void> {

@@ -61,7 +61,10 @@ export class QemuMachine implements HeldMachine {
       log: this.#log,
     });
     this.#link = new QmpLink({
-      connect: signal => dir.connect(QMP_SOCKET, signal),
+      connect: async signal => {
+        await dir.appears(QMP_SOCKET, signal);
+        return dir.connect(QMP_SOCKET, signal);
+      },
       onEvent: event => this.#onEvent(event),
       onUp: qmp => this.#onUp(qmp),
       log: this.#log,

@@ -2,10 +2,26 @@
  * A VM's run directory, held by a descriptor: paths through it are short (a Unix socket's path ends at 107 bytes,
  * and Node cuts a longer one silently), and nobody can put another directory in its place meanwhile.
  */
-import { closeSync, constants, fchownSync, fstatSync, openSync } from 'node:fs';
-import { chmod, chown, type FileHandle, lchown, mkdir, open, readdir, unlink } from 'node:fs/promises';
+import {
+  chmodSync,
+  chownSync,
+  closeSync,
+  constants,
+  existsSync,
+  type FSWatcher,
+  fchownSync,
+  fstatSync,
+  lchownSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  unlinkSync,
+  watch,
+} from 'node:fs';
+import { type FileHandle, open } from 'node:fs/promises';
 import { connect, type Socket } from 'node:net';
 import { resolve } from 'node:path';
+import { raced } from '../lib/deadline.ts';
 import { plain } from '../lib/text.ts';
 
 const { O_APPEND, O_CREAT, O_DIRECTORY, O_NOFOLLOW, O_NONBLOCK, O_RDONLY, O_RDWR, O_TRUNC, O_WRONLY } = constants;
@@ -23,6 +39,9 @@ export const COUNTED = 'counted';
 export const VMM_LOG = 'vmm.log';
 /** Where a VMM writes its log by itself. */
 export const OWN_LOG = 'own.log';
+
+/** How often it is looked for what the kernel should tell of. */
+const LOOK_MS = 100;
 
 /** Names of what a VMM listens on. */
 export const SOCKET = /\.sock(_\d+)?$/;
@@ -43,10 +62,10 @@ export class RunDir implements Disposable {
   }
 
   /** Makes the directory if it is not there, private to the VMM's uid. */
-  static async make(path: string, uid: number | null): Promise<RunDir> {
-    await mkdir(path, { recursive: true, mode: 0o700 });
-    await chmod(path, 0o700);
-    if (uid !== null) await chown(path, uid, uid);
+  static make(path: string, uid: number | null): RunDir {
+    mkdirSync(path, { recursive: true, mode: 0o700 });
+    chmodSync(path, 0o700);
+    if (uid !== null) chownSync(path, uid, uid);
     return new RunDir(path);
   }
 
@@ -56,20 +75,22 @@ export class RunDir implements Disposable {
     return `/proc/self/fd/${this.#fd}/${name}`;
   }
 
-  async sockets(): Promise<string[]> {
-    return (await readdir(this.at('.'))).filter(name => SOCKET.test(name));
+  sockets(): string[] {
+    return readdirSync(this.at('.')).filter(name => SOCKET.test(name));
   }
 
   /** Nothing happens once the directory has been let go. */
   async removeSockets(): Promise<void> {
     if (!this.#open) return;
-    for (const name of await this.sockets()) await this.remove(name);
+    for (const name of this.sockets()) await this.remove(name);
   }
 
   async remove(name: string): Promise<void> {
-    await unlink(this.at(name)).catch((error: NodeJS.ErrnoException) => {
-      if (error.code !== 'ENOENT') throw error;
-    });
+    try {
+      unlinkSync(this.at(name));
+    } catch (error) {
+      if (!(error instanceof Error && 'code' in error && error.code === 'ENOENT')) throw error;
+    }
   }
 
   /**
@@ -103,10 +124,38 @@ export class RunDir implements Disposable {
     });
   }
 
+  /**
+   * Waits until something by that name is there. The kernel tells of it (inotify(7)): to look again and again while a VMM comes up would cost
+   * more than the rest of a start. It is looked now and then all the same, for a user may have no watches left.
+   */
+  async appears(name: string, signal: AbortSignal): Promise<void> {
+    const seen = Promise.withResolvers<void>();
+    const look = () => {
+      if (this.#open && existsSync(this.at(name))) seen.resolve();
+    };
+    const timer = setInterval(look, LOOK_MS);
+    const watcher = this.#watch(changed => changed === name && look());
+    try {
+      look();
+      await raced(seen.promise, signal);
+    } finally {
+      clearInterval(timer);
+      watcher?.close();
+    }
+  }
+
+  #watch(onChange: (name: string | null) => void): FSWatcher | undefined {
+    try {
+      return watch(this.at('.'), (_event, name) => onChange(name)).on('error', () => {});
+    } catch {
+      return undefined;
+    }
+  }
+
   /** Gives a file, FIFO or socket that we made to the VMM's uid, which owns the directory. */
   async give(name: string): Promise<void> {
     const { uid, gid } = fstatSync(this.#fd);
-    if (uid !== process.getuid?.()) await lchown(this.at(name), uid, gid);
+    if (uid !== process.getuid?.()) lchownSync(this.at(name), uid, gid);
   }
 
   /** The descriptor of the FIFO that becomes the VMM's stdout: read and write, so that opening never waits. */

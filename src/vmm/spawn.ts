@@ -1,8 +1,7 @@
 /** The spawn of a VMM: what it may open is opened here and passed on, so its uid needs no right on the way to our files. */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { closeSync, constants, fchownSync, fstatSync, openSync } from 'node:fs';
-import { stat } from 'node:fs/promises';
+import { closeSync, constants, fchownSync, fstatSync, openSync, statSync } from 'node:fs';
 import { Fault } from '../api/fault.ts';
 import type { Accel } from '../api/vm.ts';
 import { inCgroup } from '../lib/cgroup.ts';
@@ -66,8 +65,8 @@ const openDisk = ({ spec, reopens_disks }: Spawning, disk: MachineSpec['disks'][
 };
 
 /** The group through which a user may open /dev/kvm. Never root's own. */
-const kvmGroup = async (spec: MachineSpec): Promise<string> => {
-  const device = await stat('/dev/kvm').catch(() => undefined);
+const kvmGroup = (spec: MachineSpec): string => {
+  const device = statSync('/dev/kvm', { throwIfNoEntry: false });
   if (device === undefined) return '--clear-groups'; // the VMM itself says best what it misses
   const { gid, mode } = device;
   if ((mode & 0o006) === 0o006) return '--clear-groups';
@@ -78,20 +77,20 @@ const kvmGroup = async (spec: MachineSpec): Promise<string> => {
 };
 
 /** As another user: no groups but the one of /dev/kvm, and no way to get more rights. Node's own uid option keeps groups. */
-const asUser = async (spec: MachineSpec, accel: Accel): Promise<string[]> => {
+const asUser = (spec: MachineSpec, accel: Accel): string[] => {
   const { uid } = spec;
   if (uid === null) return [];
   if (process.getuid?.() !== 0) {
     throw new Fault('host', `Cannot start VM ${spec.id} as uid ${uid}: only root can run a VMM as another user.`);
   }
-  const groups = accel === 'kvm' ? await kvmGroup(spec) : '--clear-groups';
+  const groups = accel === 'kvm' ? kvmGroup(spec) : '--clear-groups';
   return ['setpriv', `--reuid=${uid}`, `--regid=${uid}`, groups, '--no-new-privs', '--'];
 };
 
 /** Starts the process in a session of its own, with no pipe to us: it lives on when we are gone. */
 export const spawnVmm = async (options: Spawning): Promise<{ child: ChildProcess; fds: PassedFds }> => {
   const { spec, dir, accel, env, cgroup } = options;
-  const before = [...(cgroup === null ? [] : inCgroup(cgroup)), ...(await asUser(spec, accel))];
+  const before = [...(cgroup === null ? [] : inCgroup(cgroup)), ...asUser(spec, accel)];
   const opened: number[] = [];
   const pass = (fd: number): number => {
     opened.push(fd);
