@@ -13,7 +13,7 @@ import { syncDir } from '../lib/files.ts';
 import { plain } from '../lib/text.ts';
 import { elfOfBzImage } from './bzimage.ts';
 import { Restart } from './download.ts';
-import { beforeRetry, makeAgent, Passing, type Patience } from './http.ts';
+import { makeAgent, type Patience, shown } from './http.ts';
 import { bounded, hashed, landFile } from './landing.ts';
 import { member } from './member.ts';
 import { checkStream } from './pgp.ts';
@@ -25,6 +25,9 @@ import { type Bytes, unpack } from './unpack.ts';
 
 /** Of a compressed kernel, bytes. */
 const MAX_BZIMAGE = 128 * 1024 * 1024;
+
+/** Where a server cannot go on in the middle. */
+const MAX_RESTARTS = 8;
 
 /** One run of the stages. */
 interface Run {
@@ -127,14 +130,14 @@ export const runPipeline = async (input: PipelineInput): Promise<Landed> => {
   const patience: Patience = { failed: 0, last: '' };
   try {
     const evidence = await gather(stages, input, agent);
-    for (;;) {
+    for (let restarts = 0; ; restarts++) {
       try {
         return await once({ input, stages, evidence, passed: new Set(), beside: {} }, agent, patience);
       } catch (error) {
         await clear(input.dir);
         if (!(error instanceof Restart)) throw error;
+        if (restarts === MAX_RESTARTS) throw new Fault('host', `Cannot fetch ${shown(error.url)}: ${error.message}.`);
         input.onLog(`${error.message}: beginning anew`);
-        await beforeRetry(error.url, patience, new Passing(error.message), input);
       }
     }
   } catch (error) {
