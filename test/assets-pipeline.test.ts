@@ -152,6 +152,11 @@ test('a pipeline that proves nothing runs only where that is said', async () => 
   const url = mirror.put('/plain', 'bytes');
   await t.refused('unverified', /nothing proves/, [{ stage: 'http', url }]);
   assert.deepEqual((await t.land([{ stage: 'http', url }], { unverified: true })).proofs, ['none']);
+  const signed: Stage = { stage: 'pgp', document: mirror.put('/plain.txt', await signer.clear('a text')) };
+  await t.refused('unverified', /nothing proves/, [{ stage: 'http', url }, signed], { keys: [signer.pinned] });
+  const beside: Stage = { stage: 'member', archive: 'tar', name: 'a', beside: { b: 'b' } };
+  const late: Stage = { stage: 'sha256', expect: { hash: sha256('bytes') } };
+  await t.refused('unverified', /nothing proves/, [{ stage: 'http', url }, beside, late]);
 });
 
 test('templates: an unknown name, a value that leads elsewhere, another protocol, a password', async () => {
@@ -409,6 +414,8 @@ test('a member is one regular file of exactly that name', async () => {
     [/not in it/, archive(other, { name: 'dir/program.debug', data: 'x' })],
     [/not in it/, archive(other, { name: '../dir/program', data: 'x' })],
     [/not in it/, archive(other, { name: 'DIR/program', data: 'x' })],
+    [/a size that cannot be/, archive(other, { ...file, patch: block => void block.fill(0xd8, 124, 125) })],
+    [/a size that cannot be/, archive(other, { ...file, patch: block => void block.fill(0xff, 124, 136) })],
     [/Cannot read the archive/, archive(other, file).subarray(0, 2000)],
     [/Cannot read the archive/, Buffer.alloc(4096, 'no tar')],
     [/not in it/, Buffer.alloc(0)],

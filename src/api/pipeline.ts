@@ -59,9 +59,6 @@ export const Stage = z.discriminatedUnion('stage', [
 export type Stage = z.infer<typeof Stage>;
 
 const SOURCES = ['http', 'file', 'apt'];
-/** Stages after which it is proven what the stream was. apt checks its archive's signature itself. */
-const PROOFS = ['apt', 'sha256', 'pgp'];
-
 export const Pipeline = z
   .array(Stage)
   .min(1)
@@ -76,8 +73,21 @@ export const Pipeline = z
   });
 export type Pipeline = z.infer<typeof Pipeline>;
 
-/** True if every landing of this pipeline is proven. */
-export const proves = (pipeline: Pipeline): boolean => pipeline.some(s => PROOFS.includes(s.stage));
+/** True if the stage proves what the stream was. A signed text does so only by a checksum that is taken from it; apt checks signatures itself. */
+const isProof = (stage: Stage, all: readonly Stage[]): boolean => {
+  if (stage.stage !== 'pgp' || stage.document === undefined) return ['apt', 'sha256', 'pgp'].includes(stage.stage);
+  return all.some(s => s.stage === 'sha256' && 'url' in s.expect && s.expect.url === stage.document);
+};
+
+/** The stages that prove something, in their order. */
+export const proofsOf = (pipeline: readonly Stage[]): Stage[] => pipeline.filter(stage => isProof(stage, pipeline));
+
+/** True if all that this pipeline lands is proven: what lands beside the stream has to be proven before they part. */
+export const proves = (pipeline: readonly Stage[]): boolean => {
+  const parting = pipeline.findIndex(s => s.stage === 'member' && Object.keys(s.beside).length > 0);
+  const proofs = proofsOf(pipeline).filter(s => s.stage !== 'pgp' || s.document === undefined);
+  return proofs.some(s => parting === -1 || pipeline.indexOf(s) < parting);
+};
 
 /** A key that a provider's signatures must be made with. */
 export const ProviderKey = z.strictObject({

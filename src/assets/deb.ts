@@ -30,5 +30,5 @@ const plainTar = (name: string, content: Bytes, signal: AbortSignal): Bytes => {
 /** The entries of the package, in their order. Reads it to its end. */
 export const debEntries = async function* (from: Bytes, signal: AbortSignal): AsyncGenerator<TarEntry> {
   for await (const { name, content } of debData(from))
-    yield* tarEntries(bounded(plainTar(name, content, signal), MAX_UNPACKED));
+    yield* tarEntries(bounded(plainTar(name, content, signal), MAX_UNPACKED), signal);
 };

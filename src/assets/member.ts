@@ -82,7 +82,9 @@ const collected = ({ path, size, content }: TarEntry): DebEntry => ({
 
 const pick = async function* (stage: MemberStage, from: Bytes, options: MemberOptions): AsyncGenerator<Buffer> {
   const wanted = new Wanted(stage);
-  for await (const entry of stage.archive === 'tar' ? tarEntries(from) : debEntries(from, options.signal)) {
+  for await (const entry of stage.archive === 'tar'
+    ? tarEntries(from, options.signal)
+    : debEntries(from, options.signal)) {
     const file = wanted.take(entry.path);
     if (file === undefined) {
       if (entry.type === 'file') await options.collect?.(collected(entry));

@@ -8,7 +8,7 @@
 import { mkdir, readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Fault } from '../api/fault.ts';
-import { type LandedFile, type Proof, proves, type Stage } from '../api/pipeline.ts';
+import { type LandedFile, Proof, proofsOf, proves, type Stage } from '../api/pipeline.ts';
 import { syncDir } from '../lib/files.ts';
 import { plain } from '../lib/text.ts';
 import { elfOfBzImage } from './bzimage.ts';
@@ -97,11 +97,9 @@ const once = async (run: Run, agent: ReturnType<typeof makeAgent>, patience: Pat
     throw new Fault('unverified', `Cannot trust ${source.what}: stage ${missed + 2} did not see all of it.`);
   await rm(work, { recursive: true });
   await syncDir(input.dir);
-  const proofs = [...new Set(stages.flatMap(({ stage }) => (isProof(stage) ? stage : [])))];
+  const proofs = [...new Set(proofsOf(stages).map(({ stage }) => Proof.parse(stage)))];
   return { file, beside: run.beside, source: source.what, proofs: proofs.length === 0 ? ['none'] : proofs };
 };
-
-const isProof = (stage: string): stage is Proof => stage === 'apt' || stage === 'sha256' || stage === 'pgp';
 
 const clear = async (dir: string): Promise<void> => {
   for (const name of await readdir(dir)) await rm(join(dir, name), { recursive: true, force: true });

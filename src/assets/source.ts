@@ -62,7 +62,12 @@ const http = async (text: string, input: PipelineInput, agent: Agent, patience: 
 };
 
 /** Reads a regular file; whatever else has that name (a pipe would never open) is refused. */
-const readFile = async function* (path: string, input: PipelineInput, stage: string): AsyncGenerator<Buffer> {
+const readFile = async function* (
+  path: string,
+  stage: string,
+  max: number,
+  input: PipelineInput,
+): AsyncGenerator<Buffer> {
   const bad = (why: string, code: 'not_found' | 'invalid' = 'invalid') =>
     new Fault(code, `Cannot use ${plain(path)}: ${why}.`);
   if (!isAbsolute(path)) throw bad('the path is not absolute');
@@ -72,8 +77,7 @@ const readFile = async function* (path: string, input: PipelineInput, stage: str
   });
   const found = await file.stat();
   if (!found.isFile()) throw bad('it is not a regular file');
-  if (found.size > input.limits.download_bytes)
-    throw bad(`it is larger than ${formatBytes(input.limits.download_bytes)}`);
+  if (found.size > max) throw bad(`it is larger than ${formatBytes(max)}`);
   const { signal } = input;
   yield* counted(
     file.createReadStream({ highWaterMark: READ_BYTES, autoClose: false, signal }),
@@ -93,7 +97,7 @@ const aptPackage = async (name: string, input: PipelineInput, work: string): Pro
     if (pkg !== undefined && path !== undefined) {
       onLog(`${pkg.name} ${pkg.version}`);
       const what = `${pkg.name} ${pkg.version}`;
-      return { body: hashed(readFile(path, input, 'unpack'), pkg.sha256, what), what };
+      return { body: hashed(readFile(path, 'unpack', input.limits.download_bytes, input), pkg.sha256, what), what };
     }
     if (input.apt !== undefined || apt.lists === 'private')
       throw new Fault('not_found', `Cannot find package '${plain(name)}': apt has no such package.`);
@@ -113,7 +117,10 @@ const aptSuite = async (suite: string, input: PipelineInput, work: string): Prom
     onProgress,
     onLog,
   });
-  return { body: readFile(join(work, 'rootfs.tar'), input, 'land'), what: `debian ${codename}` };
+  return {
+    body: readFile(join(work, 'rootfs.tar'), 'land', input.limits.output_bytes, input),
+    what: `debian ${codename}`,
+  };
 };
 
 /** Opens the source that the first stage names. `work` is an empty folder that goes away. */
@@ -130,7 +137,7 @@ export const openSource = async (
     case 'http':
       return http(stage.url, input, agent, patience);
     case 'file':
-      return { body: readFile(stage.path, input, 'read'), what: stage.path };
+      return { body: readFile(stage.path, 'read', input.limits.download_bytes, input), what: stage.path };
     default:
       throw new Fault('unsupported', `Cannot begin a pipeline with the stage '${stage.stage}'.`);
   }

@@ -18,9 +18,9 @@ export interface TarEntry {
 const MAX_ENTRIES = 100_000;
 
 /** The entries, in their order. Reads the archive to its end. */
-export const tarEntries = async function* (from: AsyncIterable<Buffer>): AsyncGenerator<TarEntry> {
+export const tarEntries = async function* (from: AsyncIterable<Buffer>, signal: AbortSignal): AsyncGenerator<TarEntry> {
   const tar = extract();
-  const pumped = pipeline(from, tar);
+  const pumped = pipeline(from, tar, { signal });
   pumped.catch(() => {}); // the error is on `tar` too
   let entries = 0;
   try {
@@ -28,6 +28,8 @@ export const tarEntries = async function* (from: AsyncIterable<Buffer>): AsyncGe
       if (++entries > MAX_ENTRIES) throw new RangeError(`it has more than ${MAX_ENTRIES} entries`);
       const { name, size = 0, type } = entry.header;
       const pax = Object.entries(entry.header.pax ?? {}).filter(([key]) => key.startsWith('GNU.sparse'));
+      // tar-stream would wait for ever for the end of an entry whose size is no number
+      if (!Number.isSafeInteger(size) || size < 0) throw new RangeError('an entry has a size that cannot be');
       const [, real] = pax.find(([key]) => key === 'GNU.sparse.name') ?? [];
       const path = (typeof real === 'string' ? real : name).replace(/^\.?\/+/, '');
       yield { path, type: type ?? null, size, sparse: pax.length > 0, content: Readable.from(entry) };

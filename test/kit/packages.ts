@@ -44,7 +44,7 @@ export const makeBzImage = (payload: Buffer, size: number): Buffer => {
 };
 
 /** ar(5), as a .deb is one. */
-const ar = (members: Record<string, Buffer>): Buffer => {
+export const ar = (members: Record<string, Buffer>): Buffer => {
   const parts: Buffer[] = [Buffer.from('!<arch>\n')];
   for (const [name, data] of Object.entries(members)) {
     const fields = [name.padEnd(16), '0'.padEnd(12), '0'.padEnd(6), '0'.padEnd(6), '100644'.padEnd(8)];
