@@ -415,7 +415,7 @@ test('a member is one regular file of exactly that name', async () => {
     [/not in it/, archive(other, { name: '../dir/program', data: 'x' })],
     [/not in it/, archive(other, { name: 'DIR/program', data: 'x' })],
     [/a size that cannot be/, archive(other, { ...file, patch: block => void block.fill(0xd8, 124, 125) })],
-    [/a size that cannot be/, archive(other, { ...file, patch: block => void block.fill(0xff, 124, 136) })],
+    [/Cannot read the archive/, archive(other, { ...file, patch: block => void block.fill(0xff, 124, 135) })],
     [/Cannot read the archive/, archive(other, file).subarray(0, 2000)],
     [/Cannot read the archive/, Buffer.alloc(4096, 'no tar')],
     [/not in it/, Buffer.alloc(0)],
