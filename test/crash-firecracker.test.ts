@@ -27,4 +27,4 @@ const OF_THE_VMM = [
   'vm.delete',
 ];
 
-prove(here, [...vmVerbs(here).filter(verb => OF_THE_VMM.includes(verb.name)), bootVerb(here)], ['after']);
+prove(here, [...vmVerbs(here).filter(verb => OF_THE_VMM.includes(verb.name)), bootVerb(here)], ['after'], ['fail']);

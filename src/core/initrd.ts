@@ -6,7 +6,6 @@ import { writeInitrd } from '../assets/initrd.ts';
 import { raced } from '../lib/deadline.ts';
 import { exists, removeTree } from '../lib/files.ts';
 import type { Host } from './host.ts';
-import { diskFull } from './land.ts';
 import { kernelDir } from './paths.ts';
 
 const suffix = (host: Host): string => `-${host.agent.sha256.slice(0, 16)}.cpio`;
@@ -18,9 +17,7 @@ export const initrdFor = async (host: Host, kernel: Kernel, signal: AbortSignal)
   const modules = join(kernelDir(host.paths, kernel.id), 'modules.cpio');
   // not with the signal of one start: others may wait for the same file
   const making = host.initrds.run(out, () =>
-    writeInitrd({ modules, agent: host.agent.path, out, signal: host.closing }).catch(error => {
-      throw diskFull(error, host.paths.data);
-    }),
+    writeInitrd({ modules, agent: host.agent.path, out, signal: host.closing }),
   );
   await raced(making, signal);
   return out;

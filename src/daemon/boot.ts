@@ -8,6 +8,7 @@ import { Events } from '../core/events.ts';
 import { makeHandlers } from '../core/handlers.ts';
 import type { AgentFiles, Host } from '../core/host.ts';
 import { JobRunner } from '../core/jobs.ts';
+import { fullSteps } from '../core/land.ts';
 import { letGo } from '../core/live.ts';
 import { makeMetrics } from '../core/metrics.ts';
 import { startAllOwed, startOwed } from '../core/owed.ts';
@@ -62,7 +63,7 @@ const FIRST_HOST_UID = 61_184;
 
 export const bootDaemon = async (options: DaemonOptions): Promise<Daemon> => {
   const { log } = options;
-  const step = stepOf(options);
+  const step = fullSteps(stepOf(options), options.data_dir);
   const stack = new AsyncDisposableStack();
   try {
     const agent = await agentFiles(options.agent_dir);

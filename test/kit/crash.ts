@@ -4,7 +4,7 @@
  */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { Fault, type FaultCode } from '../../src/api/fault.ts';
+import { FAULTS, Fault, type FaultCode } from '../../src/api/fault.ts';
 import { poll, withDeadline } from '../../src/lib/deadline.ts';
 import { isAlive } from '../../src/lib/proc.ts';
 import { type Ground, truthful } from './ground.ts';
@@ -22,6 +22,10 @@ export interface Verb {
   done: () => Promise<unknown>;
   /** Steps whose failure is no failure of the command. */
   survives?: readonly string[];
+  /** Steps whose failure is told in the log alone, for the command fails of something else. */
+  second?: readonly string[];
+  /** Steps that make their own room where the disk is full. */
+  makes_room?: readonly string[];
   /** Steps whose failure leaves files, which the next daemon removes. */
   swept?: readonly string[];
   clear?: () => Promise<unknown>;
@@ -64,20 +68,29 @@ const dies = async (g: Ground, verb: Verb, where: string): Promise<void> => {
   await converge(g, verb);
 };
 
-const fails = async (g: Ground, verb: Verb, step: string): Promise<void> => {
+/** `fail`: with an I/O error; `full`: as on a full disk, and the fault says that. */
+const fails = async (g: Ground, verb: Verb, how: 'fail' | 'full', step: string): Promise<void> => {
   const { w } = g;
   await verb.prepare?.();
-  await g.fault(`fail ${step}`);
+  await g.fault(`${how} ${step}`);
+  const from = (await w.log()).length;
   const fault = await verb.run().then(
     () => undefined,
     (error: unknown) => error,
   );
   assert.equal(await g.wish(), '', 'it came to the step');
   if (!(await isAlive(w.daemon()))) {
-    assert.equal(await w.ended(), 1, 'it could not start, and said so');
+    assert.equal(await w.ended(), how === 'full' ? FULL_EXIT : 1, 'it could not start, and said so');
+    if (how === 'full') assert.match((await w.log()).slice(from), FULL);
     await w.start();
-  } else if (fault === undefined) assert.ok(verb.survives?.includes(step), 'it went on as if nothing had happened');
-  else assert.ok(fault instanceof Fault && !fault.message.includes('\n'), String(fault));
+  } else if (fault === undefined) {
+    const goes_on = [...(verb.survives ?? []), ...(how === 'full' ? (verb.makes_room ?? []) : [])];
+    assert.ok(goes_on.includes(step), 'it went on as if nothing had happened');
+  } else {
+    assert.ok(fault instanceof Fault && !fault.message.includes('\n'), String(fault));
+    if (how === 'full' && !verb.second?.includes(step))
+      assert.deepEqual([fault.code, FULL.test(fault.message)], ['no_room', true], fault.message);
+  }
   if (verb.swept?.includes(step)) {
     await w.stop();
     await w.start();
@@ -104,14 +117,22 @@ const at = async (g: Ground, where: string, verb: Verb, work: () => Promise<void
   }
 };
 
+const [, FULL_EXIT] = FAULTS.no_room;
+/** One sentence, about the disk. */
+const FULL = /The disk that holds \/\S+ is full\./;
+
 /** Letting go closes what is the daemon's own: there is nothing that could refuse it. */
 const CANNOT_FAIL: readonly string[] = ['stop.letgo', 'end.letgo', 'delete.letgo'];
 
-/** Two tests for each verb. `ground` is there when they run. A new step in src/ gets its place in one of the crash_*.ts. */
+/** Signals and requests: there is no disk that could be full. */
+const NO_DISK = /^((stop|end)\.(keys|term|kill|power)|delete\.kill|(pause|resume)\.machine)$/;
+
+/** Two or three tests for each verb. `ground` is there when they run. A new step in src/ gets its place in one of the crash_*.ts. */
 export const prove = (
   ground: () => Ground,
   verbs: readonly Verb[],
   whens: readonly string[] = ['before', 'after'],
+  hows: readonly ('fail' | 'full')[] = ['fail', 'full'],
 ): void => {
   for (const verb of verbs) {
     test(`${verb.name}: the daemon dies ${whens.join(' and ')} each step`, { timeout: 240_000 }, async () => {
@@ -122,12 +143,16 @@ export const prove = (
       assert.ok(wrong.length === 0, wrong.join('\n'));
     });
 
-    test(`${verb.name}: each step fails`, { timeout: 240_000 }, async () => {
-      const wrong: string[] = [];
-      for (const step of verb.steps)
-        if (!CANNOT_FAIL.includes(step))
-          wrong.push(...(await at(ground(), step, verb, () => fails(ground(), verb, step))));
-      assert.ok(wrong.length === 0, wrong.join('\n'));
-    });
+    for (const how of hows) {
+      const what = { fail: 'fails', full: 'finds the disk full' }[how];
+      const steps = verb.steps.filter(s => !CANNOT_FAIL.includes(s) && !(how === 'full' && NO_DISK.test(s)));
+      if (steps.length === 0) continue;
+      test(`${verb.name}: each step ${what}`, { timeout: 240_000 }, async () => {
+        const wrong: string[] = [];
+        for (const step of steps)
+          wrong.push(...(await at(ground(), step, verb, () => fails(ground(), verb, how, step))));
+        assert.ok(wrong.length === 0, wrong.join('\n'));
+      });
+    }
   }
 };

@@ -56,6 +56,7 @@ export const vmVerbs = (ground: () => Ground): readonly Verb[] => {
         await ground().behave({ DIE: 3 });
       },
       run: start,
+      second: ['start.failed'],
       again: start,
       done: is('running'),
     },
@@ -193,6 +194,7 @@ export const vmVerbs = (ground: () => Ground): readonly Verb[] => {
       already: 'not_found',
       survives: ['delete.disk', 'delete.dir'],
       swept: ['delete.disk', 'delete.dir'],
+      makes_room: ['delete.record'],
       done: async () => assert.deepEqual(await client().vm.list({}), []),
     },
   ];

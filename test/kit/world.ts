@@ -126,7 +126,7 @@ export const world = async (options: WorldOptions = {}): Promise<World> => {
       });
     });
     ref = started.pid === undefined ? undefined : await procRef(started.pid);
-    await poll('the daemon', FIXTURES === undefined ? 30_000 : 180_000, async () => {
+    await poll('the daemon', FIXTURES === undefined ? 60_000 : 180_000, async () => {
       if (exit !== undefined)
         throw new Error(`nexusd ended with ${exit}: ${await readFile(join(data_dir, 'nexusd.log'), 'utf8')}`);
       return client.daemon.ping({}).then(
