@@ -1,82 +1,16 @@
 /**
- * The benches. `node bench/run.ts` needs the bundle (`./nexus build`) and exits with 1 if a limit is broken.
- * Timed figures belong here and not into the tests: a busy machine makes them wrong.
+ * The benches. `node bench/run.ts [word…]` needs the bundle (`./nexus build`) and exits with 1 if a limit is broken; with words only those
+ * are run whose name has one of them. Timed figures belong here and not into the tests: a busy machine makes them wrong.
  */
 import { readFile } from 'node:fs/promises';
-import { join } from 'node:path';
 import process from 'node:process';
 import { sleep } from '../src/lib/deadline.ts';
 import { exists } from '../src/lib/files.ts';
-import { run } from '../src/lib/proc.ts';
-import { REPO, type World, world } from '../test/kit/world.ts';
-import { type Figure, machine, report } from './kit.ts';
-
-const BUNDLE = join(REPO, 'dist/main.mjs');
-
-const timed = async (work: () => Promise<unknown>): Promise<number> => {
-  const from = performance.now();
-  await work();
-  return performance.now() - from;
-};
-
-/** Request to spawn, plus bell to reply: what a start costs beside the VMM and the guest. */
-const startShare = async (w: World): Promise<Figure> => {
-  await w.client.vm.create({ name: 'bench', memory_mib: 64 });
-  const samples: number[] = [];
-  for (let i = 0; i < 25; i++) {
-    const abort = new AbortController();
-    const marks = Promise.withResolvers<{ spawn_ms: number; bell_ms: number }>();
-    const watch = (async () => {
-      for await (const event of w.client.event.watch({}, { signal: abort.signal })) {
-        if (event.type !== 'vm.guest' || !('data' in event) || event.data.bell_ms === undefined) continue;
-        marks.resolve({ spawn_ms: Number(event.data.spawn_ms), bell_ms: Number(event.data.bell_ms) });
-      }
-    })().catch(() => {});
-    const total = await timed(() => w.client.vm.start({ vm: 'bench' }));
-    const { spawn_ms, bell_ms } = await marks.promise;
-    abort.abort();
-    await watch;
-    samples.push(spawn_ms + total - bell_ms);
-    await w.client.vm.stop({ vm: 'bench', force: true });
-  }
-  return {
-    name: 'own share of vm.start',
-    what: 'client sends the request to VMM spawned, plus bell of the guest to reply read; the VMM is a stand-in that rings at once',
-    samples: samples.slice(5),
-    unit: 'ms',
-    limit: 15,
-  };
-};
-
-const vmGet = async (w: World): Promise<Figure> => {
-  const samples: number[] = [];
-  for (let i = 0; i < 2200; i++) samples.push(await timed(() => w.client.vm.get({ vm: 'bench' })));
-  return {
-    name: 'vm.get',
-    what: 'client call to answer, one after the other over one kept connection',
-    samples: samples.slice(200),
-    unit: 'ms',
-    limit: 1,
-  };
-};
-
-const cliList = async (w: World): Promise<Figure> => {
-  const env = { ...process.env, NEXUS_SOCKET: w.socket };
-  const bare = [process.execPath, '-e', '0'];
-  const list = [process.execPath, BUNDLE, 'nexusctl', 'vm', 'list'];
-  const samples: number[] = [];
-  for (let i = 0; i < 23; i++) {
-    const base = await timed(() => run(bare));
-    samples.push((await timed(() => run(list, { env }))) / base);
-  }
-  return {
-    name: 'nexusctl vm list from the bundle',
-    what: 'whole process, as a multiple of `node -e 0` in turn',
-    samples: samples.slice(3),
-    unit: 'x',
-    limit: 3,
-  };
-};
+import { world } from '../test/kit/world.ts';
+import { crashNoticed } from './crash.ts';
+import { BUNDLE, type Figure, machine, report, VMMS } from './kit.ts';
+import { cliList, thousandVms, vmGet } from './list.ts';
+import { manyAtOnce, startCpu, startShare } from './start.ts';
 
 const idleMemory = async (): Promise<Figure> => {
   await using w = await world({ main: BUNDLE });
@@ -95,14 +29,35 @@ const idleMemory = async (): Promise<Figure> => {
   };
 };
 
+/** On one daemon. */
+const small = async (): Promise<Figure[]> => {
+  await using w = await world({ main: BUNDLE, seed: 'booted' });
+  return [await startShare(w), await vmGet(w), await cliList(w)];
+};
+
+const benches: Record<string, () => Promise<Figure | Figure[]>> = {
+  idle: idleMemory,
+  small,
+  list: thousandVms,
+  ...Object.fromEntries(
+    VMMS.flatMap(vmm => [
+      [`cpu-${vmm}`, () => startCpu(vmm)],
+      [`many-${vmm}`, () => manyAtOnce(vmm)],
+      [`crash-spawned-${vmm}`, () => crashNoticed(vmm, false)],
+      [`crash-adopted-${vmm}`, () => crashNoticed(vmm, true)],
+    ]),
+  ),
+};
+
 if (!(await exists(BUNDLE))) {
   console.error('error: dist/main.mjs is missing\nhint: ./nexus build');
   process.exit(1);
 }
-console.log(`machine: ${machine()}`);
-const figures: Figure[] = [await idleMemory()];
-{
-  await using w = await world({ main: BUNDLE, seed: 'booted' });
-  figures.push(await startShare(w), await vmGet(w), await cliList(w));
+const words = process.argv.slice(2);
+const wanted = Object.entries(benches).filter(([name]) => words.length === 0 || words.some(w => name.includes(w)));
+if (wanted.length === 0) {
+  console.error(`error: no bench has such a name\nhint: ${Object.keys(benches).join(', ')}`);
+  process.exit(1);
 }
-process.exitCode = figures.map(report).every(Boolean) ? 0 : 1;
+console.log(`machine: ${machine()}`);
+for (const [, bench] of wanted) if (![await bench()].flat().map(report).every(Boolean)) process.exitCode = 1;

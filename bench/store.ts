@@ -9,17 +9,12 @@ import process from 'node:process';
 import { DatabaseSync } from 'node:sqlite';
 import { blankVm, vmOps } from '../src/api/vm_ops.ts';
 import { openStore } from '../src/store/open.ts';
-import { machine, report } from './kit.ts';
+import { machine, report, timed } from './kit.ts';
 
 const ROUNDS = 2000;
 const WARM_UP = 200;
 const id = 'vm_01jzz000000000000000000001';
 const dir = await mkdtemp(join(process.argv[2] ?? tmpdir(), 'nexus-bench-'));
-const timed = async (work: () => unknown): Promise<number> => {
-  const from = performance.now();
-  await work();
-  return performance.now() - from;
-};
 
 const bare = new DatabaseSync(join(dir, 'bare.db'));
 bare.exec(
