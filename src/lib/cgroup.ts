@@ -6,7 +6,8 @@
  * or removed keeps nobody from anything. Directories above ours are never changed.
  */
 import { createHash, randomBytes } from 'node:crypto';
-import { mkdir, readdir, readFile, rmdir, writeFile } from 'node:fs/promises';
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { readdir, readFile, rmdir, writeFile } from 'node:fs/promises';
 import { basename, dirname, join, relative } from 'node:path';
 import process from 'node:process';
 import { sleep } from './deadline.ts';
@@ -104,7 +105,7 @@ export const openCgroups = async (owner: string): Promise<Cgroups> => {
   if (ours === undefined) return noCgroups("this process' own group is not seen here");
   const [base = ''] = ours;
   try {
-    const group = await makeGroup(ours, 'try');
+    const group = makeGroup(ours, 'try');
     const { code } = await runAny([...inCgroup(group), 'grep', '-q', '/try-[0-9a-f]*$', '/proc/self/cgroup'], {
       timeout_ms: TRY_MS,
     });
@@ -116,39 +117,51 @@ export const openCgroups = async (owner: string): Promise<Cgroups> => {
   return {
     base,
     why: `below ${base}`,
-    make: name => makeGroup(ours, name).catch(() => null),
+    make: async name => {
+      try {
+        return makeGroup(ours, name);
+      } catch {
+        return null;
+      }
+    },
     sweep: () => sweep(ours),
   };
 };
 
-const makeGroup = async (ours: readonly string[], name: string): Promise<string> => {
+/** At once: it is on the way of each start, and these are no files of a disk. */
+const makeGroup = (ours: readonly string[], name: string): string => {
   const [base = ''] = ours;
   const group = join(base, `${name}-${randomBytes(4).toString('hex')}`);
   // ours go with the last group in them, also just after they were made here
   for (let round = 0; ; round++) {
     try {
-      await mkdir(group);
+      mkdirSync(group);
       return group;
     } catch (error) {
       if (round === 5 || !isCode(error, 'ENOENT')) throw error;
-      for (const dir of ours.toReversed()) await makeParent(dir);
+      for (const dir of ours.toReversed()) makeParent(dir);
     }
   }
 };
 
 /** One in which no process is, so that its children can have all the controllers that it has itself. */
-const makeParent = async (dir: string): Promise<void> => {
-  await mkdir(dir).catch(unless('EEXIST'));
-  const there = await readFile(join(dir, 'cgroup.controllers'), 'utf8').catch(() => '');
-  const wanted = CONTROLLERS.filter(one => there.trim().split(' ').includes(one)).map(one => `+${one}`);
-  if (wanted.length > 0) await writeFile(join(dir, 'cgroup.subtree_control'), wanted.join(' ')).catch(() => {});
+const makeParent = (dir: string): void => {
+  try {
+    mkdirSync(dir);
+  } catch (error) {
+    if (!isCode(error, 'EEXIST')) throw error;
+  }
+  try {
+    const there = readFileSync(join(dir, 'cgroup.controllers'), 'utf8').trim().split(' ');
+    const wanted = CONTROLLERS.filter(one => there.includes(one)).map(one => `+${one}`);
+    if (wanted.length > 0) writeFileSync(join(dir, 'cgroup.subtree_control'), wanted.join(' '));
+  } catch {
+    // some are missing then, or it is gone again
+  }
 };
 
 const isCode = (error: unknown, code: string): boolean =>
   error instanceof Error && 'code' in error && error.code === code;
-const unless = (code: string) => (error: unknown) => {
-  if (!isCode(error, code)) throw error;
-};
 
 /**
  * Removes a group that has done its work, and what of ours is empty then. What is left in it is ended; one that is slow to die is waited for
