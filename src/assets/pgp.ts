@@ -142,12 +142,13 @@ export const checkClear = async (text: string, keys: readonly ProviderKey[], wha
   return data;
 };
 
-/** Passes a stream on and checks a detached signature over all of it; throws at its end unless that is good. */
+/** Passes a stream on and checks a detached signature over all of it; throws at its end unless that is good, and tells if it is. */
 export const checkStream = async function* (
   from: AsyncIterable<Buffer>,
   signature: Buffer,
   keys: readonly ProviderKey[],
   what: string,
+  passed: () => void,
 ): AsyncGenerator<Buffer> {
   const pgp = await import('openpgp');
   const pinned = await readKeys(pgp, keys, what);
@@ -175,6 +176,7 @@ export const checkStream = async function* (
     }
     await writer.close();
     await checked;
+    passed();
   } finally {
     writer.abort().catch(() => {});
     await checked.catch(() => {});
