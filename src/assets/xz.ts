@@ -7,8 +7,8 @@ import { Fault } from '../api/fault.ts';
 
 const HEADER = 12;
 const FOOTER = 12;
-/** Of an index that is looked at: some 100 000 blocks, at the usual 24 MiB more than a terabyte. */
-const MAX_INDEX = 1024 * 1024;
+/** Of an index that is looked at: some thousands of blocks, which are 24 MiB each as xz makes them. */
+const MAX_INDEX = 64 * 1024;
 
 const bad = (why: string): Fault => new Fault('unverified', `Cannot unpack: ${why}.`);
 

@@ -240,7 +240,8 @@ const send = async (response: ServerResponse, content: Content, from: number, de
         await new Promise(resolve => setTimeout(resolve, deed.trickle));
       }
     } else if (piece.length > 0)
-      await Promise.race([new Promise<unknown>(flushed => response.write(piece, flushed)), once(response, 'close')]);
+      // flushed, or the connection is gone
+      await new Promise(next => response.write(piece, next));
     if (response.destroyed) return;
     at += bytes.length;
     if (piece.length < bytes.length || at - from === end) break;
