@@ -65,12 +65,21 @@ const askGuest = async (
   const until = performance.now() + timeout_ms;
   if (!(await awake(host, live))) return undefined;
   let [taken, pressed] = [false, false];
-  const press = async () => {
-    const done = await host.step('stop.keys', () => live.machine.ctrlAltDel()).catch(() => false);
-    pressed ||= done;
+  let pressing: Promise<void> | undefined;
+  const press = () => {
+    pressing ??= host
+      .step('stop.keys', () => live.machine.ctrlAltDel())
+      .then(
+        done => {
+          pressed = done;
+        },
+        () => {}, // it has none, or does not answer
+      );
+    return pressing;
   };
   const silent = setTimeout(() => void press(), timeout_ms * SILENT_SHARE);
   const deadline = AbortSignal.timeout(timeout_ms);
+  const left = () => Math.max(1, until - performance.now());
   try {
     const grace_ms = Math.max(100, Math.round(timeout_ms * GRACE_SHARE));
     const goes = AbortSignal.any([deadline, signal, ended(live)]);
@@ -79,13 +88,13 @@ const askGuest = async (
   } catch (error) {
     if (signal.aborted) return undefined;
     host.log.warn({ err: error, vm: live.vm_id }, 'the guest does not take the order to shut down');
-    if (!pressed && live.ending === undefined) await press();
+    if (live.ending === undefined) await within(press(), left(), signal);
   } finally {
     clearTimeout(silent);
   }
   // one that goes down already takes no order, and gets its time all the same
   const going = taken || pressed || live.ending !== undefined;
-  return within(live.machine.ended, going ? Math.max(1, until - performance.now()) : LAST_LOOK_MS, signal);
+  return within(live.machine.ended, going ? left() : LAST_LOOK_MS, signal);
 };
 
 /** A guest that stands still can be asked nothing; false: it cannot be made to go on. */

@@ -9,7 +9,7 @@ import { z } from 'zod';
 import { DeadlineError, withDeadline } from '../lib/deadline.ts';
 import { atMost } from '../lib/rate.ts';
 
-const MAX_LINE = 4 * 1024 * 1024;
+const MAX_LINE = 1024 * 1024;
 /** What was not asked for, in a second. QEMU holds back events that a guest could cause without end: what says more is no QEMU. */
 const MAX_UNASKED = 1000;
 export const COMMAND_MS = 10_000;

@@ -14,6 +14,8 @@ const MIN_BACKOFF_MS = 3;
 const MAX_BACKOFF_MS = 250;
 /** Each look comes later by a twentieth of the time waited so far: a slow start is hardly made slower. */
 const BACKOFF = 1.05;
+/** A connection that lived this long was a good one. */
+const GOOD_MS = 1000;
 
 export interface LinkOptions {
   connect: (signal: AbortSignal) => Promise<Socket>;
@@ -71,22 +73,21 @@ export class QmpLink {
 
   async #run(): Promise<void> {
     const { signal } = this.#stop;
-    let backoff = MIN_BACKOFF_MS;
-    while (!signal.aborted) {
+    for (let backoff = MIN_BACKOFF_MS; !signal.aborted; ) {
+      const since = performance.now();
       try {
-        await this.#serve(() => {
-          backoff = MIN_BACKOFF_MS;
-        });
+        await this.#serve();
       } catch (error) {
         this.#options.log.debug({ err: error }, 'no control connection to QEMU');
       }
       await sleep(backoff, undefined, { signal }).catch(() => {});
-      backoff = Math.min(backoff * BACKOFF, MAX_BACKOFF_MS);
+      const held = performance.now() - since > GOOD_MS;
+      backoff = held ? MIN_BACKOFF_MS : Math.min(backoff * BACKOFF, MAX_BACKOFF_MS);
     }
   }
 
   /** One connection from its opening to its end. */
-  async #serve(onUp: () => void): Promise<void> {
+  async #serve(): Promise<void> {
     const { signal } = this.#stop;
     const qmp = new Qmp(await this.#options.connect(signal), this.#options.onEvent);
     this.#present = qmp;
@@ -95,7 +96,6 @@ export class QmpLink {
       await qmp.greet(GREETING_MS, signal);
       await this.#options.onUp(qmp);
       up = true;
-      onUp();
       this.#up.resolve(qmp);
       await qmp.closed;
     } finally {

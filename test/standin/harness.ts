@@ -35,8 +35,8 @@ export const join = (host: Socket, guest: Socket): void => {
 export const babble = (host: Socket): void => {
   const { randomBytes } = process.getBuiltinModule('node:crypto'); // 6 ms, for a few
   const piece = randomBytes(65_536);
-  const more = () => {
-    if (!host.destroyed) host.write(piece, more);
+  const more = (error?: Error | null) => {
+    if (!error && !host.destroyed) host.write(piece, more);
   };
   host.on('error', () => {}).resume();
   more();

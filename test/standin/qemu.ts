@@ -130,7 +130,7 @@ const EVENTS = `${JSON.stringify({ event: 'RTC_CHANGE', data: { offset: 0 }, tim
 );
 
 const endless = (piece: string): void => {
-  if (client?.destroyed === false) client.write(piece, () => endless(piece));
+  if (client?.destroyed === false) client.write(piece, error => void (error || endless(piece)));
 };
 
 /** Ways to answer what no QEMU has; `stranger` is the answer to another command. */
