@@ -6,6 +6,7 @@ import { mkdir, mkdtemp, readdir } from 'node:fs/promises';
 import { connect, createServer, type Server, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
+import { setImmediate } from 'node:timers/promises';
 import { Fault } from '../src/api/fault.ts';
 import type { JobProgress } from '../src/api/job.ts';
 import type { Pipeline } from '../src/api/pipeline.ts';
@@ -15,6 +16,7 @@ import { run } from '../src/lib/proc.ts';
 import { type Lander, lander, TIMES } from './kit/land.ts';
 import { sha256, xz } from './kit/layouts.ts';
 import { Mirror, type Misdeed, openMirror } from './kit/mirror.ts';
+import { archive } from './kit/tar.ts';
 
 let mirror: Mirror;
 let t: Lander;
@@ -49,6 +51,18 @@ test('a connection that is cut goes on where it stood', async () => {
   mirror.misbehave(path, { cut: 100_000, times: 3 });
   await t.land(pipeline);
   assert.deepEqual(ranges(), [undefined, 'bytes=100000-', 'bytes=200000-', 'bytes=300000-']);
+});
+
+test('a date of change will do to go on, if it is old enough to tell two versions apart', async () => {
+  for (const [modified, second] of [
+    [3600, 'bytes=100000-'],
+    [5, undefined],
+  ] as const) {
+    const { path, pipeline, ranges } = file();
+    mirror.misbehave(path, { modified, cut: 100_000, times: 1 });
+    await t.land(pipeline);
+    assert.deepEqual(ranges(), [undefined, second]);
+  }
 });
 
 test('it goes on in the middle of a decompression too', async () => {
@@ -306,6 +320,34 @@ test('canceled at any moment: the reason comes back, nothing stays', async () =>
     assert.deepEqual(await readdir(dir), [], what);
     assert.doesNotMatch(await children(), /xz/, what);
   }
+});
+
+test('canceled after any number of turns of the loop: all of it or nothing', async () => {
+  const tar = archive({ name: 'a', data: DATA.subarray(0, 60_000) }, { name: 'b', data: 'b' });
+  const packed = await xz(tar);
+  const { pipeline } = file(packed);
+  const whole: Pipeline = [
+    ...pipeline,
+    { stage: 'xz' },
+    { stage: 'member', archive: 'tar', name: 'a', beside: { beside: 'b' } },
+    { stage: 'sha256', expect: { hash: sha256(DATA.subarray(0, 60_000)) } },
+  ];
+  let landed = 0;
+  for (let turns = 0; landed < 2; turns += 1 + (turns >> 3)) {
+    const abort = new AbortController();
+    const reason = new Fault('canceled', 'stop');
+    const dir = await mkdtemp(join(t.root, 'turn-'));
+    const run = t.land(whole, { dir, signal: abort.signal });
+    for (let i = 0; i < turns; i++) await setImmediate();
+    abort.abort(reason);
+    const whole_landed = await run.then(
+      () => true,
+      error => assert.equal(error, reason),
+    );
+    if (whole_landed) landed++;
+    assert.deepEqual((await readdir(dir)).sort(), whole_landed ? ['beside', 'file'] : [], String(turns));
+  }
+  assert.doesNotMatch(await children(), /xz/);
 });
 
 test('a full disk is no_room', { skip: process.getuid?.() === 0 ? false : 'mounting needs root' }, async () => {

@@ -49,11 +49,14 @@ const lengthOf = (headers: IncomingHttpHeaders): number | undefined => {
   return text === undefined ? undefined : Number(text);
 };
 
-/** What tells whether a file is still the same: a strong ETag, else its date. RFC 9110, 13.1.5. */
+/** A date tells two versions of a file apart only if it is so much older than the answer, ms. RFC 9110, 8.8.2.2. */
+const STRONG_DATE_MS = 60_000;
+
+/** What tells whether a file is still the same: a strong ETag, else a strong date. RFC 9110, 13.1.5. */
 const validator = (headers: IncomingHttpHeaders): string | undefined => {
-  const { etag } = headers;
+  const { etag, date = '', 'last-modified': changed = '' } = headers;
   if (etag?.startsWith('"')) return etag;
-  return headers['last-modified'];
+  return Date.parse(date) - Date.parse(changed) >= STRONG_DATE_MS ? changed : undefined;
 };
 
 const tooLarge = (url: URL, max: number): Fault =>

@@ -29,6 +29,7 @@ export type Misdeed = { times?: number } & (
   | { part: string } // answers a range with this Content-Range
   | { ranges: false } // knows no ranges
   | { validators: false } // neither ETag nor Last-Modified
+  | { modified: number } // no ETag, but a Last-Modified so many seconds ago
   | { changes: true } // another ETag each time
   | { unsized: true } // no Content-Length: the answer is chunked
 );
@@ -205,11 +206,13 @@ const answer = async (
       : (await stat(content.file)).size;
   const etag = has(deed, 'changes') ? `"${changes++}"` : await etagOf(content);
   const asked = /^bytes=(\d+)-$/.exec(request.headers.range ?? '')?.[1];
-  const same = request.headers['if-range'] === undefined || request.headers['if-range'] === etag;
+  const condition = request.headers['if-range'];
+  const same = condition === undefined || condition === etag || String(condition).endsWith('GMT');
   const part = asked !== undefined && same && !has(deed, 'ranges');
   const from = part ? Number(asked) : 0;
   const headers: Record<string, string> = { 'content-type': 'application/octet-stream' };
-  if (!has(deed, 'validators')) headers.etag = etag;
+  if (has(deed, 'modified')) headers['last-modified'] = new Date(Date.now() - deed.modified * 1000).toUTCString();
+  else if (!has(deed, 'validators')) headers.etag = etag;
   if (!has(deed, 'unsized')) headers['content-length'] = String(size - from + (has(deed, 'longer') ? deed.longer : 0));
   if (part && from >= size) {
     response.writeHead(416, { 'content-range': `bytes */${size}` }).end();
