@@ -2,7 +2,8 @@
  * The console of a VM: a FIFO that the VMM holds open for reading and writing as its standard output, read by us alone.
  *
  * INVARIANTS: the reader is a `net.Socket` on a non-blocking descriptor (a file stream on a FIFO would block a thread of
- * the pool). It is opened again when a VMM has ended, so one console serves many runs. Memory is bounded: reading stops while the
+ * the pool). The descriptor is open for writing too: so a VMM's end is not the end of the file, one console serves many runs, and
+ * what a VMM writes just after another's end cannot vanish with a descriptor that is being replaced. Memory is bounded: reading stops while the
  * log has MAX_PENDING bytes to write, a follower holds at most MAX_ITEMS lines and MAX_BYTES, and learns how many it missed.
  */
 import { closeSync, constants, fstatSync, openSync, readSync } from 'node:fs';
@@ -17,7 +18,7 @@ import { Follower } from './follower.ts';
 import { LineCutter } from './lines.ts';
 import { METRICS_FIFO } from './run_dir.ts';
 
-const { O_NOFOLLOW, O_NONBLOCK, O_RDONLY } = constants;
+const { O_NOFOLLOW, O_NONBLOCK, O_RDWR } = constants;
 /** The capacity of a pipe. */
 const PIPE_BYTES = 64 * 1024;
 /** A guest that never stops writing must not keep a reader waiting. */
@@ -106,8 +107,8 @@ class FifoConsole implements Console {
   readonly #log: ConsoleLog;
   readonly #followers = new Set<Follower>();
   readonly #cutter: LineCutter;
-  #socket: Socket;
-  #fd: number;
+  readonly #socket: Socket;
+  readonly #fd: number;
   #closed: Promise<void> | undefined;
 
   constructor(path: string, log: ConsoleLog) {
@@ -176,7 +177,7 @@ class FifoConsole implements Console {
   }
 
   #read(): [fd: number, socket: Socket] {
-    const fd = openSync(this.#path, O_RDONLY | O_NONBLOCK | O_NOFOLLOW);
+    const fd = openSync(this.#path, O_RDWR | O_NONBLOCK | O_NOFOLLOW);
     if (!fstatSync(fd).isFIFO()) {
       closeSync(fd);
       throw new Fault('host', `Cannot use ${this.#path} as console: it is not a named pipe.`);
@@ -186,21 +187,10 @@ class FifoConsole implements Console {
       this.#fromGuest(chunk);
       if (this.#log.pending > MAX_PENDING) this.#rest(socket);
     });
-    socket.on('error', () => {}); // 'close' follows
-    // End of file: the VMM has ended. A FIFO without a writer that is opened anew is silent until there is one.
-    socket.once('close', () => this.#again());
+    socket.on('error', error =>
+      this.note(`the console cannot be read any more: ${error.message}`, { kind: 'gap' }),
+    );
     return [fd, socket];
-  }
-
-  #again(): void {
-    if (this.#closed !== undefined) return;
-    try {
-      [this.#fd, this.#socket] = this.#read();
-    } catch (error) {
-      this.note(`the console cannot be read any more: ${error instanceof Error ? error.message : error}`, {
-        kind: 'gap',
-      });
-    }
   }
 
   #rest(socket: Socket): void {
