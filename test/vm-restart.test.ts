@@ -5,6 +5,7 @@ import { DatabaseSync } from 'node:sqlite';
 import { after, before, describe, test } from 'node:test';
 import type { Vm } from '../src/api/vm.ts';
 import { execResult } from '../src/client/exec.ts';
+import { lastWord } from '../src/core/verdict.ts';
 import { poll, sleep } from '../src/lib/deadline.ts';
 import { killVmm, nothingLeft, noVmm, rejects, type Stage, stage, until } from './kit/behave.ts';
 import type { World } from './kit/world.ts';
@@ -12,6 +13,20 @@ import type { World } from './kit/world.ts';
 /** Quick, and told apart: the first delay, the ceiling, and when an end comes late enough. */
 const [LEAST, MOST] = [150, 600];
 const TIMES = { NEXUS_RESTART_MS: `${LEAST}:${MOST}:60000` };
+
+test("a kernel's last word: nothing but its own complaints may follow it", () => {
+  const cases: readonly [string | undefined, ...string[]][] = [
+    ['poweroff', 'reboot: Power down'],
+    ['reboot', '[    2.7] I/O error', '[    2.8] reboot: Restarting system', ''],
+    ['halt', '[   12.3] reboot: System halted', '[   12.3] I/O error, dev vda', '', '[  140.1] EXT4-fs error'],
+    [undefined, '[   12.3] reboot: Power down', 'login:'],
+    [undefined, 'reboot: Power down', '[   12.3] I/O error, dev vda'],
+    [undefined, '[   12.3] reboot: Power down', '[    0.3] another kernel', '[   14.0] that lives'],
+    [undefined, '[   12.3] they say reboot: Power down'],
+    [undefined],
+  ];
+  for (const [word, ...lines] of cases) assert.equal(lastWord(lines), word, lines.join('|'));
+});
 
 for (const vmm of ['qemu', 'firecracker'] as const) {
   describe(`on ${vmm}`, () => {
@@ -103,7 +118,10 @@ for (const vmm of ['qemu', 'firecracker'] as const) {
       timeout: 60_000,
     }, async () => {
       const { id } = await create('halts');
-      await s.behave({ HALT: 1, LAST: '[   12.345678] reboot: Power down' });
+      await s.behave({
+        HALT: 1,
+        LAST: '[   12.345678] reboot: Power down\r\n[   12.345700] I/O error, dev vda, sector 69616',
+      });
       await w.client.vm.start({ vm: id });
       await goesDown(id, 'down');
       const vm = await until(w, id, 'stopped', 20_000);

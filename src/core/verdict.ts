@@ -6,7 +6,7 @@ import type { Ending } from './restarts.ts';
 
 /** Lines of the console that are kept as evidence. */
 const TAIL = 20;
-/** A panic is followed by a trace. */
+/** A panic is followed by a trace, a last word by complaints. */
 const PANIC_LINES = 200;
 const PANIC_CHARS = 200;
 
@@ -14,10 +14,12 @@ type Kind = 'poweroff' | 'reboot' | 'halt';
 
 /** The kernel's last line, printed when init is gone and the devices are shut down (kernel/reboot.c; also with `quiet`). */
 const LAST_LINES: readonly [RegExp, Kind][] = [
-  [/^(\[ *\d+\.\d+\] )?reboot: Restarting system\b/, 'reboot'],
-  [/^(\[ *\d+\.\d+\] )?reboot: Power down\b/, 'poweroff'],
-  [/^(\[ *\d+\.\d+\] )?reboot: System halted\b/, 'halt'],
+  [/^reboot: Restarting system\b/, 'reboot'],
+  [/^reboot: Power down\b/, 'poweroff'],
+  [/^reboot: System halted\b/, 'halt'],
 ];
+/** The seconds since the kernel began, which it puts before its lines. */
+const STAMP = /^\[ *(\d+\.\d+)\] /;
 
 /** The last lines that the guest wrote since its start; notes of ours are left out. */
 const linesOf = async (live: Live, tail: number): Promise<string[]> => {
@@ -32,13 +34,26 @@ const linesOf = async (live: Live, tail: number): Promise<string[]> => {
   return lines;
 };
 
-const lastWord = (lines: readonly string[]): Kind | undefined => {
-  const last = lines.findLast(line => line.trim() !== '') ?? '';
-  return LAST_LINES.find(([pattern]) => pattern.test(last))?.[1];
+/**
+ * Behind its last line a kernel may only complain: where the machine does not go off, what still runs in the guest reads from a disk that is
+ * shut down. The time of a complaint is not before that of the line, as it would be of a kernel that came up after it.
+ */
+export const lastWord = (lines: readonly string[]): Kind | undefined => {
+  let soonest = Number.POSITIVE_INFINITY;
+  for (const line of lines.toReversed()) {
+    if (line.trim() === '') continue;
+    const at = STAMP.exec(line)?.[1];
+    const text = line.replace(STAMP, '');
+    const kind = LAST_LINES.find(([pattern]) => pattern.test(text))?.[1];
+    if (kind !== undefined) return soonest >= Number(at ?? Number.POSITIVE_INFINITY) ? kind : undefined;
+    if (at === undefined) return undefined;
+    soonest = Math.min(soonest, Number(at));
+  }
+  return undefined;
 };
 
 /** How the guest's kernel went down, if that is the last that it said. */
-export const kernelWord = async (live: Live): Promise<Kind | undefined> => lastWord(await linesOf(live, TAIL));
+export const kernelWord = async (live: Live): Promise<Kind | undefined> => lastWord(await linesOf(live, PANIC_LINES));
 
 export interface Verdict {
   exit: LastExit;

@@ -187,9 +187,7 @@ class FifoConsole implements Console {
       this.#fromGuest(chunk);
       if (this.#log.pending > MAX_PENDING) this.#rest(socket);
     });
-    socket.on('error', error =>
-      this.note(`the console cannot be read any more: ${error.message}`, { kind: 'gap' }),
-    );
+    socket.on('error', error => this.note(`the console cannot be read any more: ${error.message}`, { kind: 'gap' }));
     return [fd, socket];
   }
 
