@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
-import { mkdir, mkdtemp, readdir } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, readFile } from 'node:fs/promises';
 import { connect, createServer, type Server, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
@@ -12,7 +12,7 @@ import type { JobProgress } from '../src/api/job.ts';
 import type { Pipeline } from '../src/api/pipeline.ts';
 import { getBytes } from '../src/assets/http.ts';
 import { sleep } from '../src/lib/deadline.ts';
-import { run } from '../src/lib/proc.ts';
+import { procStat, run } from '../src/lib/proc.ts';
 import { type Lander, lander, TIMES } from './kit/land.ts';
 import { sha256, xz } from './kit/layouts.ts';
 import { Mirror, type Misdeed, openMirror } from './kit/mirror.ts';
@@ -277,8 +277,15 @@ test('through the proxy of the environment', async () => {
   }
 });
 
-/** The processes that this one has started. */
-const children = async (): Promise<string> => (await run(['ps', '--ppid', String(process.pid), '-o', 'comm='])).stdout;
+/** The command lines of the processes that this one has started. Without `ps`: a bare system has none. */
+const children = async (): Promise<string> => {
+  let lines = '';
+  for (const name of await readdir('/proc')) {
+    if (!/^\d+$/.test(name) || (await procStat(Number(name)))?.ppid !== process.pid) continue;
+    lines += `${await readFile(`/proc/${name}/cmdline`, 'latin1').catch(() => '')}\n`;
+  }
+  return lines;
+};
 
 test('canceled at any moment: the reason comes back, nothing stays', async () => {
   const data = Buffer.alloc(3_000_000, DATA);
@@ -292,8 +299,13 @@ test('canceled at any moment: the reason comes back, nothing stays', async () =>
     { stage: 'xz' },
     { stage: 'sha256', expect: { hash: sha256(data) } },
   ];
+  let ran = '';
   const soon = (stop: () => void) => {
-    void sleep(100).then(stop);
+    void sleep(100)
+      .then(async () => {
+        ran += await children();
+      })
+      .finally(stop);
     return {};
   };
   const at = (moment: (p: JobProgress) => boolean) => (stop: () => void) => ({
@@ -320,6 +332,7 @@ test('canceled at any moment: the reason comes back, nothing stays', async () =>
     assert.deepEqual(await readdir(dir), [], what);
     assert.doesNotMatch(await children(), /xz/, what);
   }
+  assert.match(ran, /xz/, 'while it stood still');
 });
 
 test('canceled after any number of turns of the loop: all of it or nothing', async () => {
