@@ -1,5 +1,6 @@
 /** Everything about a start that can be refused before anything is touched. */
 import { Fault } from '../api/fault.ts';
+import type { Image } from '../api/image.ts';
 import type { Kernel } from '../api/kernel.ts';
 import { exists } from '../lib/files.ts';
 import type { VmRecord } from '../store/store.ts';
@@ -13,7 +14,8 @@ export interface Assets extends Disposable {
   vmm: Vmm;
   kernel: Kernel;
   disks: MachineSpec['disks'];
-  init: 'agent' | 'image';
+  /** What the guest's agent is to know of its root, for the kernel's command line. */
+  root_words: string[];
 }
 
 /** Everything that can be refused before anything is touched. */
@@ -30,12 +32,18 @@ export const admitAssets = async (host: Host, vm: VmRecord): Promise<Assets> => 
     });
   }
   const vmm = await host.vmms.choose(vm.vmm);
-  const { disks, init } = await admitDisks(host, vm);
+  const { disks, root_words } = await admitDisks(host, vm);
   const used = await useAsset(host, kernel, needKernel);
-  return { vmm, kernel, disks, init, [Symbol.dispose]: () => used[Symbol.dispose]() };
+  return { vmm, kernel, disks, root_words, [Symbol.dispose]: () => used[Symbol.dispose]() };
 };
 
-const admitDisks = async (host: Host, vm: VmRecord): Promise<Pick<Assets, 'disks' | 'init'>> => {
+const rootWords = (image: Image | undefined): string[] => [
+  'nexus.root=/dev/vda',
+  `nexus.init=${image === undefined || image.init === 'agent' ? 'agent' : 'image'}`,
+  ...(image === undefined ? [] : [`nexus.image=${image.id}`, `nexus.image_name=${image.name}`]),
+];
+
+const admitDisks = async (host: Host, vm: VmRecord): Promise<Pick<Assets, 'disks' | 'root_words'>> => {
   const all = await host.store.listWs({ vm_id: vm.id });
   const order = [...all.filter(w => w.role === 'root'), ...all.filter(w => w.role === 'data').reverse()];
   const disks = [];
@@ -54,5 +62,5 @@ const admitDisks = async (host: Host, vm: VmRecord): Promise<Pick<Assets, 'disks
   }
   const root = order[0];
   const image = root?.image_id ? await host.store.findImage(root.image_id) : undefined;
-  return { disks, init: image === undefined || image.init === 'agent' ? 'agent' : 'image' };
+  return { disks, root_words: rootWords(image) };
 };

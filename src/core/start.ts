@@ -225,7 +225,7 @@ const boot = async (
       memory_mib: vm.memory_mib,
       kernel: join(kernelDir(host.paths, assets.kernel.id), 'vmlinux'),
       initrd,
-      cmdline: ['nexus.root=/dev/vda', `nexus.init=${assets.init}`, `nexus.hostname=${vm.name}`],
+      cmdline: [...assets.root_words, `nexus.hostname=${vm.name}`],
       disks: assets.disks,
       disk_rate_bytes: vm.disk_rate_bytes,
       disk_rate_ops: vm.disk_rate_ops,

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/workfort/nexus/agent/internal/account"
 	"github.com/workfort/nexus/agent/internal/channel"
 	"github.com/workfort/nexus/agent/internal/control"
 	"github.com/workfort/nexus/agent/internal/egress"
@@ -31,6 +32,9 @@ func pid1() {
 	unix.Umask(0o022)
 	os.Setenv("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
 	os.Setenv("HOME", "/root")
+	for name, value := range account.ImageEnvironment("") {
+		os.Setenv(name, value)
+	}
 	surviveSignals()
 	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_CAD_OFF) // Ctrl-Alt-Del becomes SIGINT
 	signals := make(chan os.Signal, 8)
@@ -38,12 +42,9 @@ func pid1() {
 	if err := machine.MountEarly(); err != nil {
 		safe.Logf("%v", err)
 	}
-	machine.MountLate()
+	machine.MountGroups()
 	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: openFiles, Max: maxFiles}); err != nil {
 		safe.Logf("cannot raise the limit of open files: %v", err)
-	}
-	if err := machine.LoopbackUp(); err != nil {
-		safe.Logf("cannot bring lo up: %v", err)
 	}
 	params := machine.ReadParams()
 	if err := machine.SetHostname(params.Hostname); err != nil {

@@ -110,7 +110,7 @@ func number(s string) (uint32, bool) {
 	return uint32(n), err == nil && n != 1<<32-1
 }
 
-// Environ makes the environment of a command: that of a login, then extra.
+// Environ makes the environment of a command: that of a login, that of the image, then extra.
 func Environ(root string, u User, extra map[string]string) []string {
 	env := map[string]string{
 		"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games",
@@ -122,11 +122,14 @@ func Environ(root string, u User, extra map[string]string) []string {
 	_ = lines(root+"/etc/environment", func(line string) bool {
 		line = strings.TrimPrefix(strings.TrimSpace(line), "export ")
 		k, v, ok := strings.Cut(line, "=")
-		if ok && k != "" && !strings.HasPrefix(k, "#") && len(env) < 256 {
+		if ok && k != "" && !strings.HasPrefix(k, "#") && len(env) < maxVariables {
 			env[k] = unquote(v)
 		}
 		return true
 	})
+	for k, v := range ImageEnvironment(root) {
+		env[k] = v
+	}
 	env["HOME"], env["USER"], env["LOGNAME"], env["SHELL"] = u.Home, u.Name, u.Name, u.Shell
 	for k, v := range extra {
 		env[k] = v

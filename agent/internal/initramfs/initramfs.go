@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/workfort/nexus/agent/internal/account"
 	"github.com/workfort/nexus/agent/internal/machine"
 	"github.com/workfort/nexus/agent/internal/safe"
 )
@@ -54,6 +55,12 @@ func boot() error {
 	if err := switchRoot(); err != nil {
 		return err
 	}
+	if err := machine.LoopbackUp(); err != nil {
+		safe.Logf("cannot bring lo up: %v", err)
+	}
+	if err := machine.NameImage(p); err != nil {
+		safe.Logf("cannot write into the image's label: %v", err)
+	}
 	if err := machine.SetHostname(p.Hostname); err != nil {
 		return fmt.Errorf("cannot set the host name: %w", err)
 	}
@@ -67,8 +74,15 @@ func become(kind string) error {
 	} else if kind != "agent" {
 		return fmt.Errorf("nexus.init=%s is neither agent nor image", kind)
 	}
-	env := []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/", "TERM=linux"}
-	err := syscall.Exec(program, []string{program}, env)
+	env := map[string]string{"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/", "TERM": "linux"}
+	for name, value := range account.ImageEnvironment("") {
+		env[name] = value
+	}
+	var list []string
+	for name, value := range env {
+		list = append(list, name+"="+value)
+	}
+	err := syscall.Exec(program, []string{program}, list)
 	return fmt.Errorf("cannot run %s of the root: %w", program, err)
 }
 

@@ -13,6 +13,9 @@ type Params struct {
 	Init      string // agent or image
 	Hostname  string
 	Transport string // serial, vsock or nothing: whichever is there
+	Image     string // of the root, with the name that it had at the start, and the build it came from
+	ImageName string
+	Build     string
 }
 
 // ReadParams reads the command line; /proc is mounted.
@@ -29,6 +32,12 @@ func parseParams(line string) Params {
 			p.Init = value
 		case "nexus.hostname":
 			p.Hostname = value
+		case "nexus.image":
+			p.Image = value
+		case "nexus.image_name":
+			p.ImageName = value
+		case "nexus.build":
+			p.Build = value
 		case "nexus.transport":
 			p.Transport = value
 		}

@@ -10,9 +10,10 @@ import (
 func TestParams(t *testing.T) {
 	for line, want := range map[string]Params{
 		"console=ttyS0 quiet\n": {Root: "/dev/vda", Init: "agent"},
-		"nexus.root=/dev/vdb nexus.init=image nexus.hostname=web nexus.transport=vsock nexus.x=y": {"/dev/vdb", "image", "web", "vsock"},
-		"xnexus.init=image nexus.init":  {Root: "/dev/vda"},
-		"nexus.root=PARTUUID=1-2 -- -s": {Root: "PARTUUID=1-2", Init: "agent"},
+		"nexus.root=/dev/vdb nexus.init=image nexus.hostname=web nexus.transport=vsock nexus.x=y": {Root: "/dev/vdb", Init: "image", Hostname: "web", Transport: "vsock"},
+		"nexus.image=img_1 nexus.image_name=base nexus.build=bld_1":                               {Root: "/dev/vda", Init: "agent", Image: "img_1", ImageName: "base", Build: "bld_1"},
+		"xnexus.init=image nexus.init":                                                            {Root: "/dev/vda"},
+		"nexus.root=PARTUUID=1-2 -- -s":                                                           {Root: "PARTUUID=1-2", Init: "agent"},
 	} {
 		if got := parseParams(line); got != want {
 			t.Errorf("%q: %+v", line, got)

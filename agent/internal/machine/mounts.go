@@ -28,31 +28,42 @@ var early = []mount{
 	{"/run", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=755"},
 }
 
-var late = []mount{
+// devices go with /dev; BusyBox's init would not mount them.
+var devices = []mount{
 	{"/dev/pts", "devpts", unix.MS_NOSUID | unix.MS_NOEXEC, "gid=5,mode=620,ptmxmode=666"},
 	{"/dev/shm", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=1777"},
-	{"/sys/fs/cgroup", "cgroup2", quiet, "nsdelegate"},
 }
 
-// MountEarly mounts /proc, /sys, /dev and /run where they are not mounted, and takes the console for the standard streams.
+// groups are the agent's alone: an init of the image has its own mind about them.
+var groups = mount{"/sys/fs/cgroup", "cgroup2", quiet, "nsdelegate"}
+
+// MountEarly mounts /proc, /sys, /dev with what belongs in it, and /run where they are not mounted, and takes the console for the
+// standard streams.
 func MountEarly() error {
 	for _, m := range early {
 		if err := m.ensure(); err != nil {
 			return err
 		}
 	}
-	return takeConsole()
-}
-
-// MountLate mounts the rest of what a root file system expects. A kernel may lack one of them; that is said and no more.
-func MountLate() {
-	for _, m := range late {
-		if err := m.ensure(); err != nil {
-			safe.Logf("%v", err)
-		}
+	if err := takeConsole(); err != nil {
+		return err
+	}
+	for _, m := range devices {
+		m.try()
 	}
 	for name, target := range map[string]string{"fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2"} {
 		_ = os.Symlink(target, "/dev/"+name)
+	}
+	return nil
+}
+
+// MountGroups mounts the control groups.
+func MountGroups() { groups.try() }
+
+// try mounts what a kernel may lack; that is said and no more.
+func (m mount) try() {
+	if err := m.ensure(); err != nil {
+		safe.Logf("%v", err)
 	}
 }
 
