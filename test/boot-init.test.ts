@@ -4,17 +4,19 @@ import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import type { InitMode } from '../src/api/image.ts';
 import { buildExt4 } from '../src/images/build.ts';
+import type { Overlay } from '../src/images/merge.ts';
 import { guestOverlays } from '../src/images/overlays.ts';
 import { poll, raced, withDeadline } from '../src/lib/deadline.ts';
 import { runAny } from '../src/lib/proc.ts';
 import { agentBinaries } from './kit/agent.ts';
 import { testRootfs } from './kit/assets.ts';
+import { busyboxRootfs, noBusybox } from './kit/busybox.ts';
 import { isClean, powersOff, reboots } from './kit/life.ts';
 import { type BareMachine, bareMachine } from './kit/machine.ts';
 import { addImage } from './kit/own_image.ts';
 import { start } from './kit/stress.ts';
-import { archive, type Item } from './kit/tar.ts';
 import { world } from './kit/world.ts';
 
 const temp = async () => {
@@ -22,19 +24,27 @@ const temp = async () => {
   return { dir, [Symbol.asyncDispose]: () => rm(dir, { recursive: true, force: true }) };
 };
 
+const ENVIRONMENT = { NEXUS_TEST: `two words, "$HOME" and \\ and 50%h` };
+
 /** An image of that archive, with whatever init it has. */
-const build = async (tar: string, dir: string): Promise<{ image: string; init: string }> => {
+const build = async (
+  tar: string,
+  dir: string,
+  { overlays = [], init }: { overlays?: Overlay[]; init?: InitMode } = {},
+): Promise<{ image: string; init: InitMode }> => {
   const agent = await readFile((await agentBinaries()).agent_x86_64);
   const image = join(dir, 'disk.raw');
-  const label = { id: 'img_1', name: 'x', rootfs_id: 'rootfs_1', agent_version: '0', created_at_ms: 0 };
+  const label = { template: 'x', template_version: 2, rootfs: null, rootfs_sha256: null, agent_version: '9' };
   const built = await buildExt4({
     archive: tar,
-    overlays: (scan, facts) => guestOverlays(scan, facts, { init: facts.init, agent, label }),
+    overlays,
+    defaults: (scan, facts) =>
+      guestOverlays(scan, facts, { name: 'x', init: init ?? facts.init, agent, label, environment: ENVIRONMENT }),
     out: image,
     size_bytes: 1024 ** 3,
     signal: AbortSignal.timeout(120_000),
   });
-  return { image, init: built.facts.init };
+  return { image, init: init ?? built.facts.init };
 };
 
 /** What the command wrote, and how it ended. */
@@ -57,6 +67,27 @@ const check = async (m: BareMachine): Promise<void> => {
   await sh(m, 'echo data > /root/kept');
 };
 
+/** What every image has whatever its init: the defaults, and what the initramfs does for all. */
+const furnished = async (m: BareMachine, init: InitMode): Promise<void> => {
+  const label = (await sh(m, 'cat /etc/nexus/image.yaml')).stdout;
+  assert.match(label, /^image: "img_1"\nimage_name: "tools"\nbuild: null\ntemplate: "x"\ntemplate_version: 2\nos: /);
+  assert.match(label, new RegExp(`^init: "${init}"$`, 'm'));
+  assert.equal((await sh(m, 'echo "$NEXUS_TEST"')).stdout, `${ENVIRONMENT.NEXUS_TEST}\n`);
+  const login = await start(m.guest, ['/bin/sh', '-l', '-c', 'echo "$NEXUS_TEST"'], { env: { NEXUS_TEST: '' } });
+  let said = '';
+  for await (const piece of login) if ('data' in piece) said += piece.data.toString();
+  assert.equal(said, `${ENVIRONMENT.NEXUS_TEST}\n`, 'a login shell');
+  const { stdout } = await sh(m, 'cat /sys/class/net/lo/flags /proc/mounts /etc/resolv.conf');
+  assert.match(stdout, /^0x9$/m, 'lo is up'); // UP, LOOPBACK
+  for (const mount of ['proc /proc', 'sysfs /sys', 'devpts /dev/pts', 'tmpfs /dev/shm', 'tmpfs /run'])
+    assert.match(stdout, new RegExp(`^\\S+ ${mount.split(' ')[1]} ${mount.split(' ')[0]} `, 'm'), mount);
+  assert.match(stdout, /^nameserver /m);
+};
+
+/** The environment of a process of the guest. */
+const environOf = async (m: BareMachine, pid: string): Promise<string> =>
+  (await sh(m, `tr '\\0' '\\n' < /proc/${pid}/environ`)).stdout;
+
 /** Waits for the end of the VMM; the file system must be at rest. */
 const ended = async (m: BareMachine, ms: number): Promise<number> => {
   const from = performance.now();
@@ -78,54 +109,43 @@ const type = async (m: BareMachine, argv: string[]): Promise<void> => {
   await raced(Promise.race([m.machine.ended, stream.result]), over).catch(() => {});
 };
 
-const FILES = ['sh', 'ps', 'mount', 'umount', 'mkdir', 'cat', 'grep', 'wc', 'id', 'hostname', 'sleep', 'true'];
-const busyboxRoot = async (): Promise<Buffer> => {
-  const dirs = ['bin', 'sbin', 'etc', 'root'].map((name): Item => ({ name: `${name}/`, type: '5', mode: 0o755 }));
-  const link = (name: string): Item => ({ name, type: '2', link: '/bin/busybox' });
-  return archive(
-    ...dirs,
-    { name: 'bin/busybox', mode: 0o755, data: await readFile('/bin/busybox') },
-    ...['init', 'poweroff', 'reboot', 'halt'].map(name => link(`sbin/${name}`)),
-    ...FILES.map(name => link(`bin/${name}`)),
-    { name: 'etc/passwd', data: 'root::0:0:root:/root:/bin/sh\n' },
-    { name: 'etc/group', data: 'root:x:0:\n' },
-  );
-};
-
-const hasBusybox = (): Promise<boolean> =>
-  // a dynamic one names its loader in the first page
-  readFile('/bin/busybox').then(
-    data => !data.subarray(0, 4096).includes('/ld-'),
-    () => false,
-  );
+const NAMED = ['nexus.image=img_1', 'nexus.image_name=tools'];
 
 test("the agent serves beside BusyBox's init", { timeout: 180_000 }, async t => {
-  if (!(await hasBusybox())) return t.skip('there is no static busybox at /bin/busybox');
+  const why = await noBusybox();
+  if (why !== undefined) return t.skip(why);
   await using work = await temp();
   const tar = join(work.dir, 'root.tar');
-  await writeFile(tar, await busyboxRoot());
+  await writeFile(tar, await busyboxRootfs());
   const { image, init } = await build(tar, work.dir);
   assert.equal(init, 'busybox');
 
   await t.test('commands run, and the host powers it off', async t => {
     const from = performance.now();
-    await using m = await bareMachine({ image });
+    await using m = await bareMachine({ image, cmdline: NAMED });
     t.diagnostic(`ready after ${Math.round(performance.now() - from)} ms`);
     assert.equal(m.guest.facts?.init, 'busybox');
     await check(m);
+    await furnished(m, 'busybox');
     assert.match((await sh(m, 'ps')).stdout, /^ +1 (root|0) .*init$/m);
+    assert.ok((await environOf(m, '1')).includes(`NEXUS_TEST=${ENVIRONMENT.NEXUS_TEST}`));
+    await poll(
+      'a login on the serial console',
+      10_000,
+      async () => /login:/.test((await m.console.tail(5)).join()) || undefined,
+    );
     await m.guest.power('poweroff', 3000, AbortSignal.timeout(10_000));
     t.diagnostic(`down after ${await ended(m, 30_000)} ms`);
     assert.deepEqual(m.endings, ['poweroff by host']);
   });
   await t.test('reboot in the guest', async () => {
-    await using m = await bareMachine({ image });
+    await using m = await bareMachine({ image, cmdline: NAMED });
     await type(m, ['reboot']);
     await ended(m, 30_000);
     assert.deepEqual(m.endings, ['down by guest'], "BusyBox's init does not say which");
   });
   await t.test('poweroff in the guest: the kernel says so, and the file system is at rest', async () => {
-    await using m = await bareMachine({ image });
+    await using m = await bareMachine({ image, cmdline: NAMED });
     await type(m, ['poweroff']);
     await poll('the last line of the kernel', 30_000, async () => {
       const lines = await m.console.tail(5);
@@ -158,10 +178,11 @@ test('the agent is a unit of systemd', { timeout: 400_000 }, async t => {
 
   await t.test('commands run, and the host powers it off', async t => {
     const from = performance.now();
-    await using m = await bareMachine({ image });
+    await using m = await bareMachine({ image, cmdline: NAMED });
     t.diagnostic(`ready after ${Math.round(performance.now() - from)} ms`);
     assert.equal(m.guest.facts?.init, 'systemd');
     await check(m);
+    await furnished(m, 'systemd');
     assert.equal((await sh(m, 'ps -o comm= -p 1')).stdout, 'systemd\n');
     const up = await poll('the end of the boot', 60_000, async () => {
       const { stdout } = await sh(m, 'systemctl is-system-running');
@@ -169,7 +190,12 @@ test('the agent is a unit of systemd', { timeout: 400_000 }, async t => {
     });
     t.diagnostic(`up after ${Math.round(performance.now() - from)} ms`);
     assert.deepEqual([up, (await sh(m, 'systemctl --failed --no-legend --plain')).stdout], ['running', '']);
-    assert.equal((await sh(m, 'systemctl show -P ActiveState nexus-agent')).stdout, 'active\n');
+    for (const unit of ['nexus-agent', 'serial-getty@ttyS0'])
+      assert.equal((await sh(m, `systemctl show -P ActiveState ${unit}`)).stdout, 'active\n', unit);
+    // its services have it, the agent's among them
+    assert.ok(
+      (await environOf(m, '$(systemctl show -P MainPID nexus-agent)')).includes(`NEXUS_TEST=${ENVIRONMENT.NEXUS_TEST}`),
+    );
     await m.guest.power('poweroff', 3000, AbortSignal.timeout(10_000));
     t.diagnostic(`down after ${await ended(m, 60_000)} ms`);
     assert.deepEqual(m.endings, ['poweroff by host']);
@@ -179,7 +205,7 @@ test('the agent is a unit of systemd', { timeout: 400_000 }, async t => {
     [['systemctl', 'poweroff', '--force'], 'poweroff by guest'],
   ] as const) {
     await t.test(`${argv.join(' ')} in the guest`, async t => {
-      await using m = await bareMachine({ image });
+      await using m = await bareMachine({ image, cmdline: NAMED });
       await type(m, [...argv]);
       t.diagnostic(`down after ${await ended(m, 60_000)} ms`);
       assert.deepEqual(m.endings, [ending]);

@@ -5,8 +5,9 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
 import { Fault } from '../src/api/fault.ts';
-import { type BuildOptions, buildExt4 } from '../src/images/build.ts';
+import { buildExt4 } from '../src/images/build.ts';
 import { guestOverlays } from '../src/images/overlays.ts';
+import type { BuildOptions } from '../src/images/work.ts';
 import { sha256File } from '../src/lib/files.ts';
 import { run, runAny } from '../src/lib/proc.ts';
 import { testRootfs } from './kit/assets.ts';
@@ -29,7 +30,7 @@ const newer = await bring();
 const no_newer = newer === undefined ? 'no mke2fs of 1.47.2 or newer can be had' : false;
 const tools = newer === undefined ? {} : { tools: { mke2fs: newer } };
 
-const label = { id: 'img_1', name: 'x', rootfs_id: 'rfs_1', agent_version: '9', created_at_ms: 0 };
+const label = { template: null, template_version: null, rootfs: null, rootfs_sha256: null, agent_version: '9' };
 let count = 0;
 const build = async (options: Partial<BuildOptions> & { archive: string }) => {
   const out = join(dir, `${count++}.raw`);
@@ -319,7 +320,8 @@ for (const method of ['tar', 'tree'] as const) {
     const built = await build({
       archive: rootfs.tar,
       ...(method === 'tree' ? { method } : {}),
-      overlays: (scan, facts) => guestOverlays(scan, facts, { init: facts.init, agent: Buffer.from('agent'), label }),
+      defaults: (scan, facts) =>
+        guestOverlays(scan, facts, { name: 'x', init: facts.init, agent: Buffer.from('agent'), label }),
     });
     assert.match(built.facts.os, /^Debian GNU\/Linux 12/);
     assert.equal(built.method, method);

@@ -1,41 +1,18 @@
 import assert from 'node:assert/strict';
-import { mkdtemp, open, rm, writeFile } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
+import { open, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { after, test } from 'node:test';
+import { test } from 'node:test';
 import { Fault } from '../src/api/fault.ts';
 import { factsOf, prettyName } from '../src/images/facts.ts';
-import { mergedTar, type Overlay, planMerge } from '../src/images/merge.ts';
-import { guestOverlays } from '../src/images/overlays.ts';
-import { type Scan, scanArchive } from '../src/images/scan.ts';
+import { mergedTar, planMerge } from '../src/images/merge.ts';
+import { scanArchive } from '../src/images/scan.ts';
 import { writeEntry } from '../src/images/tar.ts';
 import { run } from '../src/lib/proc.ts';
+import { tarPlace } from './kit/merge.ts';
 import { archive, entry, gnuNames, headerOf, type Item } from './kit/tar.ts';
 
-const dir = await mkdtemp(join(tmpdir(), 'nexus-images-'));
-after(() => rm(dir, { recursive: true, force: true }));
+const { dir, write, scan, merge } = await tarPlace();
 const { signal } = new AbortController();
-let count = 0;
-const write = async (bytes: Buffer): Promise<string> => {
-  const path = join(dir, `${count++}.tar`);
-  await writeFile(path, bytes);
-  return path;
-};
-
-const scan = async (bytes: Buffer): Promise<Scan> => {
-  await using handle = await open(await write(bytes), 'r');
-  return await scanArchive(handle, { signal });
-};
-
-/** The merged archive, as bytes. */
-const merge = async (bytes: Buffer, overlays: Overlay[]): Promise<{ tar: Buffer; scan: Scan }> => {
-  await using handle = await open(await write(bytes), 'r');
-  const found = await scanArchive(handle, { signal });
-  const plan = planMerge(found, overlays);
-  const parts: Buffer[] = [];
-  for await (const part of mergedTar(handle, found, plan, { signal })) parts.push(part);
-  return { tar: Buffer.concat(parts), scan: found };
-};
 
 const refused = (bytes: Buffer, why: RegExp) =>
   assert.rejects(scan(bytes), (error: unknown) => {
@@ -102,47 +79,6 @@ test('what is left alone is passed on byte for byte', async () => {
   ]);
   assert.equal(found.tree.nodes.get('hard')?.target, 'old');
   assert.equal(found.newest_s, 1_700_000_000);
-});
-
-test('an overlay wins over the archive, and its old pax header goes too', async () => {
-  const bytes = archive(
-    { name: './etc', type: '5' },
-    { name: 'etc/hosts', data: 'theirs', pax: [['SCHILY.xattr.user.mark', 'lost']] },
-    { name: 'etc/hostname', data: 'theirs' },
-    { name: 'etc/zzz', data: 'kept' },
-  );
-  const { tar } = await merge(bytes, [
-    { path: 'etc/hosts', type: 'file', data: Buffer.from('ours') },
-    { path: 'etc/hostname', type: 'file', data: Buffer.from('ours'), when: 'missing' },
-    { path: 'opt/a/b', type: 'symlink', target: 'c' },
-  ]);
-  const path = await write(tar);
-  const names = ['./', './etc', 'etc/hostname', 'etc/zzz', 'etc/hosts', 'opt/', 'opt/a/', 'opt/a/b'];
-  assert.deepEqual(await gnuNames(path), names);
-  const text = async (name: string) => (await run(['tar', '-xOf', path, name])).stdout;
-  assert.equal(await text('etc/hosts'), 'ours');
-  assert.equal(await text('etc/hostname'), 'theirs');
-  assert.ok(!tar.includes('user.mark'));
-});
-
-test("an overlay goes through the archive's own links", async () => {
-  const bytes = archive(
-    { name: 'usr/sbin', type: '5' },
-    { name: 'sbin', type: '2', link: 'usr/sbin' },
-    { name: 'lib', type: '2', link: '/usr/./lib/../lib' },
-    { name: 'etc', type: '2', link: '../../../conf' },
-    { name: 'loop', type: '2', link: 'loop' },
-    { name: 'file', data: 'x' },
-  );
-  const { scan: found } = await merge(bytes, [
-    { path: 'sbin/reboot', type: 'symlink', target: 'x' },
-    { path: 'lib/a', type: 'file' },
-    { path: 'etc/b', type: 'file' },
-  ]);
-  for (const name of ['usr/sbin/reboot', 'usr/lib/a', 'conf/b']) assert.ok(found.tree.nodes.has(name), name);
-  for (const name of ['sbin/reboot', 'lib/a', 'etc/b']) assert.ok(!found.tree.nodes.has(name), name);
-  for (const path of ['loop/a', 'file/a', 'usr/sbin'])
-    await assert.rejects(merge(bytes, [{ path, type: 'file' }]), /Cannot add/);
 });
 
 const file = (name: string, more: Partial<Item> = {}): Item => ({ name, data: 'x', ...more });
@@ -350,82 +286,6 @@ test('the name of the system and its processor', async () => {
   assert.deepEqual(facts, { init: 'agent', os: 'Test 1', arch: 'aarch64' });
   const none = factsOf(await scan(archive(file('a'), { name: 'bin/x', mode: 0o755, data: elf(62) })));
   assert.deepEqual(none, { init: 'agent', os: 'Linux', arch: 'x86_64' });
-});
-
-const label = { id: 'img_1', name: 'x', rootfs_id: 'rfs_1', agent_version: '9', created_at_ms: 0 };
-/** The text of a file of the merged archive, after the overlays of that init. */
-const laid = async (items: Item[], init?: 'agent' | 'busybox' | 'openrc' | 'systemd') => {
-  const bytes = archive(...items);
-  const first = await scan(bytes);
-  const facts = factsOf(first);
-  const overlays = guestOverlays(first, facts, { init: init ?? facts.init, agent: Buffer.from('agent'), label });
-  const { tar, scan: found } = await merge(bytes, overlays);
-  const path = await write(tar);
-  const text = async (name: string) => (await run(['tar', '-xOf', path, name])).stdout;
-  return { nodes: found.tree.nodes, text };
-};
-
-test('every image has the agent, its label and what a system needs', async () => {
-  const { nodes, text } = await laid([
-    { name: 'usr/sbin', type: '5' },
-    { name: 'sbin', type: '2', link: 'usr/sbin' },
-    { name: 'usr/sbin/halt', data: 'theirs' },
-    { name: 'etc/hosts', data: 'theirs' },
-  ]);
-  assert.equal(nodes.get('usr/lib/nexus/nexus-agent')?.mode, 0o755);
-  assert.equal(nodes.get('usr/sbin/reboot')?.target, '/usr/lib/nexus/nexus-agent');
-  assert.equal(nodes.get('usr/sbin/halt')?.kind, 'file');
-  assert.equal(nodes.get('tmp')?.mode, 0o1777);
-  for (const name of ['proc', 'sys', 'dev', 'run']) assert.equal(nodes.get(name)?.kind, 'dir', name);
-  assert.equal(await text('etc/hosts'), 'theirs');
-  assert.equal(await text('etc/hostname'), 'nexus\n');
-  assert.match(await text('etc/nexus/image.yaml'), /^id: "img_1"\nname: "x"\ninit: "agent"\nos: "Linux"\n/);
-});
-
-test('the agent becomes a service of the init that is there', async () => {
-  const systemd = await laid([file('usr/lib/systemd/systemd'), { name: 'lib', type: '2', link: 'usr/lib' }]);
-  assert.match(
-    await systemd.text('etc/systemd/system/nexus-agent.service'),
-    /ExecStart=\/usr\/lib\/nexus\/nexus-agent service/,
-  );
-  assert.ok(systemd.nodes.has('etc/systemd/system/multi-user.target.wants/nexus-agent.service'));
-  assert.equal(systemd.nodes.get('sbin/init')?.target, '/lib/systemd/systemd');
-  assert.equal(
-    systemd.nodes.get('usr/lib/systemd/system-shutdown/nexus-shutdown')?.target,
-    '/usr/lib/nexus/nexus-agent',
-  );
-  assert.ok(!systemd.nodes.has('sbin/reboot'));
-  const openrc = await laid([...BUSY, file('sbin/openrc')]);
-  assert.equal(openrc.nodes.get('etc/init.d/nexus-agent')?.mode, 0o755);
-  assert.ok(openrc.nodes.has('etc/runlevels/default/nexus-agent'));
-  assert.ok(!openrc.nodes.has('etc/inittab'));
-  const alpine = await laid([...BUSY, file('sbin/openrc'), file('etc/inittab', { data: 'a\n' })]);
-  assert.equal(await alpine.text('etc/inittab'), 'a\n::shutdown:/usr/lib/nexus/nexus-agent last\n');
-  assert.equal(openrc.nodes.get('sbin/init')?.target, '../bin/busybox');
-  await assert.rejects(
-    laid([file('a')], 'systemd'),
-    /Cannot build image 'x' with init systemd: the archive has no init/,
-  );
-  assert.ok((await laid([...BUSY], 'agent')).nodes.has('sbin/reboot'));
-});
-
-test("BusyBox's inittab keeps its lines and gets ours", async () => {
-  const agent = '::respawn:/usr/lib/nexus/nexus-agent service\n::shutdown:/usr/lib/nexus/nexus-agent last\n';
-  const none = await (await laid([...BUSY])).text('etc/inittab');
-  assert.match(none, /^::sysinit:\/bin\/mkdir[\s\S]*mount -t proc/);
-  assert.ok(none.endsWith(agent));
-  const rcs = await (await laid([...BUSY, file('etc/init.d/rcS')])).text('etc/inittab');
-  assert.match(rcs, /^::sysinit:\/etc\/init\.d\/rcS\n/);
-  const theirs = '# mine\n::sysinit:/sbin/setup a\ntty1::respawn:/bin/sh';
-  const inittab = { name: 'etc/inittab', data: theirs, mode: 0o640, gid: 7 };
-  const kept = await laid([...BUSY, file('sbin/setup'), inittab]);
-  assert.equal(await kept.text('etc/inittab'), `${theirs}\n${agent}`);
-  const again = await laid([...BUSY, { name: 'etc/inittab', data: `${theirs}\n${agent}` }]);
-  assert.equal(await again.text('etc/inittab'), `${theirs}\n${agent}`, 'an image of an image');
-  assert.deepEqual([kept.nodes.get('etc/inittab')?.mode, kept.nodes.get('etc/inittab')?.gid], [0o640, 7]);
-  // A program that is not in the image mounts nothing.
-  assert.match(await (await laid([...BUSY, inittab])).text('etc/inittab'), /^::sysinit:\/bin\/mkdir[\s\S]*# mine/);
-  await assert.rejects(laid([...BUSY, { name: 'etc/inittab', data: 'x'.repeat(70_000) }]), /longer than 64 KiB/);
 });
 
 test('an archive that changes between the two readings is refused', async () => {

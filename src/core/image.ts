@@ -43,18 +43,20 @@ const build = (host: Host, job: JobContext, input: OpIn<'image.build'>, rootfs: 
     using _used = await useAsset(host, rootfs, needRootfs);
     const id = newId('img');
     const { name } = input;
-    const created_at_ms = Date.now();
     const agent = await readFile(host.agent.path);
+    const label = {
+      ...{ template: null, template_version: null, rootfs: `${rootfs.distro}:${rootfs.version}` },
+      ...{ rootfs_sha256: rootfs.sha256, agent_version: host.agent.version },
+    };
     let init: Image['init'] = 'agent';
     const out = join(temp, 'disk.raw');
     const made = await host.step('build.programs', () =>
       buildExt4({
         archive: join(rootfsDir(host.paths, rootfs.id), 'rootfs.tar'),
         archive_sha256: rootfs.sha256,
-        overlays: (scan, facts) => {
+        defaults: (scan, facts) => {
           init = input.init === 'auto' ? facts.init : input.init;
-          const label = { id, name, rootfs_id: rootfs.id, agent_version: host.agent.version, created_at_ms };
-          return guestOverlays(scan, facts, { init, agent, label });
+          return guestOverlays(scan, facts, { name, init, agent, label });
         },
         out,
         tools: { env: workEnv(host.paths) },
@@ -81,7 +83,7 @@ const build = (host: Host, job: JobContext, input: OpIn<'image.build'>, rootfs: 
           agent_version: host.agent.version,
           sha256: made.sha256,
           size_bytes: made.size_bytes,
-          created_at_ms,
+          created_at_ms: Date.now(),
         }),
       );
     } catch (error) {

@@ -1,79 +1,164 @@
-/** Overlays over a scanned archive: what is dropped, what is added, and the second reading that writes the result. */
+/**
+ * Overlays over a scanned archive: what is dropped, what is added, and the second reading that writes the result.
+ *
+ * INVARIANTS: there is one order: the archive, the overlays of the template as they stand in it, the defaults. What was laid last is
+ * there; but a default gives way to what a template's overlay has put at its path, or deleted at or above it.
+ */
 import { createHash } from 'node:crypto';
 import type { FileHandle } from 'node:fs/promises';
 import { Fault } from '../api/fault.ts';
-import type { Progress, Scan } from './scan.ts';
-import { BLOCK, endOfArchive, shown, type Written, writeEntry } from './tar.ts';
-import { parentOf } from './tree.ts';
+import { MAX_WANTED, type Progress, type Scan, WANTED } from './scan.ts';
+import { endOfArchive, shown, type Written, writeEntry } from './tar.ts';
+import { type Node, normalise, parentOf, type Range } from './tree.ts';
 
 const CHUNK = 1024 * 1024;
 
 /** An entry of ours. It goes through the archive's own links: `sbin/x` lands in `usr/sbin/x` where `sbin` is a link to it. */
 export interface Overlay {
+  /** With or without a slash at its beginning. */
   path: string;
-  type: 'file' | 'dir' | 'symlink';
-  /** Default 0755 for directories, 0644 for files. Links have 0777. */
+  /** `delete` takes away what is there, and all below it. */
+  type: 'file' | 'dir' | 'symlink' | 'delete';
+  /** Default: that of the file it replaces, else 0755 for directories, 0644 for files. Links have 0777. */
   mode?: number;
+  /** Default: those of what it replaces, else 0. */
   uid?: number;
   gid?: number;
   data?: Uint8Array;
   target?: string;
-  /** `replace` (default) drops the archive's entry of that name; `missing` gives way to it. */
-  when?: 'replace' | 'missing';
+}
+
+/** What every image gets unless the template says otherwise. */
+export interface Default extends Overlay {
+  type: 'file' | 'dir' | 'symlink';
+  /**
+   * `replace` (default) drops the archive's entry of that name; `missing` gives way to it; `extend` has what was there in itself, and
+   * goes over a template's overlay, too.
+   */
+  when?: 'replace' | 'missing' | 'extend';
 }
 
 export interface Merge {
-  drops: { from: number; to: number }[];
-  inserts: { at: number; bytes: Buffer }[];
-  /** Entries after the archive's own. */
-  tail: Buffer;
+  drops: Range[];
+  inserts: { path: string; at: number; bytes: Buffer }[];
+  /** Entries after the archive's own, by path. */
+  added: Map<string, Written>;
+  /** Paths at which overlays of the template have put something, and those they have deleted. */
+  theirs: Set<string>;
+  deleted: Set<string>;
+  /** Defaults that gave way to them. */
+  given_way: string[];
   /** All entries, and the blocks of 4 KiB that they take. */
   entries: number;
   blocks: number;
 }
 
-const lay = (scan: Scan, overlay: Overlay, merge: Merge): Written | undefined => {
-  const { tree } = scan;
-  const path = tree.resolve(overlay.path, false);
-  const fault = (why: string) => new Fault('invalid', `Cannot add '${overlay.path}' to the image: ${why}.`);
-  if (path === undefined || path === '') throw fault('the archive has links or files in its way');
-  const old = tree.nodes.get(path);
-  if (old !== undefined && (overlay.when === 'missing' || (overlay.type === 'dir' && old.kind === 'dir')))
-    return undefined;
-  if (old?.kind === 'dir') throw fault('the archive has a directory there');
-  if (old?.linked) throw fault('the archive has a file there that hard links lead to');
-  if (old?.range !== undefined) {
-    merge.drops.push(old.range);
-    tree.nodes.delete(path);
+/** What is said of an overlay that cannot be. */
+const cannot = ({ type, path }: Overlay, why: string, hint?: string): Fault => {
+  const what = type === 'delete' ? 'delete' : 'overlay';
+  return new Fault('invalid', `Cannot ${what} '${shown(bytesOf(path))}' in the image: ${why}.`, hint ? { hint } : {});
+};
+
+const bytesOf = (text: string): string => Buffer.from(text).toString('latin1');
+
+/** Takes an entry, and all below it, out of the archive or out of what was added. */
+const take = (scan: Scan, merge: Merge, path: string, overlay: Overlay): void => {
+  const gone = scan.tree.below(path);
+  const link = scan.tree.leading(gone);
+  if (link !== undefined)
+    throw cannot(overlay, `the hard link '/${shown(link)}' leads to it`, `delete /${shown(link)} first`);
+  const names = new Set(gone.map(([name]) => name));
+  for (const [name, node] of gone) {
+    scan.tree.nodes.delete(name);
+    scan.texts.delete(name);
+    merge.added.delete(name);
+    merge.drops.push(...node.ranges);
+    merge.blocks -= node.blocks;
   }
-  const { type, uid = 0, gid = 0, data, target } = overlay;
-  const mode = overlay.mode ?? { dir: 0o755, file: 0o644, symlink: 0o777 }[type];
-  return { path, type, mode, uid, gid, mtime: scan.newest_s, ...(data && { data }), ...(target && { target }) };
+  merge.inserts = merge.inserts.filter(insert => !names.has(insert.path));
+};
+
+/** Puts an entry where nothing is, with the folders that it needs. */
+const put = (scan: Scan, merge: Merge, entry: Written): void => {
+  const { path, type: kind, mode, uid, gid, mtime, data, target } = entry;
+  const blocks = Math.ceil((data?.length ?? 0) / 4096);
+  const node: Node = { kind, target: target ?? '', mode, uid, gid, mtime, ranges: [], blocks, linked: false };
+  for (const dir of scan.tree.add(path, node))
+    merge.added.set(dir, { path: dir, type: 'dir', mode: 0o755, uid: 0, gid: 0, mtime });
+  merge.added.set(path, entry);
+  merge.blocks += blocks;
+  if (data !== undefined && WANTED.has(path) && data.length <= MAX_WANTED) scan.texts.set(path, Buffer.from(data));
+};
+
+/** Where an overlay leads, and what is there. */
+const find = (scan: Scan, overlay: Overlay): { path: string; old: Node | undefined } => {
+  const relative = bytesOf(overlay.path.replace(/^\//, ''));
+  const name = normalise(relative, why => cannot(overlay, `it ${why}`));
+  const path = scan.tree.resolve(name, false);
+  if (path === undefined) throw cannot(overlay, 'there is a file in its way, or a circle of links');
+  if (path === '') throw cannot(overlay, 'it is the root');
+  return { path, old: scan.tree.nodes.get(path) };
+};
+
+const written = (scan: Scan, overlay: Overlay & { type: Written['type'] }, path: string, old?: Node): Written => {
+  const { type, data, target } = overlay;
+  const plain = { dir: 0o755, file: 0o644, symlink: 0o777 }[type];
+  const mode = overlay.mode ?? (old?.kind === type && type === 'file' ? old.mode : plain);
+  const [uid, gid] = [overlay.uid ?? old?.uid ?? 0, overlay.gid ?? old?.gid ?? 0];
+  const body = { ...(data && { data }), ...(target !== undefined && { target: bytesOf(target) }) };
+  return { path, type, mode, uid, gid, mtime: scan.newest_s, ...body };
+};
+
+/** Lays an overlay of a template. */
+const lay = (scan: Scan, merge: Merge, overlay: Overlay): void => {
+  const { path, old } = find(scan, overlay);
+  const { type } = overlay;
+  if (type === 'delete') {
+    take(scan, merge, path, overlay);
+    merge.deleted.add(path);
+    return;
+  }
+  merge.theirs.add(path);
+  if (old?.kind === 'dir' && type === 'dir') return;
+  if (old?.kind === 'dir') throw cannot(overlay, 'there is a directory', 'delete it first');
+  if (old?.kind === 'symlink' && type !== 'symlink')
+    throw cannot(overlay, `there is a link to '${shown(old.target)}'`, 'overlay what it leads to, or delete it first');
+  if (old !== undefined) take(scan, merge, path, overlay);
+  put(scan, merge, written(scan, { ...overlay, type }, path, old));
+};
+
+/** Whether a template has deleted a path, or what is above it. What it has put there later counts. */
+const isDeleted = (merge: Merge, path: string): boolean => {
+  for (let at = path; at !== ''; at = parentOf(at)) if (merge.deleted.has(at)) return true;
+  return false;
+};
+
+const layDefault = (scan: Scan, merge: Merge, overlay: Default): void => {
+  const { path, old } = find(scan, overlay);
+  const { type, when = 'replace' } = overlay;
+  if (isDeleted(merge, path) || (when !== 'extend' && merge.theirs.has(path))) {
+    merge.given_way.push(path);
+    return;
+  }
+  if (old !== undefined && (when === 'missing' || (type === 'dir' && old.kind === 'dir'))) return;
+  if (old?.kind === 'dir') throw cannot(overlay, 'the archive has a directory there');
+  if (old !== undefined) take(scan, merge, path, overlay);
+  put(scan, merge, written(scan, { uid: 0, gid: 0, mode: 0o644, ...overlay }, path));
 };
 
 /** Puts the overlays over the archive. Their times are the archive's newest, so that the same inputs give the same bytes. */
-export const planMerge = (scan: Scan, overlays: readonly Overlay[]): Merge => {
-  const merge: Merge = { drops: [], inserts: scan.inserts, tail: Buffer.alloc(0), entries: 0, blocks: scan.blocks };
-  const tail: Buffer[] = [];
-  for (const overlay of overlays) {
-    const entry = lay(scan, overlay, merge);
-    if (entry === undefined) continue;
-    const parents = scan.tree.add(entry.path, {
-      kind: entry.type,
-      target: entry.target ?? '',
-      mode: entry.mode,
-      uid: entry.uid,
-      gid: entry.gid,
-      mtime: entry.mtime,
-      range: undefined,
-      linked: false,
-    });
-    for (const path of parents)
-      tail.push(writeEntry({ path, type: 'dir', mode: 0o755, uid: 0, gid: 0, mtime: scan.newest_s }));
-    tail.push(writeEntry(entry));
-    merge.blocks += Math.ceil((entry.data?.length ?? 0) / 4096);
-  }
-  merge.tail = Buffer.concat(tail);
+export const planMerge = (
+  scan: Scan,
+  overlays: readonly Overlay[],
+  /** Called when the overlays are laid: the scan then has what they made of the system. */
+  defaults: () => readonly Default[] = () => [],
+): Merge => {
+  const merge: Merge = {
+    ...{ drops: [], inserts: scan.inserts, added: new Map(), theirs: new Set(), deleted: new Set(), given_way: [] },
+    ...{ entries: 0, blocks: scan.blocks },
+  };
+  for (const overlay of overlays) lay(scan, merge, overlay);
+  for (const overlay of defaults()) layDefault(scan, merge, overlay);
   merge.drops.sort((a, b) => a.from - b.from);
   merge.entries = scan.tree.nodes.size;
   merge.blocks += dirBlocks(scan);
@@ -139,7 +224,6 @@ export async function* mergedTar(
     options.onProgress?.(Math.min(done, scan.end), scan.end);
     yield bytes;
   }
-  if (merge.tail.length % BLOCK !== 0) throw new Error(`overlay ${shown('tail')} is not in whole blocks`);
-  yield merge.tail;
+  for (const entry of merge.added.values()) yield writeEntry(entry);
   yield endOfArchive();
 }

@@ -5,9 +5,10 @@
  * that the bytes can be handed on unread. Memory grows with the number of names, not with the bytes. The hash is over the bytes
  * up to the end of the last entry; the second reading must find the same.
  */
-import { createHash, type Hash } from 'node:crypto';
+import { createHash } from 'node:crypto';
 import type { FileHandle } from 'node:fs/promises';
 import type { Arch } from '../api/common.ts';
+import { Blocks } from './blocks.ts';
 import { sparseBytes } from './sparse.ts';
 import {
   BLOCK,
@@ -27,17 +28,21 @@ import {
 import { normalise, Tree } from './tree.ts';
 import { collect, type Xattr } from './xattrs.ts';
 
-const CHUNK = 1024 * 1024;
 /** Files whose text tells about the system. */
-const WANTED = new Set(['etc/os-release', 'usr/lib/os-release', 'lib/os-release', 'etc/inittab']);
-const MAX_WANTED = 64 * 1024;
+export const WANTED: ReadonlySet<string> = new Set([
+  'etc/os-release',
+  'usr/lib/os-release',
+  'lib/os-release',
+  'etc/inittab',
+]);
+export const MAX_WANTED = 64 * 1024;
 /** e_machine of ELF (System V ABI). */
 const MACHINES: Record<number, Arch> = { 62: 'x86_64', 183: 'aarch64' };
 
 export interface Scan {
   tree: Tree;
   /** Directories that the archive leaves out, to be written before the byte at which they are needed. */
-  inserts: { at: number; bytes: Buffer }[];
+  inserts: { path: string; at: number; bytes: Buffer }[];
   /** Where the last entry ends. */
   end: number;
   /** SHA-256 of the bytes up to `end`. */
@@ -57,52 +62,6 @@ export interface Scan {
 }
 
 export type Progress = (done: number, total: number) => void;
-
-/** A file read front to back in blocks, hashed as it goes. */
-class Blocks {
-  at = 0;
-  readonly #handle: FileHandle;
-  readonly #hash: Hash;
-  readonly #tick: () => void;
-  #buffer = Buffer.alloc(0);
-
-  constructor(handle: FileHandle, hash: Hash, tick: () => void) {
-    this.#handle = handle;
-    this.#hash = hash;
-    this.#tick = tick;
-  }
-
-  async #fill(): Promise<boolean> {
-    this.#tick();
-    const chunk = Buffer.allocUnsafe(CHUNK);
-    const { bytesRead } = await this.#handle.read(chunk, 0, CHUNK, this.at + this.#buffer.length);
-    this.#buffer = Buffer.concat([this.#buffer, chunk.subarray(0, bytesRead)]);
-    return bytesRead > 0;
-  }
-
-  /** The next `n` bytes without taking them; undefined if fewer are left. */
-  async peek(n: number): Promise<Buffer | undefined> {
-    while (this.#buffer.length < n) if (!(await this.#fill())) return undefined;
-    return this.#buffer.subarray(0, n);
-  }
-
-  async take(n: number): Promise<Buffer> {
-    const bytes = await this.peek(n);
-    if (bytes === undefined) throw bad(this.at, 'is cut off: the archive ends in the middle of it');
-    this.#hash.update(bytes);
-    this.#buffer = this.#buffer.subarray(n);
-    this.at += n;
-    return bytes;
-  }
-
-  async skip(n: number): Promise<void> {
-    for (let left = n; left > 0; ) {
-      const step = Math.min(left, Math.max(this.#buffer.length, BLOCK), CHUNK);
-      await this.take(step);
-      left -= step;
-    }
-  }
-}
 
 /** What stands before an entry: at most one of each. */
 interface Extra {
@@ -238,6 +197,10 @@ const readEntry = async (blocks: Blocks, scan: Scan): Promise<boolean> => {
   const { header, path, kind, target, pax } = entry;
   const stored = kind === 'file' ? await readData(blocks, entry, scan) : 0;
   const { mode, uid, gid } = header;
+  const keys = [...(pax?.values.keys() ?? [])];
+  const acls = keys.some(key => key.startsWith('SCHILY.acl.'));
+  const extra = acls || keys.some(key => /xattr|selinux/.test(key)) || (kind === 'symlink' && target.length > 59);
+  const node_blocks = Math.ceil(stored / 4096) + (extra ? 1 : 0);
   const mtime = Number(pax?.values.get('mtime') ?? header.mtime);
   const missing = scan.tree.add(path, {
     kind: kind ?? 'node',
@@ -246,19 +209,17 @@ const readEntry = async (blocks: Blocks, scan: Scan): Promise<boolean> => {
     uid: Number(pax?.values.get('uid') ?? uid),
     gid: Number(pax?.values.get('gid') ?? gid),
     mtime: Number.isFinite(mtime) ? mtime : 0,
-    range: { from, to: blocks.at },
+    ranges: [{ from, to: blocks.at }],
+    blocks: node_blocks,
     linked: false,
   });
   if (Number.isFinite(mtime)) scan.newest_s = Math.max(scan.newest_s, Math.ceil(mtime));
   for (const dir of missing) {
     const bytes = writeEntry({ path: dir, type: 'dir', mode: 0o755, uid: 0, gid: 0, mtime: Math.max(0, mtime || 0) });
-    scan.inserts.push({ at: from, bytes });
+    scan.inserts.push({ path: dir, at: from, bytes });
   }
   collect(path, pax, scan.xattrs);
-  const keys = [...(pax?.values.keys() ?? [])];
-  const acls = keys.some(key => key.startsWith('SCHILY.acl.'));
-  const extra = acls || keys.some(key => /xattr|selinux/.test(key)) || (kind === 'symlink' && target.length > 59);
-  scan.blocks += Math.ceil(stored / 4096) + (extra ? 1 : 0);
+  scan.blocks += node_blocks;
   scan.acls ||= acls;
   scan.needs_tree ??= whyTree(pax, target);
   return true;

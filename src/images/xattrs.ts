@@ -74,7 +74,7 @@ export const restCommands = async (
 ): Promise<string> => {
   const values = await ensureDir(join(dir, 'xattrs'), 0o700);
   const lines: string[] = [];
-  if (root?.range !== undefined) {
+  if (root !== undefined && root.ranges.length > 0) {
     const { mode, uid, gid, mtime } = root;
     const fields = { mode: `04${mode.toString(8).padStart(4, '0')}`, uid, gid, mtime: `@${Math.floor(mtime)}` };
     for (const [field, value] of Object.entries(fields)) lines.push(`set_inode_field / ${field} ${value}`);

@@ -62,11 +62,11 @@ const rootDisk = async (): Promise<string> => {
   const rootfs = await testRootfs(PACKAGES);
   const agent = await readFile((await agentBinaries()).agent_x86_64);
   const hash = createHash('sha256').update(rootfs.sha256).update(agent).digest('hex').slice(0, 16);
-  const label = { id: 'img_lab', name: 'lab', rootfs_id: 'rfs_lab', agent_version: '0', created_at_ms: 0 };
+  const label = { template: null, template_version: null, rootfs: null, rootfs_sha256: null, agent_version: '9' };
   const { dir } = await cached('lab', `root-${hash}`, async dir => {
     await buildExt4({
       archive: rootfs.tar,
-      overlays: (scan, facts) => guestOverlays(scan, facts, { init: 'agent', agent, label }),
+      defaults: (scan, facts) => guestOverlays(scan, facts, { name: 'x', init: 'agent', agent, label }),
       out: join(dir, 'root.raw'),
       size_bytes: 1024 ** 3,
       signal: AbortSignal.timeout(600_000),

@@ -1,0 +1,59 @@
+/** The way through a directory: GNU tar unpacks the checked archive, mke2fs reads the tree, debugfs sets the rest. */
+import { chmod } from 'node:fs/promises';
+import { join } from 'node:path';
+import { Fault } from '../api/fault.ts';
+import { ensureDir } from '../lib/files.ts';
+import { plain } from '../lib/text.ts';
+import { mke2fsArgs } from './layout.ts';
+import { findUnpacker } from './tools.ts';
+import type { Node } from './tree.ts';
+import { feed, step, type Work } from './work.ts';
+import { restCommands } from './xattrs.ts';
+
+/** Where fakeroot keeps owners and devices between two steps. */
+export const OWNERS = 'owners';
+
+/** GNU tar into a directory, then mke2fs. fakeroot carries owners and devices from the one to the other in a file. */
+export const fromTree = async (work: Work): Promise<void> => {
+  const { tar, fakeroot } = await findUnpacker();
+  const tree = await ensureDir(join(work.dir, 'tree'), 0o700);
+  const state = join(work.dir, OWNERS);
+  // The file is named in each step: it tells our fakeroot's daemon from others.
+  const under = (...flags: string[]) => (fakeroot === undefined ? [] : [fakeroot, ...flags, '-s', state, '--']);
+  if (work.scan.acls && fakeroot !== undefined)
+    throw new Fault(
+      'unsupported',
+      'Cannot build the image: the archive has access control lists, which only root can set.',
+    );
+  const keep = ['--same-owner', '--numeric-owner', '--same-permissions'];
+  if (work.scan.acls) keep.push('--acls');
+  await feed(work, 'unpack', input =>
+    step(work, [...under(), tar, '-x', ...keep, '--delay-directory-restore', '-C', tree, '-f', '-'], { input }),
+  );
+  // A file that its owner may not read is closed to mke2fs too, for fakeroot cannot open it: it gets its mode in the end.
+  const closed = [...work.scan.tree.nodes].filter(([, node]) => node.kind === 'file' && (node.mode & 0o400) === 0);
+  const opened = fakeroot === undefined ? [] : closed;
+  for (const [path] of opened)
+    await chmod(Buffer.concat([Buffer.from(`${tree}/`), Buffer.from(path, 'latin1')]), 0o600);
+  work.options.onProgress?.({ stage: 'write', done: 0, total: null, unit: 'bytes' });
+  await step(
+    work,
+    [...under('-i', state), work.tools.mke2fs, ...mke2fsArgs(work.layout, work.identity, tree, work.raw)],
+    {},
+  );
+  await setRest(work, opened);
+};
+
+/** Sets in the finished file system what the directory could not carry. */
+const setRest = async (work: Work, closed: readonly (readonly [string, Node])[]): Promise<void> => {
+  const { tree, xattrs } = work.scan;
+  const list = xattrs.list.filter(({ path }) => (tree.nodes.get(path)?.ranges.length ?? 0) > 0); // an overlay has none
+  const commands = await restCommands(work.dir, tree.nodes.get(''), list, closed);
+  const said: string[] = [];
+  const onLine = (line: string, channel: string) => channel === 'stderr' && said.push(plain(line));
+  await step(work, [work.tools.debugfs, '-w', '-f', commands, work.raw], { onLine });
+  // debugfs ends with 0 whatever its commands did; it greets on the same channel.
+  const wrong = said.find(line => line.trim() !== '' && !/^debugfs \d/.test(line));
+  if (wrong !== undefined)
+    throw new Fault('host', `Cannot build the image: extended attributes could not be set: ${wrong}.`);
+};

@@ -1,0 +1,102 @@
+/** The work of a build: what its steps share, and how a step is run. */
+import type { FileHandle } from 'node:fs/promises';
+import { statfs } from 'node:fs/promises';
+import { dirname } from 'node:path';
+import { Readable } from 'node:stream';
+import { Fault } from '../api/fault.ts';
+import type { JobProgress } from '../api/job.ts';
+import { type RunOptions, runAny } from '../lib/proc.ts';
+import { formatBytes } from '../lib/size.ts';
+import { plain } from '../lib/text.ts';
+import type { Facts } from './facts.ts';
+import type { Layout } from './layout.ts';
+import { type Default, type Merge, mergedTar, type Overlay } from './merge.ts';
+import type { Scan } from './scan.ts';
+import type { ToolOptions, Tools } from './tools.ts';
+
+const HOUR_MS = 3_600_000;
+
+export interface BuildOptions {
+  /** Path of a tar archive, not compressed. */
+  archive: string;
+  /** SHA-256 that the archive must have; another one is `unverified`. */
+  archive_sha256?: string;
+  /** The template's, in its order. */
+  overlays?: readonly Overlay[];
+  /** Called when the overlays are laid over the archive, with what both make of the system. */
+  defaults?: (scan: Scan, facts: Facts) => readonly Default[];
+  /** Path of the result; must not exist. */
+  out: string;
+  /** Length of the file system; default: content, a fifth, and what ext4 itself needs. */
+  size_bytes?: number;
+  /** Default: `tar` where mke2fs can and the archive has nothing that it would lose, else `tree`. */
+  method?: 'tree';
+  signal: AbortSignal;
+  onProgress?: (progress: JobProgress) => void;
+  onLog?: (line: string) => void;
+  tools?: ToolOptions;
+}
+
+export interface Work {
+  handle: FileHandle;
+  scan: Scan;
+  merge: Merge;
+  layout: Layout;
+  dir: string;
+  raw: string;
+  tools: Tools;
+  facts: Facts;
+  /** Hash of archive, overlays and layout: the file system's UUID and its hash seed come from it. */
+  identity: string;
+  /** Environment with the clock of the archive. */
+  env: NodeJS.ProcessEnv;
+  options: BuildOptions;
+}
+
+/** Runs a step; its last words become the fault. */
+export const step = async (work: Work, argv: string[], options: RunOptions): Promise<string> => {
+  const { onLog, signal } = work.options;
+  const onLine = (line: string) => line.trim() !== '' && onLog?.(plain(line));
+  const result = await runAny(argv, { timeout_ms: HOUR_MS, env: work.env, signal, onLine, ...options });
+  if (result.code === 0) return result.stdout;
+  const words = plain(result.stderr.trim().split('\n').slice(-2).join(' / ')).slice(-300);
+  if (/No space left on device|Disk quota exceeded/.test(result.stderr)) throw await noRoom(work);
+  if (/Could not allocate|No free space|not enough space/i.test(result.stderr))
+    throw new Fault(
+      'invalid',
+      `Cannot build the image: its content does not fit into ${formatBytes(work.layout.size_bytes)}.`,
+      {
+        hint: `--size-bytes ${work.layout.size_bytes * 2}`,
+      },
+    );
+  throw new Fault(
+    'host',
+    `Cannot build the image: ${argv[0]} failed with ${result.signal ?? `exit code ${result.code}`}: ${words}.`,
+  );
+};
+
+export const noRoom = async (work: Work): Promise<Fault> => {
+  const fs = await statfs(work.dir);
+  const needed = work.merge.blocks * 4096 + 16 * 1024 * 1024;
+  return new Fault(
+    'no_room',
+    `Cannot build the image: it needs about ${formatBytes(needed)}, ${dirname(work.options.out)} has ${formatBytes(fs.bavail * fs.bsize)} free.`,
+  );
+};
+
+/** The merged archive as the standard input of a step, which is closed whatever happens. */
+export const feed = async <T>(work: Work, stage: string, use: (input: Readable) => Promise<T>): Promise<T> => {
+  const { signal, onProgress } = work.options;
+  const input = Readable.from(
+    mergedTar(work.handle, work.scan, work.merge, {
+      signal,
+      onProgress: (done, total) => onProgress?.({ stage, done, total, unit: 'bytes' }),
+    }),
+    { objectMode: false, highWaterMark: 1024 * 1024 },
+  );
+  try {
+    return await use(input);
+  } finally {
+    input.destroy();
+  }
+};
