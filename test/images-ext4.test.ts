@@ -127,10 +127,10 @@ for (const method of ['tar', 'tree'] as const) {
   });
 }
 
-test('attributes that mke2fs would lose take the way through a tree', async () => {
+test('attributes that mke2fs would lose arrive', async () => {
   const mark: Item = { name: 'a', data: 'x', pax: [['SCHILY.xattr.user.mark', Buffer.from('a\u0080b')]] };
   const built = await build({ archive: await put(archive(mark)) });
-  assert.equal(built.method, 'tree');
+  await fsck(built.out);
   const found = (await inspect(built.out, ['a'])).get('a');
   assert.match(found?.xattrs.join() ?? '', /^user\.mark 4/);
 });
@@ -150,7 +150,6 @@ test('access control lists in the form that Debian archives have them', async ()
     ],
   });
   const built = await build({ archive: await put(archive(journal(acl))) });
-  assert.equal(built.method, 'tree');
   await fsck(built.out);
   for (const kind of ['access', 'default']) {
     const argv = ['debugfs', '-R', `ea_get -f ${join(dir, 'acl')} /journal system.posix_acl_${kind}`, built.out];

@@ -14,6 +14,7 @@ import { formatBytes } from '../lib/size.ts';
 import { type Facts, factsOf } from './facts.ts';
 import { type Layout, MKE2FS_CONF, mke2fsArgs, planLayout } from './layout.ts';
 import { type Merge, planMerge } from './merge.ts';
+import { setRest } from './rest.ts';
 import { type Scan, scanArchive } from './scan.ts';
 import { shown, writeEntry } from './tar.ts';
 import { baseEnv, endFaked, findTools } from './tools.ts';
@@ -34,6 +35,9 @@ export interface Built {
 /** Goes up with whatever changes the bytes that the same inputs give. */
 const FORM = 1;
 
+/** The one attribute that mke2fs takes out of an archive. */
+const TAKEN = 'security.capability';
+
 const identityOf = (scan: Scan, merge: Merge, layout: Layout): string => {
   const hash = createHash('sha256').update(`${scan.sha256} ${JSON.stringify([merge.drops, layout])} `);
   for (const entry of merge.added.values()) hash.update(writeEntry(entry));
@@ -45,10 +49,12 @@ const inputsOf = (work: Work, method: Built['method']): string =>
     .update(JSON.stringify([FORM, work.identity, method, work.tools.version]))
     .digest('hex');
 
-const fromTar = (work: Work): Promise<string> =>
-  feed(work, 'write', input =>
+const fromTar = async (work: Work): Promise<void> => {
+  await feed(work, 'write', input =>
     step(work, [work.tools.mke2fs, ...mke2fsArgs(work.layout, work.identity, '-', work.raw)], { input }),
   );
+  await setRest(work, { xattrs: work.scan.xattrs.list.filter(xattr => xattr.name !== TAKEN) });
+};
 
 /** A file system that cannot be trusted is not handed out: e2fsck reads all of it; owners are looked at where they can get lost. */
 const verify = async (work: Work, method: Built['method']): Promise<void> => {

@@ -123,14 +123,12 @@ const KINDS: Record<string, 'file' | 'hardlink' | 'symlink' | 'node' | 'dir'> = 
   '6': 'node',
 };
 
-/** libarchive composes and converts the names of pax headers, and mke2fs takes one xattr only. */
+/** libarchive composes and converts the names of pax headers. Attributes are set afterwards either way (rest.ts). */
 const whyTree = (pax: Pax | undefined, target: string): string | undefined => {
   // mke2fs copies a link's target into a buffer rounded up to 1024 and forgets the byte after it.
   if (target.length > 0 && target.length % 1024 === 0) return 'a link target of 1024 bytes';
   for (const [key, value] of pax?.values ?? []) {
-    const xattr = /^(?:SCHILY|LIBARCHIVE)\.xattr\.(.*)$/s.exec(key)?.[1];
-    if (xattr !== undefined && xattr !== 'security.capability') return `the extended attribute ${shown(xattr)}`;
-    if (/^SCHILY\.acl|^RHT\.|fflags$/.test(key)) return shown(key);
+    if (/^SCHILY\.acl|fflags$/.test(key)) return shown(key);
     if (key === 'hdrcharset') return 'names in a character set of their own';
     if (!/^(?:path|linkpath|GNU\.sparse\.name)$/.test(key)) continue;
     const utf8 = Buffer.from(value, 'latin1').toString('utf8');

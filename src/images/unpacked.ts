@@ -1,14 +1,12 @@
-/** The way through a directory: GNU tar unpacks the checked archive, mke2fs reads the tree, debugfs sets the rest. */
+/** The way through a directory: GNU tar unpacks the checked archive, mke2fs reads the tree. */
 import { chmod } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Fault } from '../api/fault.ts';
 import { ensureDir } from '../lib/files.ts';
-import { plain } from '../lib/text.ts';
 import { mke2fsArgs } from './layout.ts';
+import { setRest } from './rest.ts';
 import { findUnpacker } from './tools.ts';
-import type { Node } from './tree.ts';
 import { feed, step, type Work } from './work.ts';
-import { restCommands } from './xattrs.ts';
 
 /** Where fakeroot keeps owners and devices between two steps. */
 export const OWNERS = 'owners';
@@ -41,19 +39,9 @@ export const fromTree = async (work: Work): Promise<void> => {
     [...under('-i', state), work.tools.mke2fs, ...mke2fsArgs(work.layout, work.identity, tree, work.raw)],
     {},
   );
-  await setRest(work, opened);
-};
-
-/** Sets in the finished file system what the directory could not carry. */
-const setRest = async (work: Work, closed: readonly (readonly [string, Node])[]): Promise<void> => {
-  const { tree, xattrs } = work.scan;
-  const list = xattrs.list.filter(({ path }) => (tree.nodes.get(path)?.ranges.length ?? 0) > 0); // an overlay has none
-  const commands = await restCommands(work.dir, tree.nodes.get(''), list, closed);
-  const said: string[] = [];
-  const onLine = (line: string, channel: string) => channel === 'stderr' && said.push(plain(line));
-  await step(work, [work.tools.debugfs, '-w', '-f', commands, work.raw], { onLine });
-  // debugfs ends with 0 whatever its commands did; it greets on the same channel.
-  const wrong = said.find(line => line.trim() !== '' && !/^debugfs \d/.test(line));
-  if (wrong !== undefined)
-    throw new Fault('host', `Cannot build the image: extended attributes could not be set: ${wrong}.`);
+  await setRest(work, {
+    root: work.scan.tree.nodes.get(''), // mke2fs does not take its owner, mode and time from the directory
+    closed: opened,
+    xattrs: work.scan.xattrs.list,
+  });
 };

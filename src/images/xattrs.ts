@@ -1,13 +1,5 @@
-/**
- * Extended attributes, for the way through a directory: debugfs writes them into the finished file system. fakeroot spoils the
- * type of a file that gets an attribute before an owner, and a host's file system need not have attributes at all.
- */
-import { writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
-import { Fault } from '../api/fault.ts';
-import { ensureDir } from '../lib/files.ts';
+/** Extended attributes in an archive. */
 import { bad, type Pax, shown } from './tar.ts';
-import type { Node } from './tree.ts';
 
 /** Linux's own limit is 64 KiB a value. */
 const MAX_VALUE = 65_536;
@@ -52,40 +44,4 @@ export const collect = (path: string, pax: Pax | undefined, into: { list: Xattr[
     if (value.length > MAX_VALUE || into.bytes > MAX_BYTES) throw bad(path, 'has too long extended attributes');
     into.list.push({ path, name, value });
   }
-};
-
-const quoted = (path: string, what: string): string => {
-  if (!/["\n]/.test(path)) return `"/${path}"`;
-  throw new Fault(
-    'unsupported',
-    `Cannot build the image: '${shown(path)}' has ${what} and a name that cannot be quoted.`,
-  );
-};
-
-/**
- * Writes the commands that make debugfs set what a directory did not carry over: attributes, the root's own owner, mode and time,
- * which mke2fs does not take from it, and the modes of `closed` files. Gives the path of the file.
- */
-export const restCommands = async (
-  dir: string,
-  root: Node | undefined,
-  list: readonly Xattr[],
-  closed: readonly (readonly [string, Node])[],
-): Promise<string> => {
-  const values = await ensureDir(join(dir, 'xattrs'), 0o700);
-  const lines: string[] = [];
-  if (root !== undefined && root.ranges.length > 0) {
-    const { mode, uid, gid, mtime } = root;
-    const fields = { mode: `04${mode.toString(8).padStart(4, '0')}`, uid, gid, mtime: `@${Math.floor(mtime)}` };
-    for (const [field, value] of Object.entries(fields)) lines.push(`set_inode_field / ${field} ${value}`);
-  }
-  for (const [path, { mode }] of closed)
-    lines.push(`set_inode_field ${quoted(path, 'no permissions')} mode 010${mode.toString(8).padStart(4, '0')}`);
-  for (const [i, { path, name, value }] of list.entries()) {
-    await writeFile(join(values, String(i)), value);
-    lines.push(`ea_set -f "${join(values, String(i))}" ${quoted(path, 'extended attributes')} ${name}`);
-  }
-  const file = join(dir, 'debugfs');
-  await writeFile(file, Buffer.from(`${lines.join('\n')}\n`, 'latin1'));
-  return file;
 };
