@@ -42,7 +42,7 @@ const build = async (
       guestOverlays(scan, facts, { name: 'x', init: init ?? facts.init, agent, label, environment: ENVIRONMENT }),
     out: image,
     size_bytes: 1024 ** 3,
-    signal: AbortSignal.timeout(120_000),
+    signal: AbortSignal.timeout(300_000),
   });
   return { image, init: init ?? built.facts.init };
 };
@@ -109,9 +109,11 @@ const type = async (m: BareMachine, argv: string[]): Promise<void> => {
   await raced(Promise.race([m.machine.ended, stream.result]), over).catch(() => {});
 };
 
-const NAMED = ['nexus.image=img_1', 'nexus.image_name=tools'];
+/** A machine of that image, under the name that its label will have; beside other tests an init of emulated code takes minutes. */
+const boot = (image: string): Promise<BareMachine> =>
+  bareMachine({ image, cmdline: ['nexus.image=img_1', 'nexus.image_name=tools'], ring_ms: 300_000 });
 
-test("the agent serves beside BusyBox's init", { timeout: 180_000 }, async t => {
+test("the agent serves beside BusyBox's init", { timeout: 1_200_000 }, async t => {
   const why = await noBusybox();
   if (why !== undefined) return t.skip(why);
   await using work = await temp();
@@ -122,7 +124,7 @@ test("the agent serves beside BusyBox's init", { timeout: 180_000 }, async t => 
 
   await t.test('commands run, and the host powers it off', async t => {
     const from = performance.now();
-    await using m = await bareMachine({ image, cmdline: NAMED });
+    await using m = await boot(image);
     t.diagnostic(`ready after ${Math.round(performance.now() - from)} ms`);
     assert.equal(m.guest.facts?.init, 'busybox');
     await check(m);
@@ -139,13 +141,13 @@ test("the agent serves beside BusyBox's init", { timeout: 180_000 }, async t => 
     assert.deepEqual(m.endings, ['poweroff by host']);
   });
   await t.test('reboot in the guest', async () => {
-    await using m = await bareMachine({ image, cmdline: NAMED });
+    await using m = await boot(image);
     await type(m, ['reboot']);
     await ended(m, 30_000);
     assert.deepEqual(m.endings, ['down by guest'], "BusyBox's init does not say which");
   });
   await t.test('poweroff in the guest: the kernel says so, and the file system is at rest', async () => {
-    await using m = await bareMachine({ image, cmdline: NAMED });
+    await using m = await boot(image);
     await type(m, ['poweroff']);
     await poll('the last line of the kernel', 30_000, async () => {
       const lines = await m.console.tail(5);
@@ -170,7 +172,7 @@ test("the agent serves beside BusyBox's init", { timeout: 180_000 }, async t => 
   });
 });
 
-test('the agent is a unit of systemd', { timeout: 400_000 }, async t => {
+test('the agent is a unit of systemd', { timeout: 1_200_000 }, async t => {
   const { tar } = await testRootfs(['systemd-sysv', 'udev']);
   await using work = await temp();
   const { image, init } = await build(tar, work.dir);
@@ -178,7 +180,7 @@ test('the agent is a unit of systemd', { timeout: 400_000 }, async t => {
 
   await t.test('commands run, and the host powers it off', async t => {
     const from = performance.now();
-    await using m = await bareMachine({ image, cmdline: NAMED });
+    await using m = await boot(image);
     t.diagnostic(`ready after ${Math.round(performance.now() - from)} ms`);
     assert.equal(m.guest.facts?.init, 'systemd');
     await check(m);
@@ -205,7 +207,7 @@ test('the agent is a unit of systemd', { timeout: 400_000 }, async t => {
     [['systemctl', 'poweroff', '--force'], 'poweroff by guest'],
   ] as const) {
     await t.test(`${argv.join(' ')} in the guest`, async t => {
-      await using m = await bareMachine({ image, cmdline: NAMED });
+      await using m = await boot(image);
       await type(m, [...argv]);
       t.diagnostic(`down after ${await ended(m, 60_000)} ms`);
       assert.deepEqual(m.endings, [ending]);
