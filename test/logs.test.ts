@@ -2,23 +2,13 @@
 import assert from 'node:assert/strict';
 import { readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import { after, before, test } from 'node:test';
+import { test } from 'node:test';
 import type { OpArgs } from '../src/api/ops.ts';
 import { poll, sleep } from '../src/lib/deadline.ts';
-import { killVmm, nothingLeft, rejects, type Stage, stage, until } from './kit/behave.ts';
-import type { World } from './kit/world.ts';
+import { killVmm, nothingLeft, rejects, staged, until } from './kit/behave.ts';
 
-let s: Stage;
-let w: World;
-before(async () => {
-  s = await stage();
-  w = s.w;
-});
-after(async () => {
-  await s[Symbol.asyncDispose]();
-});
-
-const create = (name: string) => w.client.vm.create({ name, memory_mib: 64 });
+const s = await staged();
+const { w, create } = s;
 const text = (m: { type: string; line?: string; detail?: string }) => m.line ?? m.detail ?? m.type;
 /** Without the time in front of our own lines. */
 const bare = (lines: string[]) => lines.map(line => line.replace(/^--- [^ ]+Z: /, '--- '));

@@ -3,23 +3,14 @@ import assert from 'node:assert/strict';
 import { readdir, readFile, stat } from 'node:fs/promises';
 import { basename, dirname } from 'node:path';
 import process from 'node:process';
-import { after, before, test } from 'node:test';
+import { test } from 'node:test';
 import type { VmInspect } from '../src/api/vm_inspect.ts';
 import { poll } from '../src/lib/deadline.ts';
 import { exists } from '../src/lib/files.ts';
-import { killVmm, nothingLeft, noVmm, rejects, type Stage, stage, until } from './kit/behave.ts';
-import type { World } from './kit/world.ts';
+import { killVmm, nothingLeft, noVmm, rejects, staged, until } from './kit/behave.ts';
 
-let s: Stage;
-let w: World;
-before(async () => {
-  s = await stage();
-  w = s.w;
-});
-after(async () => {
-  await s[Symbol.asyncDispose]();
-});
-
+const s = await staged();
+const { w } = s;
 const create = (name: string) => w.client.vm.create({ name, memory_mib: 64, tags: { team: 'a' } });
 
 /** What only a VM with a VMM has. */

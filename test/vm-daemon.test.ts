@@ -5,37 +5,19 @@ import { createHash } from 'node:crypto';
 import { mkdir, open, readdir, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import process from 'node:process';
-import { after, before, test } from 'node:test';
+import { test } from 'node:test';
 import { Fault } from '../src/api/fault.ts';
 import { execResult } from '../src/client/exec.ts';
 import { poll, sleep } from '../src/lib/deadline.ts';
 import { exists } from '../src/lib/files.ts';
 import { isAlive, procRef, procsWithEnv, run } from '../src/lib/proc.ts';
-import { killVmm, nothingLeft, noVmm, rejects, type Stage, stage, until, WHILE_PARENT } from './kit/behave.ts';
+import { killVmm, noVmm, rejects, staged, until, WHILE_PARENT } from './kit/behave.ts';
 import { loopFs } from './kit/loop-fs.ts';
 import { addImage } from './kit/own_image.ts';
-import { type World, world } from './kit/world.ts';
+import { world } from './kit/world.ts';
 
-let s: Stage;
-let w: World;
-before(async () => {
-  s = await stage();
-  w = s.w;
-});
-after(async () => {
-  await s[Symbol.asyncDispose]();
-});
-
-const create = (name: string) => w.client.vm.create({ name, memory_mib: 64 });
-const echo = async (vm: string) =>
-  (await execResult(w.client.exec.run({ vm, argv: ['echo', 'here'] }))).stdout.toString();
-
-/** Every VM goes, and nothing stays. */
-const clear = async (): Promise<void> => {
-  for (const vm of await w.client.vm.list({})) await w.client.vm.delete({ vm: vm.id });
-  assert.deepEqual(await w.client.ws.list({}), []);
-  await nothingLeft(w);
-};
+const s = await staged();
+const { w, create, echo, clear } = s;
 
 test('killed while VMs run: adopted, with the same process; commands run again, stops are clean', async () => {
   const { id } = await create('kept');

@@ -4,10 +4,9 @@ import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { after, before, describe, test } from 'node:test';
 import type { Vm } from '../src/api/vm.ts';
-import { execResult } from '../src/client/exec.ts';
 import { lastWord } from '../src/core/verdict.ts';
 import { poll, sleep } from '../src/lib/deadline.ts';
-import { killVmm, nothingLeft, noVmm, rejects, type Stage, stage, until } from './kit/behave.ts';
+import { killVmm, noVmm, rejects, type Stage, stage, until } from './kit/behave.ts';
 import type { World } from './kit/world.ts';
 
 /** Quick, and told apart: the first delay, the ceiling, and when an end comes late enough. */
@@ -42,22 +41,17 @@ for (const vmm of ['qemu', 'firecracker'] as const) {
 
     const create = (name: string, more: Partial<Pick<Vm, 'restart' | 'auto_start' | 'start_order'>> = {}) =>
       w.client.vm.create({ name, memory_mib: 128, ...more });
-    const sh = (vm: string, script: string) => execResult(w.client.exec.run({ vm, argv: ['/bin/sh', '-c', script] }));
     /** The agent says that the guest goes down, as if somebody in it had asked for that. */
     const goesDown = (vm: string, kind: 'poweroff' | 'reboot' | 'down') =>
-      sh(vm, `kill -${{ poweroff: 'USR1', reboot: 'USR2', down: 'HUP' }[kind]} $PPID`).catch(() => {});
+      s.sh(vm, `kill -${{ poweroff: 'USR1', reboot: 'USR2', down: 'HUP' }[kind]} $PPID`).catch(() => {});
     const history = async (vm: string) => (await w.client.vm.history({ vm })).reverse();
-    const ways = async (vm: string) => (await history(vm)).map(h => h.to);
+    const ways = (vm: string) => s.ways(vm);
     const readyAfter = (vm: string, pid: number | null, ms = 10_000) =>
       poll(`${vm} to run again`, ms, async () => {
         const now = await w.client.vm.get({ vm });
         return now.state === 'running' && now.pid !== pid && now.guest === 'ready' ? now : undefined;
       });
-    const clear = async (): Promise<void> => {
-      await s.behave();
-      for (const vm of await w.client.vm.list({})) await w.client.vm.delete({ vm: vm.id });
-      await nothingLeft(w);
-    };
+    const clear = () => s.clear();
 
     test('a guest that powers off is stopped, and says who did it; with `always` it comes back', async () => {
       const { id } = await create('off', { restart: 'on-crash' });

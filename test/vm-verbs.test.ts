@@ -1,33 +1,14 @@
 /** Pause, resume, restart and wait through the door, with a VMM that behaves as it is told. */
 import assert from 'node:assert/strict';
 import process from 'node:process';
-import { after, before, test } from 'node:test';
+import { test } from 'node:test';
 import { Fault } from '../src/api/fault.ts';
-import { execResult } from '../src/client/exec.ts';
 import { sleep } from '../src/lib/deadline.ts';
 import { procStat } from '../src/lib/proc.ts';
-import { killVmm, nothingLeft, noVmm, rejects, type Stage, stage, until } from './kit/behave.ts';
-import type { World } from './kit/world.ts';
+import { killVmm, nothingLeft, noVmm, rejects, stage, staged, until } from './kit/behave.ts';
 
-let s: Stage;
-let w: World;
-before(async () => {
-  s = await stage();
-  w = s.w;
-});
-after(async () => {
-  await s[Symbol.asyncDispose]();
-});
-
-const create = (name: string) => w.client.vm.create({ name, memory_mib: 64 });
-const echo = async (vm: string) =>
-  (await execResult(w.client.exec.run({ vm, argv: ['echo', 'here'] }))).stdout.toString();
-const ways = async (vm: string) => (await w.client.vm.history({ vm })).map(h => h.to).reverse();
-const clear = async (): Promise<void> => {
-  await s.behave();
-  for (const vm of await w.client.vm.list({})) await w.client.vm.delete({ vm: vm.id });
-  await nothingLeft(w);
-};
+const s = await staged();
+const { w, create, echo, ways, clear } = s;
 
 test('paused: no command, no second pause; resumed: the same process, the same guest', async () => {
   const { id } = await create('still');

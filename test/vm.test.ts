@@ -3,26 +3,15 @@ import assert from 'node:assert/strict';
 import { mkdir, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
-import { after, before, test } from 'node:test';
+import { test } from 'node:test';
 import type { Event } from '../src/api/event.ts';
 import { Fault } from '../src/api/fault.ts';
 import { execResult } from '../src/client/exec.ts';
 import { poll, sleep } from '../src/lib/deadline.ts';
-import { killVmm, nothingLeft, noVmm, rejects, type Stage, stage, until, WHILE_PARENT } from './kit/behave.ts';
-import type { World } from './kit/world.ts';
+import { killVmm, nothingLeft, noVmm, rejects, staged, until, WHILE_PARENT } from './kit/behave.ts';
 
-let s: Stage;
-let w: World;
-before(async () => {
-  s = await stage();
-  w = s.w;
-});
-after(async () => {
-  await s[Symbol.asyncDispose]();
-});
-
-const create = (name: string) => w.client.vm.create({ name, memory_mib: 64 });
-const sh = (vm: string, script: string) => execResult(w.client.exec.run({ vm, argv: ['/bin/sh', '-c', script] }));
+const s = await staged();
+const { w, create, sh } = s;
 
 /** Everything about one VM, in order, from now on. */
 const watch = (subject: string): { events: Event[]; stop(): Promise<void> } => {

@@ -2,23 +2,13 @@
 import assert from 'node:assert/strict';
 import { readdir, stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import { after, before, test } from 'node:test';
+import { test } from 'node:test';
 import { Fault } from '../src/api/fault.ts';
-import { nothingLeft, rejects, type Stage, stage, until } from './kit/behave.ts';
-import type { World } from './kit/world.ts';
+import { nothingLeft, rejects, staged, until } from './kit/behave.ts';
 
 const SMALL = 16 * 1024 * 1024;
-let s: Stage;
-let w: World;
-before(async () => {
-  s = await stage();
-  w = s.w;
-});
-after(async () => {
-  await s[Symbol.asyncDispose]();
-});
-
-const create = (name: string) => w.client.vm.create({ name, memory_mib: 64 });
+const s = await staged();
+const { w, create } = s;
 const disk = (id: string | null) => join(w.data_dir, 'workspaces', id ?? '', 'disk.raw');
 
 test('an empty disk and a clone: sizes, names, and no way to shrink', async () => {

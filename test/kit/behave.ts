@@ -2,17 +2,29 @@
 import assert from 'node:assert/strict';
 import { readFile } from 'node:fs/promises';
 import process from 'node:process';
+import { after } from 'node:test';
 import { Fault, type FaultCode } from '../../src/api/fault.ts';
 import type { Vm, VmmKind } from '../../src/api/vm.ts';
 import type { VmState } from '../../src/api/vm_state.ts';
+import { type ExecResult, execResult } from '../../src/client/exec.ts';
 import { poll } from '../../src/lib/deadline.ts';
 import { procStat } from '../../src/lib/proc.ts';
 import { vmOf } from '../../src/vmm/find.ts';
 import { audit } from './audit.ts';
 import { type World, type WorldOptions, world } from './world.ts';
 
+/** A world with an image and a kernel, and what most tests do in it. */
 export interface Stage extends AsyncDisposable {
   readonly w: World;
+  create(name: string): Promise<Vm>;
+  /** A command in the guest of a VM. */
+  sh(vm: string, script: string): Promise<ExecResult>;
+  /** A word that the guest of a VM says, for one that can be spoken to. */
+  echo(vm: string): Promise<string>;
+  /** The states of a VM, the first one first. */
+  ways(vm: string): Promise<VmState[]>;
+  /** Stand-ins behave again, every VM goes, and nothing stays. */
+  clear(): Promise<void>;
   /** Variables of the stand-in, without their prefix, for every VMM that is started from now on, or for that of one VM. */
   behave(vars?: Record<string, string | number>, vm_id?: string): Promise<void>;
 }
@@ -22,7 +34,29 @@ const standin = (): VmmKind => (process.env.NEXUS_TEST_STANDIN === 'firecracker'
 
 export const stage = async (vmm: VmmKind = standin(), options: WorldOptions = {}): Promise<Stage> => {
   const w = await world({ [vmm]: 'standin', seed: 'booted', ...options });
-  return { w, behave: w.behave, [Symbol.asyncDispose]: () => w[Symbol.asyncDispose]() };
+  const exec = (vm: string, argv: string[]) => execResult(w.client.exec.run({ vm, argv }));
+  return {
+    w,
+    behave: w.behave,
+    create: name => w.client.vm.create({ name, memory_mib: 64 }),
+    sh: (vm, script) => exec(vm, ['/bin/sh', '-c', script]),
+    echo: async vm => (await exec(vm, ['echo', 'here'])).stdout.toString(),
+    ways: async vm => (await w.client.vm.history({ vm })).map(h => h.to).reverse(),
+    clear: async () => {
+      await w.behave();
+      for (const vm of await w.client.vm.list({})) await w.client.vm.delete({ vm: vm.id });
+      assert.deepEqual(await w.client.ws.list({}), []);
+      await nothingLeft(w);
+    },
+    [Symbol.asyncDispose]: () => w[Symbol.asyncDispose](),
+  };
+};
+
+/** One for all tests of a file, or of a `describe`; it ends after the last of them. */
+export const staged = async (vmm?: VmmKind, options?: WorldOptions): Promise<Stage> => {
+  const s = await stage(vmm, options);
+  after(() => s[Symbol.asyncDispose]());
+  return s;
 };
 
 /** The fault of that code; its message and hint fit on a line. */
