@@ -438,6 +438,34 @@ test('a note is what was written last; the history keeps the newest thousand', a
   assert.deepEqual([kept.length, kept[0]?.why, kept.at(-1)?.why], [1000, '1009', '10']);
 });
 
+test('a list read again: what changed is new, what did not is the same record, and nobody can write to it', async () => {
+  await using temp = await dataDir();
+  await using store = await openStore(temp.dir);
+  for (const n of [1, 2, 3]) await store.insertVm(vmOf(n, { tags: { team: `t${n}` } }), {});
+  const first = await store.listVms();
+  await store.patchVm(idOf('vm', 2), { vcpus: 7 });
+  await store.insertVm(vmOf(4), {});
+  await store.removeVm(idOf('vm', 1), { keep_disk: false });
+  const second = await store.listVms();
+  assert.deepEqual(
+    second.map(vm => [vm.name, vm.vcpus, first.includes(vm)]),
+    [
+      ['vm4', 2, false],
+      ['vm3', 2, true],
+      ['vm2', 7, false],
+    ],
+  );
+  const [, third] = second;
+  assert.throws(() => Object.assign(third ?? {}, { vcpus: 1 }), TypeError);
+  assert.throws(() => Object.assign(third?.tags ?? {}, { team: 'x' }), TypeError);
+  const raw = new DatabaseSync(join(temp.dir, 'state.db'));
+  raw.exec("update vms set tags = '{}' where name = 'vm3'");
+  raw.close();
+  assert.deepEqual((await store.listVms())[1]?.tags, {}, 'whoever wrote it');
+  await store.patchVm(idOf('vm', 2), { vcpus: 2 });
+  assert.deepEqual(await store.listVms({ state: 'created' }), await store.listVms());
+});
+
 test('a damaged record is named, and never passed on', async () => {
   await using temp = await dataDir();
   await using store = await openStore(temp.dir);

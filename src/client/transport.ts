@@ -50,22 +50,22 @@ export interface Transport {
   close(): void;
 }
 
-/** Answers that are not streams are read whole, to this length. */
+/** Answers that are not streams are read whole, to this length in characters. */
 const ANSWER_MAX = 64 * 1024 * 1024;
 
 export const readText = async (message: IncomingMessage, socket: string): Promise<string> => {
-  const chunks: Buffer[] = [];
-  let size = 0;
+  message.setEncoding('utf8');
+  let text = '';
   try {
     for await (const chunk of message) {
-      size += chunk.length;
-      if (size > ANSWER_MAX) throw new Fault('internal', `The daemon's answer is longer than ${ANSWER_MAX} bytes.`);
-      chunks.push(chunk);
+      text += chunk;
+      if (text.length > ANSWER_MAX)
+        throw new Fault('internal', `The daemon's answer is longer than ${ANSWER_MAX} characters.`);
     }
   } catch (error) {
     throw error instanceof Fault ? error : lost(socket, error);
   }
-  return Buffer.concat(chunks).toString('utf8');
+  return text;
 };
 
 const errnoOf = (error: unknown): string | undefined =>

@@ -45,23 +45,53 @@ export type Db = Kysely<Tables>;
 
 type Value = null | number | bigint | string | Uint8Array;
 
-/** Makes rows of one shape. SQLite's own are dictionaries: to read a thousand of them takes twice as long. */
+type Values = readonly unknown[];
+
+/** Of a longer answer nothing is kept. */
+const KEPT_ROWS = 5000;
+
+const equal = (a: Values, b: Values): boolean => {
+  for (let i = 0; i < a.length; i++) if (a[i] !== b[i]) return false;
+  return a.length === b.length;
+};
+
+/**
+ * Makes the rows of one statement. One whose values are those of a row of the last answer is that row itself, so what was decoded
+ * from it need not be decoded again (see `codec`): of a thousand records few change from one answer to the next. The first column,
+ * as a rule the ID, only finds the row to compare with.
+ */
 const rowMaker = (names: readonly string[]) => {
-  // by way of JSON: an object that is filled key by key becomes a dictionary too
+  // SQLite's own rows are dictionaries: to read a thousand of them takes twice as long. By way of JSON: an object that is filled
+  // key by key becomes a dictionary too.
   const blank: Record<string, unknown> = JSON.parse(JSON.stringify(Object.fromEntries(names.map(n => [n, null]))));
-  return (values: unknown): unknown => {
+  let kept = new Map<unknown, { values: Values; row: object }>();
+  const make = (values: Values): object => {
     const row = { ...blank };
-    for (const [i, name] of names.entries()) row[name] = Array.isArray(values) ? values[i] : undefined;
+    for (const [i, name] of names.entries()) row[name] = values[i];
     return row;
   };
+  const all = (answer: readonly Values[]): object[] => {
+    const last = kept;
+    kept = new Map();
+    return answer.map(values => {
+      const known = last.get(values[0]);
+      const entry = known !== undefined && equal(values, known.values) ? known : { values, row: make(values) };
+      if (answer.length <= KEPT_ROWS) kept.set(values[0], entry);
+      return entry.row;
+    });
+  };
+  return { make, all };
 };
+
+/** With `setReturnArrays` a row is an array, whatever Node's types say. */
+const valuesOf = (row: unknown): Values => (Array.isArray(row) ? row : []);
 
 const prepared = (db: DatabaseSync, sql: string) => {
   const statement = db.prepare(sql);
   const names = statement.columns().map(column => column.name);
   const reader = names.length > 0;
   if (reader) statement.setReturnArrays(true);
-  return { statement, reader, toRow: rowMaker(names) };
+  return { statement, reader, rows: rowMaker(names) };
 };
 
 /**
@@ -75,13 +105,13 @@ const adapt = (db: DatabaseSync) => {
     prepare: (sql: string) => {
       const one = kept.get(sql) ?? prepared(db, sql);
       kept.set(sql, one);
-      const { statement, reader, toRow } = one;
+      const { statement, reader, rows } = one;
       const values = (parameters: readonly unknown[]) => parameters as Value[];
       return {
         reader,
-        all: (p: readonly unknown[]) => statement.all(...values(p)).map(toRow),
+        all: (p: readonly unknown[]) => rows.all(statement.all(...values(p)).map(valuesOf)),
         run: (p: readonly unknown[]) => statement.run(...values(p)),
-        iterate: (p: readonly unknown[]) => statement.iterate(...values(p)).map(toRow),
+        iterate: (p: readonly unknown[]) => statement.iterate(...values(p)).map(row => rows.make(valuesOf(row))),
       };
     },
   };
@@ -178,9 +208,15 @@ export const unlessTaken = async <T>(what: string, work: () => Promise<T>): Prom
 
 export interface Codec<T> {
   toRow(record: T): Row<T>;
-  /** Parses a row that a query has just given, and takes it for its own. */
-  fromRow(row: Row<T>): T;
+  /** Parses a row. The record is frozen, and given again for the same row. */
+  fromRow(row: Readonly<Row<T>>): T;
 }
+
+const freeze = <T>(value: T): T => {
+  if (typeof value !== 'object' || value === null) return value;
+  for (const inner of Object.values(value)) freeze(inner);
+  return Object.freeze(value);
+};
 
 /** Rows from records and back, after the schema of the record. Both ways are parsed: what cannot be read is not written. */
 export const codec = <S extends z.ZodObject>(what: string, schema: S): Codec<z.output<S>> => {
@@ -190,7 +226,8 @@ export const codec = <S extends z.ZodObject>(what: string, schema: S): Codec<z.o
     if (inner instanceof z.ZodObject || inner instanceof z.ZodRecord) unlike.push([name, 'json']);
     if (inner instanceof z.ZodBoolean) unlike.push([name, 'bool']);
   }
-  /** In place: each object comes from a parse or a query a moment ago, and a thousand rows are no rare thing. */
+  const decoded = new WeakMap<object, z.output<S>>();
+  /** In place. */
   const convert = (fresh: object, json: (value: unknown) => unknown, bool: (value: unknown) => unknown): object => {
     const fields = fresh as Record<string, unknown>;
     for (const [name, kind] of unlike) {
@@ -202,8 +239,12 @@ export const codec = <S extends z.ZodObject>(what: string, schema: S): Codec<z.o
   return {
     toRow: record => convert(schema.parse(record), JSON.stringify, Number) as Row<z.output<S>>,
     fromRow: row => {
+      const known = decoded.get(row);
+      if (known !== undefined) return known;
       try {
-        return schema.parse(convert(row, value => JSON.parse(String(value)), Boolean));
+        const record = freeze(schema.parse(convert({ ...row }, value => JSON.parse(String(value)), Boolean)));
+        decoded.set(row, record);
+        return record;
       } catch (error) {
         const id = 'id' in row ? ` '${String(row.id)}'` : '';
         throw new Fault('internal', `Cannot read ${what}${id}: its record is damaged.`, { cause: error });
