@@ -12,7 +12,7 @@ import { type Lander, lander } from './kit/land.ts';
 import { alpine, anvilRelease, firecrackerRelease, github, sha256, xz } from './kit/layouts.ts';
 import { type Mirror, openMirror } from './kit/mirror.ts';
 import { makeElf, makePackages, RELEASE } from './kit/packages.ts';
-import { makeSigner, revoked, type Signer } from './kit/signer.ts';
+import { expiring, makeSigner, revoked, type Signer } from './kit/signer.ts';
 import { archive, entry, type Item } from './kit/tar.ts';
 
 let mirror: Mirror;
@@ -241,6 +241,11 @@ test('an expired key: only if its row allows it, only what it signed while it wa
   await t.land(ANVIL, allowed);
   await t.refused('unverified', /cannot sign any more/, ANVIL, { vars, keys: [old.pinned] });
   const late = await makeSigner({ made });
+  const ended = { vars, keys: [{ ...(await expiring(late, 10 * 86_400)), allow_expired: true }] };
+  mirror.store(`${path}/SHA256SUMS.asc`, await late.detached(sums, new Date(made.getTime() + 5 * day)));
+  await t.land(ANVIL, ended);
+  mirror.store(`${path}/SHA256SUMS.asc`, await late.detached(sums));
+  await t.refused('unverified', /not good.*expired/, ANVIL, ended);
   mirror.store(`${path}/SHA256SUMS.asc`, await late.detached(sums, new Date(Date.now() + 5 * day)));
   await t.refused('unverified', /future/, ANVIL, { vars, keys: [late.pinned] });
 });

@@ -52,3 +52,15 @@ export const revoked = async (signer: Signer): Promise<ProviderKey> => {
   const { publicKey } = await pgp.revokeKey({ key: signer.key, format: 'object' });
   return { ...signer.pinned, armored: publicKey.armor() };
 };
+
+/** The same key as it is after its owner has let it expire so many seconds after it was made. */
+export const expiring = async (signer: Signer, lives_s: number): Promise<ProviderKey> => {
+  const { publicKey } = await pgp.reformatKey({
+    privateKey: signer.key,
+    userIDs: [{ name: 'Test', email: 'test@example.org' }],
+    date: new Date(signer.key.getCreationTime().getTime() + 1000),
+    keyExpirationTime: lives_s,
+    format: 'object',
+  });
+  return { ...signer.pinned, armored: publicKey.armor() };
+};
