@@ -62,9 +62,11 @@ const kernelOf = (n: number, version: string): Kernel => ({
   version,
   arch: 'x86_64',
   provider: 'debian',
-  package: 'linux-image-cloud-amd64',
+  source: 'linux-image-cloud-amd64 1',
+  proofs: ['apt'],
   sha256: HASH,
   size_bytes: 1,
+  is_default: false,
   modules_sha256: HASH,
   modules_size_bytes: 2,
   created_at_ms: 1000 + n,
@@ -74,9 +76,12 @@ const rootfsOf = (n: number, version: string): Rootfs => ({
   distro: 'debian',
   version,
   arch: 'x86_64',
-  provider: 'debian',
-  sha256: HASH,
+  provider: 'debian-rootfs',
+  source: 'debian bookworm',
+  proofs: ['apt'],
+  sha256: String(n).repeat(64),
   size_bytes: 3,
+  is_default: false,
   created_at_ms: 1000 + n,
 });
 const jobOf = (n: number, more: Partial<Job> = {}): Job => ({
@@ -314,41 +319,43 @@ test('what is in use is not removed', async () => {
   await using temp = await dataDir();
   await using store = await openStore(temp.dir);
   await store.insertImage(imageOf(1, { name: 'base' }));
-  await store.insertKernel(kernelOf(1, '6.1.0'));
+  await store.assets.kernel.insert(kernelOf(1, '6.1.0'));
   await fails(store.insertWs(wsOf(1, { image_id: idOf('img', 9) })), 'not_found');
   await store.insertWs(wsOf(1, { image_id: idOf('img', 1) }));
   await store.insertVm(vmOf(1, { kernel_id: idOf('krn', 1) }), {});
   await fails(store.insertVm(vmOf(2, { kernel_id: idOf('krn', 9) }), {}), 'not_found');
   await fails(store.removeImage(idOf('img', 1)), 'in_use', "Cannot remove image 'base': workspace 'ws1' came from it.");
-  await fails(store.removeKernel(idOf('krn', 1)), 'in_use', "Cannot remove kernel '6.1.0': VM 'vm1' uses it.");
+  await fails(store.assets.kernel.remove(idOf('krn', 1)), 'in_use', "Cannot remove kernel '6.1.0': VM 'vm1' uses it.");
   await store.removeWs(idOf('ws', 1));
   await store.removeImage(idOf('img', 1));
   await store.patchVm(idOf('vm', 1), { kernel_id: null });
-  await store.removeKernel(idOf('krn', 1));
+  await store.assets.kernel.remove(idOf('krn', 1));
   await fails(store.removeImage(idOf('img', 1)), 'not_found');
-  await fails(store.removeKernel(idOf('krn', 1)), 'not_found');
+  await fails(store.assets.kernel.remove(idOf('krn', 1)), 'not_found');
 });
 
 test('assets are found by ID and by version, the newest of a version', async () => {
   await using temp = await dataDir();
   await using store = await openStore(temp.dir);
   const rebuilt = { ...kernelOf(2, '6.1.0'), sha256: 'b'.repeat(64) };
-  const first = await store.insertKernel(kernelOf(1, '6.1.0'));
+  const first = await store.assets.kernel.insert(kernelOf(1, '6.1.0'));
   // two downloads that end at once make one kernel; a package that was rebuilt makes another
-  const [one, other] = await Promise.all([3, 4].map(n => store.insertKernel({ ...rebuilt, id: idOf('krn', n) })));
+  const [one, other] = await Promise.all(
+    [3, 4].map(n => store.assets.kernel.insert({ ...rebuilt, id: idOf('krn', n) })),
+  );
   assert.deepEqual([one, other], [{ ...rebuilt, id: idOf('krn', 3) }, one]);
-  assert.deepEqual(await store.insertKernel(kernelOf(5, '6.1.0')), first);
-  assert.equal((await store.listKernels()).length, 2);
-  for (const n of [1, 2]) await store.insertRootfs(rootfsOf(n, '12'));
-  assert.equal((await store.findKernel('6.1.0'))?.id, idOf('krn', 3));
-  assert.deepEqual(await store.findKernel(idOf('krn', 1)), kernelOf(1, '6.1.0'));
-  assert.equal((await store.findRootfs('debian:12'))?.id, idOf('rfs', 2));
-  assert.deepEqual(await store.findRootfs(idOf('rfs', 1)), rootfsOf(1, '12'));
-  assert.equal(await store.findRootfs('debian'), undefined);
-  assert.equal(await store.findRootfs('debian:13'), undefined);
-  await store.removeRootfs(idOf('rfs', 2));
-  await fails(store.removeRootfs(idOf('rfs', 2)), 'not_found');
-  assert.equal((await store.listRootfs()).length, 1);
+  assert.deepEqual(await store.assets.kernel.insert(kernelOf(5, '6.1.0')), first);
+  assert.equal((await store.assets.kernel.list()).length, 2);
+  for (const n of [1, 2]) await store.assets.rootfs.insert(rootfsOf(n, '12'));
+  assert.equal((await store.assets.kernel.find('6.1.0'))?.id, idOf('krn', 3));
+  assert.deepEqual(await store.assets.kernel.find(idOf('krn', 1)), kernelOf(1, '6.1.0'));
+  assert.equal((await store.assets.rootfs.find('debian:12'))?.id, idOf('rfs', 2));
+  assert.deepEqual(await store.assets.rootfs.find(idOf('rfs', 1)), rootfsOf(1, '12'));
+  assert.equal(await store.assets.rootfs.find('debian'), undefined);
+  assert.equal(await store.assets.rootfs.find('debian:13'), undefined);
+  await store.assets.rootfs.remove(idOf('rfs', 2));
+  await fails(store.assets.rootfs.remove(idOf('rfs', 2)), 'not_found');
+  assert.equal((await store.assets.rootfs.list()).length, 1);
 });
 
 test('jobs: update, filter, interrupt, prune', async () => {

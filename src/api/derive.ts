@@ -1,10 +1,11 @@
 /** What a door without zod needs of the contract, as plain data: `nexusctl` starts from it in half the time. */
-import type { z } from 'zod';
+import { z } from 'zod';
 import { Job } from './job.ts';
 import type { Method, Op, StreamKind } from './op.ts';
 import { Nothing } from './op.ts';
 
-export type FieldKind = 'text' | 'integer' | 'number' | 'boolean' | 'choice' | 'list' | 'map';
+/** `json`: a list of objects. */
+export type FieldKind = 'text' | 'integer' | 'number' | 'boolean' | 'choice' | 'list' | 'map' | 'json';
 
 export interface Field {
   name: string;
@@ -29,6 +30,7 @@ export interface Row {
   columns: readonly string[];
   answers: Answers;
   stream?: StreamKind;
+  by_flag?: { readonly verb: string; readonly flag: string };
 }
 
 const KINDS: Record<string, FieldKind> = {
@@ -54,7 +56,8 @@ const field = (name: string, schema: z.core.$ZodType): Field => {
     if (!('innerType' in def)) break;
     inner = def.innerType as z.ZodType;
   }
-  const kind = KINDS[inner._zod.def.type];
+  const objects = inner instanceof z.ZodArray && !(inner.element instanceof z.ZodString);
+  const kind = objects ? 'json' : KINDS[inner._zod.def.type];
   if (kind === undefined) throw new Error(`no flag can be made of field ${name}: ${inner._zod.def.type}`);
   const whole = kind === 'number' && 'format' in inner._zod.def && inner._zod.def.format === 'safeint';
   return {
@@ -87,6 +90,7 @@ export const derive = (ops: Record<string, Op>): Record<string, Row> =>
         columns: op.columns ?? [],
         answers: answers(name, op),
         ...(op.stream === undefined ? {} : { stream: op.stream }),
+        ...(op.by_flag === undefined ? {} : { by_flag: op.by_flag }),
       },
     ]),
   );

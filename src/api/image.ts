@@ -30,7 +30,9 @@ export const imageOps = {
     summary: 'Build an image: a root file system archive plus the guest agent, as ext4',
     input: z.strictObject({
       name: Name,
-      rootfs: Ref.describe('ID, or distro:version such as debian:12'),
+      rootfs: Ref.optional().describe(
+        'ID, or distro:version such as debian:12; default: the default one, or the newest',
+      ),
       init: z.enum(['auto', ...InitMode.options]).default('auto'),
       size_bytes: Bytes.min(16 * 1024 * 1024)
         .max(1024 ** 4)

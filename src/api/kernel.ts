@@ -1,19 +1,15 @@
 import { z } from 'zod';
-import { Arch, Bytes, id, Ref, Sha256, TimeMs } from './common.ts';
+import { Available, chosen, Default, FETCH_FAULTS, onDisk, wanted } from './asset.ts';
+import { Bytes, id, Ref, Sha256 } from './common.ts';
 import { Job } from './job.ts';
 import { Nothing, op } from './op.ts';
 
 export const Kernel = z.strictObject({
   id: id('krn'),
   version: z.string().describe('the kernel release, as uname -r prints it'),
-  arch: Arch,
-  provider: z.string(),
-  package: z.string().describe('the package or file it came from, with its version'),
-  sha256: Sha256.describe('of the ELF that is booted'),
-  size_bytes: Bytes,
-  modules_sha256: Sha256.describe('of the cpio archive of modules'),
-  modules_size_bytes: Bytes,
-  created_at_ms: TimeMs,
+  ...onDisk,
+  modules_sha256: Sha256.nullable().describe('of the cpio archive of modules; null: it has none, all is built in'),
+  modules_size_bytes: Bytes.nullable(),
 });
 export type Kernel = z.infer<typeof Kernel>;
 
@@ -23,18 +19,10 @@ export const kernelOps = {
   'kernel.download': op({
     method: 'POST',
     path: '/v1/kernels/download',
-    summary: 'Download a kernel and unpack it to what a microVM boots',
-    input: z.strictObject({
-      version: z
-        .string()
-        .min(1)
-        .max(128)
-        .optional()
-        .describe('a release or a series such as 6.12 or 6.1; default: the newest the package archive has'),
-      provider: z.enum(['debian']).default('debian'),
-    }),
+    summary: 'Download a kernel and verify it',
+    input: z.strictObject(wanted),
     output: Job,
-    errors: ['not_found', 'unverified', 'no_room', 'host'],
+    errors: FETCH_FAULTS,
     args: ['version'],
     tool: true,
   }),
@@ -42,12 +30,23 @@ export const kernelOps = {
     method: 'GET',
     path: '/v1/kernels',
     summary: 'List the kernels on disk, newest first',
-    input: z.strictObject({}),
+    input: z.strictObject(chosen),
     output: z.array(Kernel),
-    columns: ['id', 'version', 'arch', 'provider', 'size_bytes', 'created_at_ms'],
+    columns: ['id', 'version', 'arch', 'provider', 'proofs', 'size_bytes', 'is_default', 'created_at_ms'],
     tool: true,
   }),
-  'kernel.get': op({
+  'kernel.available': op({
+    method: 'GET',
+    path: '/v1/kernels/available',
+    summary: 'List the kernels that a provider has, newest first',
+    input: z.strictObject(chosen),
+    output: z.array(Available),
+    errors: FETCH_FAULTS,
+    columns: ['version', 'arch', 'provider', 'on_disk'],
+    by_flag: { verb: 'list', flag: 'available' },
+    tool: true,
+  }),
+  'kernel.inspect': op({
     method: 'GET',
     path: '/v1/kernels/:kernel',
     summary: 'Show one kernel',
@@ -64,6 +63,16 @@ export const kernelOps = {
     input: KernelRef,
     output: Kernel,
     errors: ['not_found', 'unverified'],
+    args: ['kernel'],
+    tool: true,
+  }),
+  'kernel.set_default': op({
+    method: 'POST',
+    path: '/v1/kernels/:kernel/default',
+    summary: 'Make a kernel the one of VMs that name none',
+    input: KernelRef.extend(Default),
+    output: Kernel,
+    errors: ['not_found', 'unsupported'],
     args: ['kernel'],
     tool: true,
   }),

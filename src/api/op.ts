@@ -26,6 +26,8 @@ export interface Op<
   readonly args?: readonly string[];
   /** Fields of the output (or of its items) that the CLI shows as a table. */
   readonly columns?: readonly string[];
+  /** The CLI has it under another verb of its noun, by a flag there: `kernel list --available`. */
+  readonly by_flag?: { readonly verb: string; readonly flag: string };
   /** True: a tool of the MCP endpoint. */
   readonly tool?: boolean;
   readonly stream?: S;

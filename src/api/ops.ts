@@ -2,10 +2,12 @@
 import { daemonOps } from './daemon.ts';
 import { eventOps } from './event.ts';
 import { execOps } from './exec.ts';
+import { firecrackerOps } from './firecracker.ts';
 import { imageOps } from './image.ts';
 import { jobOps } from './job.ts';
 import { kernelOps } from './kernel.ts';
 import type { Args, In, Op, Out, Stream } from './op.ts';
+import { providerOps } from './provider.ts';
 import { rootfsOps } from './rootfs.ts';
 import { vmInspectOps } from './vm_inspect.ts';
 import { vmOps } from './vm_ops.ts';
@@ -14,8 +16,10 @@ import { wsOps } from './ws.ts';
 
 export const ops = {
   ...daemonOps,
+  ...providerOps,
   ...kernelOps,
   ...rootfsOps,
+  ...firecrackerOps,
   ...imageOps,
   ...wsOps,
   ...vmOps,

@@ -1,70 +1,122 @@
-/** Assets: kernels and root file system archives. A version may be there more than once (a rebuilt package); the newest counts. */
+/** Assets: kernels, root file system archives and Firecrackers, one way for all three. */
+import { sql } from 'kysely';
+import type { AssetKind } from '../api/asset.ts';
 import { ID_PATTERN } from '../api/common.ts';
 import { Fault } from '../api/fault.ts';
+import { Firecracker } from '../api/firecracker.ts';
 import { Kernel } from '../api/kernel.ts';
 import { Rootfs } from '../api/rootfs.ts';
-import { codec, type Db, none, unlessTaken } from './sqlite.ts';
-import type { AssetStore } from './store.ts';
+import { type Codec, codec, type Db, none, type Row, unlessTaken } from './sqlite.ts';
+import type { AssetOf, AssetStore, AssetTable } from './store.ts';
 
-const kernels = codec('kernel', Kernel);
-const archives = codec('rootfs', Rootfs);
+/** What is different about one kind. */
+interface Sort<A> {
+  kind: AssetKind;
+  table: 'kernels' | 'rootfs' | 'firecrackers';
+  rows: Codec<A>;
+  /** As people call it, such as kernel '6.12'. */
+  name(asset: A): string;
+  /** What makes two of them one: name and content. */
+  same(asset: A): Record<string, string | null>;
+  /** The VM that needs it. */
+  usedBy?(db: Db, id: string): Promise<{ name: string } | undefined>;
+}
 
-const newestKernels = (db: Db) =>
-  db.selectFrom('kernels').selectAll().orderBy('created_at_ms', 'desc').orderBy('id', 'desc');
-const newestRootfs = (db: Db) =>
-  db.selectFrom('rootfs').selectAll().orderBy('created_at_ms', 'desc').orderBy('id', 'desc');
+const KERNELS: Sort<Kernel> = {
+  kind: 'kernel',
+  table: 'kernels',
+  rows: codec('kernel', Kernel),
+  name: a => `kernel '${a.version}'`,
+  same: ({ version, arch, sha256, modules_sha256 }) => ({ version, arch, sha256, modules_sha256 }),
+  usedBy: (db, id) => db.selectFrom('vms').select('name').where('kernel_id', '=', id).executeTakeFirst(),
+};
+
+const ROOTFS: Sort<Rootfs> = {
+  kind: 'rootfs',
+  table: 'rootfs',
+  rows: codec('rootfs', Rootfs),
+  name: a => `archive '${a.distro}:${a.version}'`,
+  same: ({ distro, version, arch, sha256 }) => ({ distro, version, arch, sha256 }),
+};
+
+const FIRECRACKERS: Sort<Firecracker> = {
+  kind: 'firecracker',
+  table: 'firecrackers',
+  rows: codec('Firecracker', Firecracker),
+  name: a => `Firecracker '${a.version}'`,
+  same: ({ version, arch, sha256, jailer_sha256 }) => ({ version, arch, sha256, jailer_sha256 }),
+  usedBy: (db, id) =>
+    db.selectFrom('vms').select('name').where(sql`run ->> 'firecracker_id'`, '=', id).executeTakeFirst(),
+};
+
+const newest = (db: Db, { table }: Pick<Sort<unknown>, 'table'>) =>
+  db.selectFrom(table).selectAll().orderBy('created_at_ms', 'desc').orderBy('id', 'desc');
+
+/** The version of a reference; for root file systems the distro and, if it is named, the version. */
+const partsOf = (kind: AssetKind, ref: string): { version?: string; distro?: string } => {
+  if (kind !== 'rootfs') return { version: ref };
+  const colon = ref.indexOf(':');
+  return colon < 0 ? { distro: ref } : { distro: ref.slice(0, colon), version: ref.slice(colon + 1) };
+};
+
+const table = <A extends AssetOf[AssetKind]>(db: Db, sort: Sort<A>): AssetTable<A> => {
+  const { rows } = sort;
+  // the table and its codec belong together, which TypeScript cannot follow through the generic
+  const read = (row: object | undefined): A | undefined => row && rows.fromRow(row as Row<A>);
+  const all = async (on: Db) => (await newest(on, sort).execute()).map(row => rows.fromRow(row as unknown as Row<A>));
+  const need = async (on: Db, id: string): Promise<A> => {
+    const found = read(await newest(on, sort).where('id', '=', id).executeTakeFirst());
+    if (found === undefined) throw none(sort.kind, id);
+    return found;
+  };
+  return {
+    insert: asset =>
+      db.transaction().execute(async trx => {
+        const same = Object.entries(sort.same(asset));
+        const found = (await all(trx)).find(one => same.every(([key, value]) => Reflect.get(one, key) === value));
+        if (found !== undefined) return found;
+        const row = rows.toRow(asset) as never;
+        await unlessTaken(`${sort.kind} '${asset.id}'`, () => trx.insertInto(sort.table).values(row).execute());
+        return asset;
+      }),
+
+    find: async ref => {
+      if (ID_PATTERN.test(ref)) return read(await newest(db, sort).where('id', '=', ref).executeTakeFirst());
+      const { version, distro } = partsOf(sort.kind, ref);
+      const named = (await all(db)).filter(one => !('distro' in one) || one.distro === distro);
+      if (version === undefined) return named[0];
+      return named.find(one => one.version === version) ?? named.find(one => one.version.startsWith(`${version}.`));
+    },
+
+    list: () => all(db),
+
+    remove: id =>
+      db.transaction().execute(async trx => {
+        const asset = await need(trx, id);
+        const refuse = (why: string, hint?: string) =>
+          new Fault('in_use', `Cannot remove ${sort.name(asset)}: ${why}.`, { hint });
+        const vm = await sort.usedBy?.(trx, id);
+        if (vm !== undefined) throw refuse(`VM '${vm.name}' uses it`);
+        if (asset.is_default) throw refuse('it is the default', `nexusctl ${sort.kind} set-default --off ${id}`);
+        await trx.deleteFrom(sort.table).where('id', '=', id).execute();
+      }),
+
+    setDefault: (id, on) =>
+      db.transaction().execute(async trx => {
+        const asset = await need(trx, id);
+        if (on) await trx.updateTable(sort.table).set({ is_default: 0 }).where('is_default', '=', 1).execute();
+        await trx
+          .updateTable(sort.table)
+          .set({ is_default: Number(on) })
+          .where('id', '=', id)
+          .execute();
+        return { ...asset, is_default: on };
+      }),
+  };
+};
 
 export const assetStore = (db: Db): AssetStore => ({
-  insertKernel: kernel =>
-    db.transaction().execute(async trx => {
-      let same = newestKernels(trx).where('version', '=', kernel.version).where('arch', '=', kernel.arch);
-      for (const hash of ['sha256', 'modules_sha256'] as const) same = same.where(hash, '=', kernel[hash]);
-      const found = await same.executeTakeFirst();
-      if (found !== undefined) return kernels.fromRow(found);
-      const row = kernels.toRow(kernel);
-      await unlessTaken(`Kernel '${kernel.id}'`, () => trx.insertInto('kernels').values(row).execute());
-      return kernel;
-    }),
-
-  findKernel: async ref => {
-    const key = ID_PATTERN.test(ref) ? 'id' : 'version';
-    const row = await newestKernels(db).where(key, '=', ref).executeTakeFirst();
-    return row && kernels.fromRow(row);
-  },
-
-  listKernels: async () => (await newestKernels(db).execute()).map(kernels.fromRow),
-
-  removeKernel: id =>
-    db.transaction().execute(async trx => {
-      const kernel = await trx.selectFrom('kernels').select('version').where('id', '=', id).executeTakeFirst();
-      if (kernel === undefined) throw none('kernel', id);
-      const vm = await trx.selectFrom('vms').select('name').where('kernel_id', '=', id).executeTakeFirst();
-      if (vm !== undefined)
-        throw new Fault('in_use', `Cannot remove kernel '${kernel.version}': VM '${vm.name}' uses it.`);
-      await trx.deleteFrom('kernels').where('id', '=', id).execute();
-    }),
-
-  insertRootfs: async rootfs => {
-    const row = archives.toRow(rootfs);
-    await unlessTaken(`Rootfs '${rootfs.id}'`, () => db.insertInto('rootfs').values(row).execute());
-  },
-
-  findRootfs: async ref => {
-    const colon = ref.indexOf(':');
-    if (!ID_PATTERN.test(ref) && colon < 0) return undefined;
-    const query = ID_PATTERN.test(ref)
-      ? newestRootfs(db).where('id', '=', ref)
-      : newestRootfs(db)
-          .where('distro', '=', ref.slice(0, colon))
-          .where('version', '=', ref.slice(colon + 1));
-    const row = await query.executeTakeFirst();
-    return row && archives.fromRow(row);
-  },
-
-  listRootfs: async () => (await newestRootfs(db).execute()).map(archives.fromRow),
-
-  removeRootfs: async id => {
-    const { numDeletedRows } = await db.deleteFrom('rootfs').where('id', '=', id).executeTakeFirst();
-    if (numDeletedRows === 0n) throw none('rootfs', id);
-  },
+  kernel: table(db, KERNELS),
+  rootfs: table(db, ROOTFS),
+  firecracker: table(db, FIRECRACKERS),
 });

@@ -147,10 +147,91 @@ const THIRD = `
 alter table vms add column boot_ms integer;
 `;
 
+/**
+ * Providers, Firecrackers, and of every asset where it came from and how that was proven. What there is came from the signed packages of
+ * Debian. Kernels are rebuilt, for a column of theirs may be null from now on.
+ */
+const FOURTH = `
+create table providers (
+  id text primary key,
+  name text not null unique,
+  kind text not null check (kind in ('kernel', 'rootfs', 'firecracker')),
+  type text not null,
+  config text not null check (json_valid(config)),
+  pipeline text not null check (json_valid(pipeline)),
+  keys text not null check (json_valid(keys)),
+  unverified integer not null check (unverified in (0, 1)),
+  is_default integer not null check (is_default in (0, 1)),
+  shipped integer not null check (shipped in (0, 1)),
+  created_at_ms integer not null,
+  updated_at_ms integer not null
+) strict;
+create unique index providers_default on providers (kind) where is_default = 1;
+
+create table firecrackers (
+  id text primary key,
+  version text not null,
+  arch text not null,
+  provider text,
+  source text not null,
+  proofs text not null check (json_valid(proofs)),
+  sha256 text not null,
+  size_bytes integer not null,
+  is_default integer not null check (is_default in (0, 1)),
+  created_at_ms integer not null,
+  jailer_sha256 text,
+  jailer_size_bytes integer
+) strict;
+create unique index firecrackers_default on firecrackers (is_default) where is_default = 1;
+
+create table kernels_new (
+  id text primary key,
+  version text not null,
+  arch text not null,
+  provider text,
+  source text not null,
+  proofs text not null check (json_valid(proofs)),
+  sha256 text not null,
+  size_bytes integer not null,
+  is_default integer not null check (is_default in (0, 1)),
+  created_at_ms integer not null,
+  modules_sha256 text,
+  modules_size_bytes integer,
+  check ((modules_sha256 is null) = (modules_size_bytes is null))
+) strict;
+insert into kernels_new
+  select id, version, arch, provider, package, '["apt"]', sha256, size_bytes, 0, created_at_ms, modules_sha256, modules_size_bytes
+  from kernels;
+drop table kernels;
+alter table kernels_new rename to kernels;
+create unique index kernels_default on kernels (is_default) where is_default = 1;
+
+create table rootfs_new (
+  id text primary key,
+  distro text not null,
+  version text not null,
+  arch text not null,
+  provider text,
+  source text not null,
+  proofs text not null check (json_valid(proofs)),
+  sha256 text not null,
+  size_bytes integer not null,
+  is_default integer not null check (is_default in (0, 1)),
+  created_at_ms integer not null
+) strict;
+insert into rootfs_new
+  select id, distro, version, arch, 'debian-rootfs', 'packages of ' || distro || ' ' || version, '["apt"]', sha256, size_bytes, 0, created_at_ms
+  from rootfs;
+drop table rootfs;
+alter table rootfs_new rename to rootfs;
+create unique index rootfs_default on rootfs (is_default) where is_default = 1;
+`;
+
 export const MIGRATIONS: readonly Migration[] = [
   { version: 1, sql: FIRST },
   { version: 2, sql: SECOND },
   { version: 3, sql: THIRD },
+  { version: 4, sql: FOURTH },
 ];
 
 const versionOf = (db: DatabaseSync): number => Number(db.prepare('pragma user_version').get()?.user_version ?? 0);

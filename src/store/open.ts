@@ -8,6 +8,7 @@ import { imageStore } from './image.ts';
 import { jobStore } from './job.ts';
 import { MIGRATIONS, migrate, refuseNewer } from './migrations.ts';
 import { noteStore } from './note.ts';
+import { providerStore } from './provider.ts';
 import { type Db, guarded, openDb } from './sqlite.ts';
 import type { StateStore } from './store.ts';
 import { vmStore } from './vm.ts';
@@ -60,10 +61,16 @@ export const openStore = async (data_dir: string, migrations = MIGRATIONS): Prom
       ...vmStore(db),
       ...wsStore(db),
       ...imageStore(db),
-      ...assetStore(db),
+      ...providerStore(db),
       ...jobStore(db),
       ...noteStore(db),
     };
-    return { ...faulted(path, verbs), [Symbol.asyncDispose]: () => close(db, raw) };
+    const { kernel, rootfs, firecracker } = assetStore(db);
+    const assets = {
+      kernel: faulted(path, kernel),
+      rootfs: faulted(path, rootfs),
+      firecracker: faulted(path, firecracker),
+    };
+    return { ...faulted(path, verbs), assets, [Symbol.asyncDispose]: () => close(db, raw) };
   });
 };

@@ -19,15 +19,17 @@ import {
 } from 'kysely';
 import { z } from 'zod';
 import { Fault } from '../api/fault.ts';
+import type { Firecracker } from '../api/firecracker.ts';
 import type { Image } from '../api/image.ts';
 import type { Job } from '../api/job.ts';
 import type { Kernel } from '../api/kernel.ts';
+import type { Provider } from '../api/provider.ts';
 import type { Rootfs } from '../api/rootfs.ts';
 import type { VmHistoryEntry } from '../api/vm.ts';
 import type { Workspace } from '../api/ws.ts';
 import type { VmRecord } from './store.ts';
 
-/** A field as SQLite keeps it: truth as 0 or 1, an object as JSON text, all else as it is. */
+/** A field as SQLite keeps it: truth as 0 or 1, a list or an object as JSON text, all else as it is. */
 type Column<V> = V extends boolean ? number : V extends object ? string : V;
 export type Row<T> = { [K in keyof T]: Column<T[K]> };
 
@@ -38,6 +40,8 @@ export interface Tables {
   images: Row<Image>;
   kernels: Row<Kernel>;
   rootfs: Row<Rootfs>;
+  firecrackers: Row<Firecracker>;
+  providers: Row<Provider>;
   jobs: Row<Job>;
   notes: { name: string; value: string };
 }
@@ -223,7 +227,8 @@ export const codec = <S extends z.ZodObject>(what: string, schema: S): Codec<z.o
   const unlike: (readonly [name: string, kind: 'json' | 'bool'])[] = [];
   for (const [name, field] of Object.entries(schema.shape)) {
     const inner = field instanceof z.ZodNullable ? field.unwrap() : field;
-    if (inner instanceof z.ZodObject || inner instanceof z.ZodRecord) unlike.push([name, 'json']);
+    if (inner instanceof z.ZodObject || inner instanceof z.ZodRecord || inner instanceof z.ZodArray)
+      unlike.push([name, 'json']);
     if (inner instanceof z.ZodBoolean) unlike.push([name, 'bool']);
   }
   const decoded = new WeakMap<object, z.output<S>>();

@@ -4,9 +4,12 @@
  *
  * Faults: `exists` (a name is taken), `not_found`, `bad_state` (an illegal transition), `in_use`, `no_room` (the disk is full).
  */
+import type { AssetKind } from '../api/asset.ts';
+import type { Firecracker } from '../api/firecracker.ts';
 import type { Image } from '../api/image.ts';
 import type { Job, JobState } from '../api/job.ts';
 import type { Kernel } from '../api/kernel.ts';
+import type { Provider } from '../api/provider.ts';
 import type { Rootfs } from '../api/rootfs.ts';
 import type { Vm, VmHistoryEntry } from '../api/vm.ts';
 import type { VmState } from '../api/vm_state.ts';
@@ -17,6 +20,8 @@ export interface VmRun {
   pid: number;
   start_ticks: number;
   boot_id: string;
+  /** The Firecracker of the store that it is. */
+  firecracker_id?: string | undefined;
 }
 
 export interface VmRecord extends Vm {
@@ -89,19 +94,48 @@ export interface ImageStore {
   removeImage(id: string): Promise<void>;
 }
 
-export interface AssetStore {
-  /** Gives the one that is in the store: this one, or one of the same version and content that was there before. */
-  insertKernel(kernel: Kernel): Promise<Kernel>;
-  /** By ID or version. */
-  findKernel(ref: string): Promise<Kernel | undefined>;
-  listKernels(): Promise<Kernel[]>;
-  /** `in_use` while a VM names it. */
-  removeKernel(id: string): Promise<void>;
-  insertRootfs(rootfs: Rootfs): Promise<void>;
-  /** By ID or `distro:version`. */
-  findRootfs(ref: string): Promise<Rootfs | undefined>;
-  listRootfs(): Promise<Rootfs[]>;
-  removeRootfs(id: string): Promise<void>;
+/** Assets of one kind. A version may be there more than once (a rebuilt package); the newest counts. */
+export interface AssetTable<A> {
+  /**
+   * Gives the one that is in the store: this one, or one of the same name and content that was there before, whoever brought it.
+   */
+  insert(asset: A): Promise<A>;
+  /** By ID, by version (root file systems: `distro:version`), or by a series of versions: its newest. */
+  find(ref: string): Promise<A | undefined>;
+  /** Newest first. */
+  list(): Promise<A[]>;
+  /** `in_use` if it is the default, or a VM needs it. */
+  remove(id: string): Promise<void>;
+  /** The one default, or with `on` false none. */
+  setDefault(id: string, on: boolean): Promise<A>;
+}
+
+export interface AssetOf {
+  kernel: Kernel;
+  rootfs: Rootfs;
+  firecracker: Firecracker;
+}
+
+export type AssetStore = { readonly [K in AssetKind]: AssetTable<AssetOf[K]> };
+
+/** A provider that comes with Nexus. */
+export interface ShippedProvider extends Provider {
+  /** Number of the shipment in which it came first, from 1 on. */
+  since: number;
+}
+
+export interface ProviderStore {
+  /** Brings what is shipped to where it is new; what was changed or removed stays so. */
+  seedProviders(shipped: readonly ShippedProvider[]): Promise<void>;
+  /** The first of its kind becomes its default. */
+  insertProvider(provider: Provider): Promise<Provider>;
+  findProvider(ref: string): Promise<Provider | undefined>;
+  /** By kind, the default first. */
+  listProviders(kind?: AssetKind): Promise<Provider[]>;
+  updateProvider(id: string, change: (provider: Provider) => Provider): Promise<Provider>;
+  setDefaultProvider(id: string): Promise<Provider>;
+  /** `in_use` if it is the default of its kind. */
+  removeProvider(id: string): Promise<void>;
 }
 
 export interface JobStore {
@@ -119,7 +153,9 @@ export interface StateStore
   extends VmStore,
     WorkspaceStore,
     ImageStore,
-    AssetStore,
+    ProviderStore,
     JobStore,
     NoteStore,
-    AsyncDisposable {}
+    AsyncDisposable {
+  readonly assets: AssetStore;
+}

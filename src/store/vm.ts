@@ -11,7 +11,12 @@ import { attach, detach, insert, wsOfVm } from './ws.ts';
 
 type Trx = Transaction<Tables>;
 
-const VmRun = z.strictObject({ pid: z.int(), start_ticks: z.int(), boot_id: z.string() });
+const VmRun = z.strictObject({
+  pid: z.int(),
+  start_ticks: z.int(),
+  boot_id: z.string(),
+  firecracker_id: z.string().optional(),
+});
 const rows = codec('VM', z.strictObject({ ...Vm.shape, run: VmRun.nullable(), host_uid: z.int().nullable() }));
 const history = codec('history', VmHistoryEntry);
 
