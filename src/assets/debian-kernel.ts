@@ -1,77 +1,47 @@
-/** A kernel from Debian's signed packages: found and fetched by apt, taken apart in streams, kept as what a microVM boots. */
+/** A kernel from Debian's signed packages: found by apt, taken apart in streams, kept as what a microVM boots. */
 import { createHash } from 'node:crypto';
-import { mkdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { Arch } from '../api/common.ts';
 import { Fault } from '../api/fault.ts';
-import type { JobProgress } from '../api/job.ts';
-import { sha256File } from '../lib/files.ts';
+import type { LandedFile } from '../api/pipeline.ts';
 import { RunError, run } from '../lib/proc.ts';
-import { type Apt, type AptPackage, candidate, downloadPackage, openApt, packageNames, refreshLists } from './apt.ts';
-import { elfOfBzImage } from './bzimage.ts';
-import { readDeb } from './member.ts';
+import { type Apt, candidate, packageNames, refreshLists } from './apt.ts';
+import type { DebEntry } from './deb.ts';
 import { builtinNames, closure, type KernelModule, moduleName, modulesCpio, NEEDED, parseModule } from './modules.ts';
-import { verifyFile } from './verify.ts';
+import { runPipeline } from './pipeline.ts';
+import type { Landed, PipelineInput } from './pipeline_input.ts';
+import { matches, newestFirst } from './versions.ts';
 
-export interface KernelDownload {
-  /** A release or a series: `6.12.43+deb12-cloud-amd64`, `6.12`, `6.1`; the newest if not given. */
-  version?: string | undefined;
-  /** Modules to pack besides those that a microVM needs; they are not loaded at boot. */
-  modules?: readonly string[] | undefined;
-  /** Empty and private; ends with `vmlinux`, `bzImage` and `modules.cpio` in it. */
-  dir: string;
-  signal: AbortSignal;
-  onProgress: (progress: JobProgress) => void;
-  onLog: (line: string) => void;
-}
-
-export interface KernelFiles {
-  version: string;
-  arch: Arch;
-  /** The package and its version. */
-  package: string;
-  sha256: string;
-  size_bytes: number;
-  modules_sha256: string;
-  modules_size_bytes: number;
-}
-
-const MAX_IMAGE = 128 * 1024 * 1024;
 const MAX_MODULE = 64 * 1024 * 1024;
 const MAX_TABLE = 16 * 1024 * 1024;
 
 const PREFIX = 'linux-image-';
 
-/** Numbers compare as numbers: 6.1.0-9 < 6.1.0-10 < 6.12.1. */
-const byRelease = (a: string, b: string): number => a.localeCompare(b, 'en', { numeric: true });
-
 /** The releases among these package names, newest first. Meta packages (6.12-cloud-amd64), debug and unsigned ones are none. */
 export const cloudReleases = (names: readonly string[]): string[] =>
-  names
-    .filter(name => name.startsWith(PREFIX))
-    .map(name => name.slice(PREFIX.length))
-    .filter(release => /^\d+\.\d+\.\d+[a-z0-9.+~-]*-cloud-amd64$/.test(release))
-    .sort(byRelease)
-    .reverse();
+  newestFirst(
+    names
+      .filter(name => name.startsWith(PREFIX))
+      .map(name => name.slice(PREFIX.length))
+      .filter(release => /^\d+\.\d+\.\d+[a-z0-9.+~-]*-cloud-amd64$/.test(release)),
+  );
 
-/** True if `release` is `version` or belongs to that series: 6.1 has 6.1.0-40, and not 6.12.1. */
-export const matches = (release: string, version: string | undefined): boolean =>
-  version === undefined || release === version || ['.', '-', '+'].some(c => release.startsWith(`${version}${c}`));
-
-/** The newest package of that version that can be had, or a fault that names what there is. */
-const find = async (apt: Apt, version: string | undefined): Promise<AptPackage | undefined> => {
-  for (const release of cloudReleases(await packageNames(apt, PREFIX)).filter(r => matches(r, version))) {
-    const found = await candidate(apt, `${PREFIX}${release}`);
-    if (found !== undefined) return found;
+/** The newest release that is meant by a wish and can be had. */
+const find = async (apt: Apt, wish: string | undefined): Promise<string | undefined> => {
+  for (const release of cloudReleases(await packageNames(apt, PREFIX)).filter(r => matches(r, wish))) {
+    if ((await candidate(apt, `${PREFIX}${release}`)) !== undefined) return release;
   }
   return undefined;
 };
 
-const noSuch = async (apt: Apt, version: string | undefined): Promise<Fault> => {
+/** What a wish means; where the system's lists are empty or stale, lists of our own are asked. */
+export const findDebianKernel = async (apt: Apt, wish: string | undefined): Promise<string> => {
+  const found = (await find(apt, wish)) ?? (await find(await refreshLists(apt), wish));
+  if (found !== undefined) return found;
   const known = cloudReleases(await packageNames(apt, PREFIX)).slice(0, 6);
-  return new Fault(
+  throw new Fault(
     'not_found',
-    `Cannot find kernel '${version ?? 'newest'}': the package archive has no such cloud kernel.`,
+    `Cannot find kernel '${wish ?? 'newest'}': the package archive has no such cloud kernel.`,
     {
       hint:
         known.length === 0 ? 'Only the package archive of Debian has cloud kernels.' : `It has: ${known.join(', ')}.`,
@@ -79,53 +49,46 @@ const noSuch = async (apt: Apt, version: string | undefined): Promise<Fault> => 
   );
 };
 
-/** Finds and downloads the package; where the system's lists are empty or stale, once more with lists of our own. */
-const fetchPackage = async (system: Apt, input: KernelDownload): Promise<{ pkg: AptPackage; path: string }> => {
-  for (let apt = system; ; apt = await refreshLists(system)) {
-    const pkg = await find(apt, input.version);
-    if (pkg !== undefined) {
-      input.onLog(`${pkg.name} ${pkg.version}`);
-      const path = await downloadPackage(apt, pkg, done =>
-        input.onProgress({ stage: 'download', done, total: pkg.size_bytes, unit: 'bytes' }),
-      );
-      if (path !== undefined) return { pkg, path };
-    }
-    if (apt.lists === 'private') throw await noSuch(apt, input.version);
-    input.onLog('The lists of the system do not have it; fetching lists of our own.');
-    input.onProgress({ stage: 'package lists', done: 0, total: 1, unit: 'steps' });
+/** The releases that can be had, newest first. */
+export const debianKernels = async (apt: Apt): Promise<string[]> => {
+  const names = async (from: Apt) => cloudReleases(await packageNames(from, PREFIX));
+  let lists = apt;
+  let known = await names(lists);
+  if (known.length === 0) {
+    lists = await refreshLists(apt);
+    known = await names(lists);
   }
+  const there = await Promise.all(known.map(release => candidate(lists, `${PREFIX}${release}`)));
+  return known.filter((_, i) => there[i] !== undefined);
 };
 
+/** What is kept of a package while it streams by, beside the kernel itself. */
 interface Parts {
-  release: string;
-  image: Buffer;
+  readonly release: string;
   config: string | undefined;
   /** modules.builtin, modules.order and the like. */
-  tables: Map<string, Buffer>;
+  readonly tables: Map<string, Buffer>;
   /** Module name -> path below lib/modules/<release>, and the file that holds it as packed. */
-  modules: Map<string, { path: string; file: string }>;
+  readonly modules: Map<string, { path: string; file: string }>;
 }
 
-/** Takes the wanted files out of the package. Modules, which are many, go to files of the working folder under our own names. */
-const takeApart = async (deb: string, release: string, work: string, input: KernelDownload): Promise<Parts> => {
-  const parts: Parts = { release, image: Buffer.alloc(0), config: undefined, tables: new Map(), modules: new Map() };
-  const onBytes = (done: number, total: number) => input.onProgress({ stage: 'unpack', done, total, unit: 'bytes' });
-  await readDeb(deb, { signal: input.signal, onBytes }, async entry => {
+/** Takes the wanted files out of the package. Modules, which are many, go to files of the folder `work` under our own names. */
+const partsOf = (release: string, work: string, signal: AbortSignal) => {
+  const parts: Parts = { release, config: undefined, tables: new Map(), modules: new Map() };
+  const collect = async (entry: DebEntry): Promise<void> => {
     const path = entry.path.replace(/^usr\//, '');
     const below = path.startsWith(`lib/modules/${release}/`) ? path.slice(`lib/modules/${release}/`.length) : '';
-    if (path === `boot/vmlinuz-${release}`) parts.image = await entry.bytes(MAX_IMAGE);
-    else if (path === `boot/config-${release}`) parts.config = (await entry.bytes(MAX_TABLE)).toString('latin1');
+    if (path === `boot/config-${release}`) parts.config = (await entry.bytes(MAX_TABLE)).toString('latin1');
     else if (/^modules\.(builtin|builtin\.modinfo|order)$/.test(below))
       parts.tables.set(below, await entry.bytes(MAX_TABLE));
     else if (/^kernel\/[\w+./-]+\.ko(\.xz|\.zst|\.gz)?$/.test(below) && !below.includes('..')) {
       const end = below.slice(below.lastIndexOf('.ko'));
       const file = join(work, `${parts.modules.size}${end}`);
-      await writeFile(file, await entry.bytes(MAX_MODULE), { signal: input.signal });
+      await writeFile(file, await entry.bytes(MAX_MODULE), { signal });
       parts.modules.set(moduleName(below), { path: below, file });
     }
-  });
-  if (parts.image.length === 0) throw new Fault('unsupported', `Cannot use the package: it has no kernel ${release}.`);
-  return parts;
+  };
+  return { parts, collect };
 };
 
 /** Refuses a kernel that lacks what the guest protocol needs, by the name of the option. */
@@ -162,68 +125,44 @@ const readModules = async (parts: Parts, names: string[], signal: AbortSignal): 
   return read;
 };
 
-const build = async (deb: string, pkg: AptPackage, work: string, input: KernelDownload): Promise<KernelFiles> => {
-  const { dir, signal, onProgress } = input;
-  const parts = await takeApart(deb, pkg.name.slice(PREFIX.length), work, input);
+/** Writes the archive of the modules that a microVM needs, and of `more`, to `out`. */
+const landModules = async (
+  parts: Parts,
+  out: string,
+  more: readonly string[],
+  signal: AbortSignal,
+): Promise<LandedFile> => {
   checkOptions(parts);
-  onProgress({ stage: 'kernel', done: 0, total: 2, unit: 'steps' });
-  const vmlinux = await elfOfBzImage(parts.image);
-  signal.throwIfAborted();
-  await writeFile(join(dir, 'bzImage'), parts.image, { signal });
-  await writeFile(join(dir, 'vmlinux'), vmlinux, { signal });
-  onProgress({ stage: 'modules', done: 1, total: 2, unit: 'steps' });
-  const modules = await closure(new Set(parts.modules.keys()), input.modules ?? [], names =>
-    readModules(parts, names, signal),
-  );
+  const modules = await closure(new Set(parts.modules.keys()), more, names => readModules(parts, names, signal));
   const archive = modulesCpio(parts.release, modules, parts.tables);
-  await writeFile(join(dir, 'modules.cpio'), archive, { signal });
-  onProgress({ stage: 'modules', done: 2, total: 2, unit: 'steps' });
-  const hash = (data: Buffer) => createHash('sha256').update(data).digest('hex');
-  return {
-    version: parts.release,
-    arch: 'x86_64',
-    package: `${pkg.name} ${pkg.version}`,
-    sha256: hash(vmlinux),
-    size_bytes: vmlinux.length,
-    modules_sha256: hash(archive),
-    modules_size_bytes: archive.length,
-  };
+  await writeFile(out, archive, { signal, flush: true });
+  return { sha256: createHash('sha256').update(archive).digest('hex'), size_bytes: archive.length };
 };
 
-/** Downloads a kernel of Debian's cloud flavour into `dir`. Leaves nothing but the three files there. */
-export const downloadDebianKernel = async (input: KernelDownload): Promise<KernelFiles> => {
-  const work = join(input.dir, '.work');
-  await mkdir(work, { mode: 0o700 });
+export interface KernelPackage {
+  release: string;
+  /** Private and empty. */
+  work: string;
+  /** Modules to pack besides those that a microVM needs; they are not loaded at boot. */
+  modules?: readonly string[];
+}
+
+/** Runs the pipeline of a kernel package, and makes the archive of its modules out of what else is in the package: `modules.cpio`. */
+export const landDebianKernel = async (
+  input: PipelineInput,
+  { release, work, modules = [] }: KernelPackage,
+): Promise<Landed> => {
+  const { dir, signal, onProgress } = input;
+  const { parts, collect } = partsOf(release, work, signal);
+  const landed = await runPipeline({ ...input, collect });
   try {
-    input.onProgress({ stage: 'find the package', done: 0, total: 1, unit: 'steps' });
-    const apt = await openApt(work, input.signal, input.onLog);
-    const { pkg, path } = await fetchPackage(apt, input);
-    if ((await sha256File(path, input.signal)) !== pkg.sha256)
-      throw new Fault('unverified', `Cannot use ${pkg.name}: its SHA-256 is not the one in the signed index.`);
-    return await build(path, pkg, work, input);
+    onProgress({ stage: 'modules', done: 0, total: 1, unit: 'steps' });
+    const archive = await landModules(parts, join(dir, 'modules.cpio'), modules, signal);
+    return { ...landed, beside: { ...landed.beside, 'modules.cpio': archive } };
   } catch (error) {
-    if (input.signal.aborted) throw input.signal.reason;
-    if (error instanceof Error && 'code' in error && error.code === 'ENOSPC')
-      throw new Fault('no_room', `Cannot keep the kernel: the disk of ${input.dir} is full.`, { cause: error });
-    if (error instanceof RunError)
-      throw new Fault(
-        error.errno === 'ENOENT' ? 'host' : 'unsupported',
-        `Cannot unpack the kernel: ${error.message}.`,
-        {
-          cause: error,
-        },
-      );
-    throw error;
-  } finally {
-    await rm(work, { recursive: true, force: true });
+    if (signal.aborted) throw signal.reason;
+    if (!(error instanceof RunError)) throw error;
+    const code = error.errno === 'ENOENT' ? 'host' : 'unsupported';
+    throw new Fault(code, `Cannot unpack the modules: ${error.message}.`, { cause: error });
   }
-};
-
-/** Hashes the files of a kernel again; `unverified` names the one that is not what was recorded. */
-export const verifyKernel = async (
-  dir: string,
-  record: Pick<KernelFiles, 'sha256' | 'size_bytes' | 'modules_sha256' | 'modules_size_bytes'>,
-): Promise<void> => {
-  await verifyFile(join(dir, 'vmlinux'), record);
-  await verifyFile(join(dir, 'modules.cpio'), { sha256: record.modules_sha256, size_bytes: record.modules_size_bytes });
 };

@@ -68,6 +68,13 @@ const release = (version: string): (typeof RELEASES)[number] => {
   throw new Fault('not_found', `Cannot find Debian '${version}': the known releases are ${known}.`);
 };
 
+/** The releases that can be made. */
+export const debianReleases = (): string[] => RELEASES.map(r => r.version).reverse();
+
+/** The release that is meant by a number or a code name; the newest where nothing is. */
+export const debianVersion = (wish: string | undefined): string =>
+  wish === undefined ? (debianReleases()[0] ?? '') : release(wish).version;
+
 /** The machine's own sources of Debian, as [uri, kind]; kind is '' or what follows the code name: -updates, -security. */
 const debianSources = async (apt: Apt): Promise<[string, string][]> => {
   const suite = new RegExp(`^(?:${RELEASES.map(r => r.codename).join('|')})(|-updates|-security)$`);

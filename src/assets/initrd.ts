@@ -1,4 +1,4 @@
-/** The initramfs of a VM: the kernel's modules and the guest agent, two cpio archives one after the other (docs/guest-protocol.md). */
+/** The initramfs of a VM: the kernel's modules, if it has any, and the guest agent, cpio archives one after the other (docs/guest-protocol.md). */
 import { randomUUID } from 'node:crypto';
 import { createReadStream } from 'node:fs';
 import { open, readFile, rm, stat } from 'node:fs/promises';
@@ -32,8 +32,8 @@ export const agentCpio = async (agentPath: string): Promise<Buffer> => {
 };
 
 export interface InitrdInput {
-  /** The kernel's archive of modules. */
-  modules: string;
+  /** The kernel's archive of modules; null: it has none. */
+  modules: string | null;
   /** The agent's binary. */
   agent: string;
   out: string;
@@ -46,7 +46,8 @@ export const writeInitrd = async ({ modules, agent, out, signal }: InitrdInput):
   const file = await open(temp, 'wx', 0o644);
   try {
     let at = 0;
-    for await (const chunk of createReadStream(modules, { highWaterMark: 1024 * 1024, signal })) {
+    const chunks = modules === null ? [] : createReadStream(modules, { highWaterMark: 1024 * 1024, signal });
+    for await (const chunk of chunks) {
       await file.writeFile(chunk);
       at += chunk.length;
     }

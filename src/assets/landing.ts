@@ -36,10 +36,13 @@ export const hashed = async function* (
   passed();
 };
 
-/** Writes the stream to the new file `path`; every byte is on disk when it returns. `known`: its SHA-256, if the stream proves it. */
+/**
+ * Writes the stream to the new file `path`, readable for all: a VMM's own user opens it. Every byte is on disk when it returns.
+ * `known`: its SHA-256, if the stream proves it.
+ */
 export const landFile = async (from: AsyncIterable<Buffer>, path: string, known?: string): Promise<LandedFile> => {
   const hash = known === undefined ? createHash('sha256') : undefined;
-  await using file = await open(path, 'wx', 0o600);
+  await using file = await open(path, 'wx', 0o644);
   let size = 0;
   let batch: Buffer[] = [];
   let held = 0;
