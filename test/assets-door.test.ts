@@ -37,9 +37,9 @@ const flipped = (data: Buffer): Buffer => {
 test('a kernel: by ID and by version, verified, and told when a bit of it is another', async () => {
   const [kernel] = await w.client.kernel.list({});
   assert.ok(kernel);
-  assert.deepEqual(await w.client.kernel.get({ kernel: kernel.id }), kernel);
-  assert.deepEqual(await w.client.kernel.get({ kernel: kernel.version }), kernel);
-  await rejects(w.client.kernel.get({ kernel: '9.9' }), 'not_found', /no kernel '9\.9'/);
+  assert.deepEqual(await w.client.kernel.inspect({ kernel: kernel.id }), kernel);
+  assert.deepEqual(await w.client.kernel.inspect({ kernel: kernel.version }), kernel);
+  await rejects(w.client.kernel.inspect({ kernel: '9.9' }), 'not_found', /no kernel '9\.9'/);
   assert.deepEqual(await w.client.kernel.verify({ kernel: kernel.id }), kernel);
   for (const name of ['vmlinux', 'modules.cpio']) {
     const restore = await replace(join(w.data_dir, 'kernels', kernel.id, name), flipped);
@@ -51,7 +51,8 @@ test('a kernel: by ID and by version, verified, and told when a bit of it is ano
 
 test('downloads of one kernel under three names at once make one', { timeout: 300_000 }, async () => {
   await using empty = await world({});
-  const asked = [{}, { version: '6.12' }, { version: '6.12' }];
+  const provider = 'debian';
+  const asked = [{ provider }, { provider, version: '6.12' }, { provider, version: '6.12' }];
   const jobs = await Promise.all(asked.map(input => empty.client.kernel.download(input)));
   assert.equal(jobs[1]?.id, jobs[2]?.id, 'two that ask for the same share a job');
   const ends = await Promise.all(jobs.map(j => empty.client.job.wait({ job: j.id, timeout_ms: 240_000 })));
@@ -65,9 +66,9 @@ test('an archive: by ID and by name, verified, told when it is another or gone',
   const [rootfs] = await w.client.rootfs.list({});
   assert.ok(rootfs);
   assert.deepEqual([rootfs.distro, rootfs.version], ['debian', '12']);
-  assert.deepEqual(await w.client.rootfs.get({ rootfs: rootfs.id }), rootfs);
-  assert.deepEqual(await w.client.rootfs.get({ rootfs: 'debian:12' }), rootfs);
-  await rejects(w.client.rootfs.get({ rootfs: 'debian:99' }), 'not_found');
+  assert.deepEqual(await w.client.rootfs.inspect({ rootfs: rootfs.id }), rootfs);
+  assert.deepEqual(await w.client.rootfs.inspect({ rootfs: 'debian:12' }), rootfs);
+  await rejects(w.client.rootfs.inspect({ rootfs: 'debian:99' }), 'not_found');
   assert.deepEqual(await w.client.rootfs.verify({ rootfs: 'debian:12' }), rootfs);
   const path = join(w.data_dir, 'rootfs', rootfs.id, 'rootfs.tar');
   const restore = await replace(path, flipped);

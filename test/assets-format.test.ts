@@ -11,14 +11,14 @@ import { aptFault } from '../src/assets/apt.ts';
 import { arMembers, debData } from '../src/assets/ar.ts';
 import { bzPayload, elfOfBzImage } from '../src/assets/bzimage.ts';
 import { type CpioEntry, cpio, withFolders } from '../src/assets/cpio.ts';
-
-import { cloudReleases, matches } from '../src/assets/debian-kernel.ts';
+import { cloudReleases } from '../src/assets/debian-kernel.ts';
 import { elfSection, hasPvh } from '../src/assets/elf.ts';
 import { agentCpio, writeInitrd } from '../src/assets/initrd.ts';
 import { lz4Legacy } from '../src/assets/lz4.ts';
 import { readDeb } from '../src/assets/member.ts';
 import { moduleIndex } from '../src/assets/modindex.ts';
 import { bootOrder, closure, type KernelModule } from '../src/assets/modules.ts';
+import { matches } from '../src/assets/versions.ts';
 import { makeBzImage, makeElf } from './kit/packages.ts';
 
 let dir = '';

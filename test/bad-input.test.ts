@@ -124,7 +124,7 @@ test('no image and no kernel: both are named with the command that gets them', a
 });
 
 test('a job that cannot succeed fails with the reason and leaves nothing', async () => {
-  const kernel = await w.client.kernel.download({ version: '1.2.3' });
+  const kernel = await w.client.kernel.download({ version: '1.2.3', provider: 'debian' });
   const end = await w.client.job.wait({ job: kernel.id });
   assert.equal(end.state, 'failed');
   assert.equal(end.error?.code, 'not_found', end.error?.detail ?? '');

@@ -156,7 +156,7 @@ test('a kernel that patches itself while both its processors run lives on', { ti
 test('both kernels of Debian 12 boot: 6.12 and 6.1', { timeout: 600_000 }, async () => {
   await using w = await world({ qemu: 'real', seed: 'booted' });
   const job = await w.client.job.wait({
-    job: (await w.client.kernel.download({ version: '6.1' })).id,
+    job: (await w.client.kernel.download({ version: '6.1', provider: 'debian' })).id,
     timeout_ms: 300_000,
   });
   assert.equal(job.state, 'succeeded', job.error?.detail ?? '');

@@ -7,7 +7,7 @@ import { join } from 'node:path';
 import process from 'node:process';
 import { after, test } from 'node:test';
 import { Fault } from '../src/api/fault.ts';
-import { OP_NAMES } from '../src/api/ops.ts';
+import { TABLE } from '../src/api/table.ts';
 import { splitCommand } from '../src/cli/exec.ts';
 import type { Handlers } from '../src/core/handler.ts';
 import { sampleJob, sampleVm, type TestDoor, testDoor } from './kit/door.ts';
@@ -49,13 +49,16 @@ const ctl = async (door: Pick<TestDoor, 'socket'>, argv: readonly string[], inpu
 const nobody = { socket: '/nonexistent/nexusd.sock' };
 
 test('every operation has a command, and its help comes from the contract', async () => {
-  const nouns = [...new Set(OP_NAMES.map(name => name.split('.')[0] ?? ''))];
+  const nouns = [...new Set(Object.keys(TABLE).map(name => name.split('.')[0] ?? ''))];
   await Promise.all(
     nouns.map(async noun => {
       const help = await ctl(nobody, [noun === 'exec' ? 'execs' : noun, '--help']);
       assert.equal(help.code, 0, help.stderr);
-      for (const name of OP_NAMES.filter(one => one.startsWith(`${noun}.`))) {
-        assert.match(help.stdout, new RegExp(`^  ${name.split('.')[1]}\\b`, 'm'));
+      for (const row of Object.values(TABLE).filter(one => one.name.startsWith(`${noun}.`))) {
+        const word = row.name.split('.')[1]?.replaceAll('_', '-');
+        if (row.by_flag === undefined) assert.match(help.stdout, new RegExp(`^  ${word}\\b`, 'm'));
+        else
+          assert.match((await ctl(nobody, [noun, row.by_flag.verb, '--help'])).stdout, /^ {2}--available +List the /m);
       }
     }),
   );
@@ -135,7 +138,8 @@ test('errors: one sentence, a hint, the exit code of the table', async () => {
     [['vm', 'create', 'x', '--memory', '1G', '--memory-mib', '5'], /cannot be used with/],
     [['vm', 'start', 'x', '--wait', 'long'], /Allowed choices are ready, running, none/],
     [['vm', 'get'], /missing required argument/],
-    [['image', 'build', 'x'], /required option '--rootfs/],
+    [['provider', 'create', 'x'], /required option '--kind/],
+    [['provider', 'create', 'x', '--kind', 'kernel', '--pipeline', '[}'], /must be JSON, or @FILE/],
     [['frobnicate'], /unknown command 'frobnicate'/],
   ];
   await Promise.all(

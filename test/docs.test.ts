@@ -41,7 +41,7 @@ const isCtl = (command: string): boolean => /(^|\| )nexusctl |^curl -s --unix-so
 
 /** Commands that run elsewhere: which file runs them, and the words in it by which. */
 const ELSEWHERE: [command: RegExp, file: string, words: string][] = [
-  [/^nexusctl kernel download$/, 'test/kit/world.ts', 'kernel.download('],
+  [/^nexusctl kernel download --provider debian$/, 'test/kit/world.ts', 'kernel.download('],
   [/^nexusctl rootfs download debian 12$/, 'test/kit/world.ts', 'rootfs.download('],
   [/^\.\/nexus demo( --(yes|keep))*$/, 'test/nexus-script.test.ts', "nexus(['demo', '--yes', '--keep'])"],
   [/^\.\/nexus test( test\/[a-z-]+\.test\.ts)?$/, 'test/nexus-script.test.ts', "nexus(['test'"],

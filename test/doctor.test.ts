@@ -122,7 +122,7 @@ test('doctor asks the daemon; without one it says what to do and ends with 69', 
   assert.equal(report.able, !report.checks.some(one => one.level === 'fail'));
   assert.deepEqual(
     [check(report, 'kernel')?.level, check(report, 'kernel')?.hint],
-    ['warn', 'nexusctl kernel download'],
+    ['warn', 'nexusctl kernel download --provider debian'],
   );
   assert.match(check(report, 'data')?.detail ?? '', /held by this daemon/);
   assert.equal(check(report, 'qemu')?.level, 'ok');

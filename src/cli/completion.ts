@@ -2,7 +2,7 @@
 import type { Command } from 'commander';
 import type { Row } from '../api/derive.ts';
 import { type Cli, makeCli, out } from './cli.ts';
-import { makeProgram, nounOf, rowNamed, rowsOf } from './program.ts';
+import { makeProgram, nounOf, rowNamed, rowsOf, wordOf } from './program.ts';
 
 /** How long the daemon may take to name its things before the shell goes without. */
 const ASK_MS = 1000;
@@ -22,6 +22,8 @@ const REFERENCES: Record<string, string> = {
   ws: 'name',
   kernel: 'version',
   rootfs: 'id',
+  firecracker: 'version',
+  provider: 'name',
   job: 'id',
 };
 
@@ -42,7 +44,7 @@ const rowOf = (noun: string | undefined, words: readonly string[]): Row | undefi
     const name = BY_HAND[words[0] ?? ''];
     return name === undefined ? undefined : rowNamed(name);
   }
-  return rowsOf(noun).find(row => row.name === `${noun}.${words[1]}`);
+  return rowsOf(noun).find(row => wordOf(row) === words[1]);
 };
 
 /** The value of the flag before, if it takes one. */

@@ -117,7 +117,7 @@ const openAssets = async (demo: Demo): Promise<void> => {
   if (kernel !== undefined) have(`Kernel ${kernel.version}`);
   else {
     const title = "Downloading a kernel from the distribution's signed packages";
-    await step(demo, 'kernel', title, () => finish(demo, nexus.kernel.download({})));
+    await step(demo, 'kernel', title, () => finish(demo, nexus.kernel.download({ provider: DISTRO })));
   }
   const rootfs = (await nexus.rootfs.list()).find(one => one.distro === DISTRO && one.version === VERSION);
   if (rootfs !== undefined) have(`Root file system ${DISTRO} ${VERSION}`);

@@ -1,13 +1,17 @@
 /** Flags and positionals of a command, from the fields of its operation. */
+import { readFileSync } from 'node:fs';
+import { resolve } from 'node:path';
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import type { Field, Row } from '../api/derive.ts';
+import { Fault } from '../api/fault.ts';
 import { formatBytes, formatMs, parseBytes, parseMs } from '../lib/size.ts';
-import { SHORT } from './words.ts';
+import { PATHS, SHORT } from './words.ts';
 
 const MIB = 1024 * 1024;
 
 /** Text to a value of the field's kind. Throws what commander shows as an error of usage. */
 const fromText = (field: Field, text: string): unknown => {
+  if (PATHS.includes(field.name)) return /^[a-z][a-z0-9+.-]*:\/\//i.test(text) ? text : resolve(text);
   if (field.kind !== 'integer' && field.kind !== 'number') return text;
   const whole = field.kind === 'integer';
   if (!(whole ? /^-?\d{1,16}$/ : /^-?\d{1,16}(\.\d{1,16})?$/).test(text)) {
@@ -72,6 +76,15 @@ const pair = (text: string, before: unknown): Record<string, string> => {
   return Object.assign(map, before, { [text.slice(0, at)]: text.slice(at + 1) });
 };
 
+/** JSON, or `@` and the name of a file that holds it. */
+const objects = (text: string): unknown => {
+  try {
+    return JSON.parse(text.startsWith('@') ? readFileSync(text.slice(1), 'utf8') : text);
+  } catch (error) {
+    throw new InvalidArgumentError(`It must be JSON, or @FILE: ${error instanceof Error ? error.message : error}.`);
+  }
+};
+
 /** A flag that is given once for each of several things has the name of one of them: tags is --tag. */
 const flagName = ({ name, kind }: Pick<Field, 'name' | 'kind'>): string =>
   kebab((kind === 'map' || kind === 'list') && name.endsWith('s') ? name.slice(0, -1) : name);
@@ -93,6 +106,8 @@ const optionsOf = (field: Field): Option[] => {
       ];
     case 'map':
       return [new Option(`${flag} <KEY=VALUE>`, `${about} (repeatable)`).argParser(pair)];
+    case 'json':
+      return [new Option(`${flag} <JSON|@FILE>`, about).argParser(objects)];
     default: {
       const exact = new Option(`${flag} <${field.name}>`, about).argParser(text => fromText(field, text));
       const unit = unitOf(field.name);
@@ -117,7 +132,7 @@ const fieldOf = (row: Row, name: string): Field => {
   return field;
 };
 
-/** Adds the positionals and flags of an operation to its command. */
+/** Adds the positionals and flags of an operation to its command. A positional that may be left out is a flag, too. */
 export const addInputs = (command: Command, row: Row, skip: readonly string[] = []): void => {
   for (const arg of row.args) {
     const field = fieldOf(row, arg.replace('...', ''));
@@ -125,10 +140,11 @@ export const addInputs = (command: Command, row: Row, skip: readonly string[] = 
     const about = field.kind === 'choice' ? `one of ${field.choices?.join(', ')}` : (field.about ?? '');
     command.argument(field.required ? `<${shown}>` : `[${shown}]`, about);
   }
-  const taken = [...argNames(row), ...skip];
+  const names = argNames(row);
   for (const field of row.fields) {
-    if (taken.includes(field.name)) continue;
+    if (skip.includes(field.name) || (names.includes(field.name) && field.required)) continue;
     for (const option of optionsOf(field)) {
+      if (names.includes(field.name)) option.hideHelp();
       if (field.required && unitOf(field.name) === undefined) option.makeOptionMandatory();
       command.addOption(option);
     }
@@ -148,7 +164,10 @@ export const inputOf = (
     if (!empty) input[name] = typeof value === 'string' ? fromText(fieldOf(row, name), value) : value;
   });
   for (const { name, kind } of row.fields) {
-    if (name in input) continue;
+    if (name in input) {
+      if (options[camel(flagName({ name, kind }))] === undefined) continue;
+      throw new Fault('invalid', `--${flagName({ name, kind })} and ${capitals(name)} are the same: give one of them.`);
+    }
     const unit = unitOf(name);
     const human = unit === undefined ? undefined : options[camel(kebab(name.slice(0, -unit.length)))];
     const value = options[camel(flagName({ name, kind }))] ?? human;

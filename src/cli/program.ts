@@ -3,7 +3,7 @@ import { Command, Option } from 'commander';
 import type { Row } from '../api/derive.ts';
 import { TABLE } from '../api/table.ts';
 import type { Cli } from './cli.ts';
-import { addInputs, inputOf } from './flags.ts';
+import { addInputs, inputOf, kebab } from './flags.ts';
 import { runRow } from './run.ts';
 import { DESTRUCTIVE, NOUN_ALIASES, NOUNS, VERB_ALIASES } from './words.ts';
 
@@ -12,7 +12,15 @@ export const commandNoun = (noun: string): string => (noun === 'exec' ? 'execs' 
 export const nounOf = (word: string): string | undefined =>
   Object.keys(NOUNS).find(noun => commandNoun(noun) === word) ?? NOUN_ALIASES[word];
 
-export const rowsOf = (noun: string): Row[] => Object.values(TABLE).filter(row => row.name.startsWith(`${noun}.`));
+const nounIn = (row: Row): string => row.name.split('.')[0] ?? '';
+const verbOf = (row: Row): string => row.name.split('.')[1] ?? '';
+
+/** The word of an operation: set_default is set-default. */
+export const wordOf = (row: Row): string => kebab(verbOf(row));
+
+/** The operations of a noun that have a command of their own. */
+export const rowsOf = (noun: string): Row[] =>
+  Object.values(TABLE).filter(row => nounIn(row) === noun && row.by_flag === undefined);
 
 export const rowNamed = (name: string): Row => {
   const row = TABLE[name];
@@ -44,10 +52,21 @@ const leaf = (cli: Cli, parent: Command, name: string, row: Row): Command => {
   command.showHelpAfterError(`hint: nexusctl ${parent.parent === null ? '' : `${parent.name()} `}${name} --help`);
   addInputs(command, row);
   if (row.answers === 'job') command.option('-d, --detach', 'print the ID of the job and do not follow it');
-  const verb = row.name.split('.')[1] ?? '';
-  if (DESTRUCTIVE.includes(verb)) command.option('-y, --yes', 'do not ask');
+  if (DESTRUCTIVE.includes(verbOf(row))) command.option('-y, --yes', 'do not ask');
   addGlobals(command);
-  acts(cli, command, (positionals, options) => runRow(cli, row, positionals, options));
+  const other = Object.values(TABLE).find(
+    one => one.by_flag && nounIn(one) === nounIn(row) && one.by_flag.verb === verbOf(row),
+  );
+  if (other?.by_flag !== undefined) command.option(`--${other.by_flag.flag}`, other.summary);
+  acts(cli, command, (positionals, options) => {
+    const flag = other?.by_flag?.flag;
+    return runRow(
+      cli,
+      other !== undefined && flag !== undefined && options[flag] === true ? other : row,
+      positionals,
+      options,
+    );
+  });
   return command;
 };
 
@@ -73,7 +92,7 @@ const execLeaf = (cli: Cli, parent: Command, name: string): Command => {
 const addNoun = (cli: Cli, program: Command, noun: string, whole: boolean): void => {
   const several = NOUNS[noun]?.[1] ?? noun;
   const rows = rowsOf(noun);
-  const verbs = rows.map(row => row.name.split('.')[1] ?? '');
+  const verbs = rows.map(wordOf);
   const parent = program.command(commandNoun(noun)).summary(`${several}: ${verbs.join(', ')}`);
   parent
     .description(`Work with ${noun === 'daemon' ? 'the daemon' : several}.`)
@@ -82,7 +101,7 @@ const addNoun = (cli: Cli, program: Command, noun: string, whole: boolean): void
   for (const [alias, to] of Object.entries(NOUN_ALIASES)) if (to === noun && alias !== noun) parent.alias(alias);
   if (!whole) return;
   for (const row of rows) {
-    const verb = row.name.split('.')[1] ?? '';
+    const verb = wordOf(row);
     const command = row.name === 'exec.run' ? execLeaf(cli, parent, verb) : leaf(cli, parent, verb, row);
     const alias = VERB_ALIASES[verb];
     if (alias !== undefined) command.alias(alias);

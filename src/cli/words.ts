@@ -5,6 +5,8 @@ export const NOUNS: Record<string, readonly [string, string]> = {
   daemon: ['daemon', 'daemons'],
   kernel: ['kernel', 'kernels'],
   rootfs: ['root file system', 'root file systems'],
+  firecracker: ['Firecracker', 'Firecrackers'],
+  provider: ['provider', 'providers'],
   image: ['image', 'images'],
   ws: ['workspace', 'workspaces'],
   vm: ['VM', 'VMs'],
@@ -22,6 +24,8 @@ export const NOUN_ALIASES: Record<string, string> = {
   vms: 'vm',
   images: 'image',
   kernels: 'kernel',
+  firecrackers: 'firecracker',
+  providers: 'provider',
   jobs: 'job',
 };
 
@@ -37,6 +41,9 @@ export const PAST: Record<string, string> = {
 
 /** These ask first on a terminal. */
 export const DESTRUCTIVE: readonly string[] = ['delete', 'remove'];
+
+/** Fields that name a file on the host of the daemon, or a URL: a name is made absolute. */
+export const PATHS: readonly string[] = ['from'];
 
 /** field -> its one-letter flag */
 export const SHORT: Record<string, string> = { env: 'e', user: 'u', cwd: 'w', follow: 'f', tail: 'n' };

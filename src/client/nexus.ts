@@ -119,7 +119,9 @@ export class Nexus implements Nouns, AsyncDisposable {
   readonly socket: string;
   readonly daemon: Verbs<'daemon'>;
   readonly kernel: Verbs<'kernel'>;
+  readonly provider: Verbs<'provider'>;
   readonly rootfs: Verbs<'rootfs'>;
+  readonly firecracker: Verbs<'firecracker'>;
   readonly image: Verbs<'image'>;
   readonly ws: Verbs<'ws'>;
   readonly vm: Verbs<'vm'>;
@@ -134,7 +136,9 @@ export class Nexus implements Nouns, AsyncDisposable {
     this.#transport = transport;
     this.daemon = noun(transport, 'daemon');
     this.kernel = noun(transport, 'kernel');
+    this.provider = noun(transport, 'provider');
     this.rootfs = noun(transport, 'rootfs');
+    this.firecracker = noun(transport, 'firecracker');
     this.image = noun(transport, 'image');
     this.ws = noun(transport, 'ws');
     this.vm = noun(transport, 'vm');

@@ -2,17 +2,22 @@
 import { Fault } from '../api/fault.ts';
 import type { Image } from '../api/image.ts';
 import type { Kernel } from '../api/kernel.ts';
+import { hostArch } from '../lib/arch.ts';
 import { exists } from '../lib/files.ts';
 import type { VmRecord } from '../store/store.ts';
 import type { MachineSpec, Vmm } from '../vmm/machine.ts';
-import { needKernel } from './find.ts';
+import { usualAsset } from './asset.ts';
+import { needAsset, needKernel } from './find.ts';
+import { firecrackerOf } from './firecracker.ts';
 import type { Host } from './host.ts';
 import { useAsset } from './using.ts';
 
-/** What a start needs; its kernel cannot be removed until disposed. */
+/** What a start needs; its kernel and its Firecracker cannot be removed until disposed. */
 export interface Assets extends Disposable {
   vmm: Vmm;
   kernel: Kernel;
+  /** The Firecracker of the store that starts it. */
+  firecracker_id: string | undefined;
   disks: MachineSpec['disks'];
   /** What the guest's agent is to know of its root, for the kernel's command line. */
   root_words: string[];
@@ -25,16 +30,24 @@ export const admitAssets = async (host: Host, vm: VmRecord): Promise<Assets> => 
       hint: `nexusctl ws attach <workspace> --vm ${vm.name} --role root`,
     });
   }
-  const kernel = vm.kernel_id === null ? (await host.store.listKernels())[0] : await needKernel(host, vm.kernel_id);
+  const kernel = vm.kernel_id === null ? await usualAsset(host, 'kernel') : await needKernel(host, vm.kernel_id);
   if (kernel === undefined) {
     throw new Fault('not_found', `Cannot start VM '${vm.name}': there is no kernel.`, {
       hint: 'nexusctl kernel download --provider debian',
     });
   }
+  if (kernel.arch !== hostArch()) {
+    throw new Fault('unsupported', `Cannot start VM '${vm.name}': kernel ${kernel.version} is for ${kernel.arch}.`);
+  }
   const vmm = await host.vmms.choose(vm.vmm);
   const { disks, root_words } = await admitDisks(host, vm);
-  const used = await useAsset(host, kernel, needKernel);
-  return { vmm, kernel, disks, root_words, [Symbol.dispose]: () => used[Symbol.dispose]() };
+  using stack = new DisposableStack();
+  stack.use(await useAsset(host, kernel, needKernel));
+  const firecracker = vmm.kind === 'firecracker' ? await firecrackerOf(host, vmm.facts().program) : undefined;
+  if (firecracker !== undefined)
+    stack.use(await useAsset(host, firecracker, (_host, id) => needAsset(host, 'firecracker', id)));
+  const held = stack.move();
+  return { vmm, kernel, firecracker_id: firecracker?.id, disks, root_words, [Symbol.dispose]: () => held.dispose() };
 };
 
 const rootWords = (image: Image | undefined): string[] => [

@@ -188,10 +188,10 @@ const agent = async ({ agent_dir }: Examined): Promise<Check> => {
 
 const assets = async ({ host }: Examined): Promise<Check[]> => {
   if (host === undefined) return [];
-  const [[kernel], [image]] = await Promise.all([host.store.listKernels(), host.store.listImages()]);
+  const [[kernel], [image]] = await Promise.all([host.store.assets.kernel.list(), host.store.listImages()]);
   return [
     kernel === undefined
-      ? warn('kernel', 'there is no kernel yet', 'nexusctl kernel download')
+      ? warn('kernel', 'there is no kernel yet', 'nexusctl kernel download --provider debian')
       : ok('kernel', `${kernel.version}, ${kernel.arch}`),
     image === undefined
       ? warn(

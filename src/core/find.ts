@@ -1,14 +1,16 @@
 /** References to records: a name or an ID, or a fault that says how to find the right one. */
+import { type AssetKind, bareVersion } from '../api/asset.ts';
 import type { FaultCode } from '../api/fault.ts';
 import { Fault } from '../api/fault.ts';
 import type { Image } from '../api/image.ts';
 import type { Kernel } from '../api/kernel.ts';
+import type { Provider } from '../api/provider.ts';
 import type { Rootfs } from '../api/rootfs.ts';
 import type { Vm } from '../api/vm.ts';
 import { VM_VERBS, type VmVerb } from '../api/vm_state.ts';
 import type { Workspace } from '../api/ws.ts';
 import type { Held } from '../lib/lock.ts';
-import type { VmRecord } from '../store/store.ts';
+import type { AssetOf, VmRecord } from '../store/store.ts';
 import type { Host } from './host.ts';
 
 const missing = (noun: string, ref: string, list: string, code: FaultCode = 'not_found'): Fault =>
@@ -26,18 +28,28 @@ export const needWs = async (host: Host, ref: string): Promise<Workspace> => {
   return ws;
 };
 
-export const needKernel = async (host: Host, ref: string): Promise<Kernel> => {
-  const kernel = await host.store.findKernel(ref);
-  if (kernel === undefined) throw missing('kernel', ref, 'nexusctl kernel list');
-  return kernel;
+const LISTS: Record<AssetKind, readonly [noun: string, list: string]> = {
+  kernel: ['kernel', 'nexusctl kernel list'],
+  rootfs: ['root file system', 'nexusctl rootfs list'],
+  firecracker: ['Firecracker', 'nexusctl firecracker list'],
 };
 
-export const needRootfs = async (host: Host, ref: string): Promise<Rootfs> => {
-  const rootfs = await host.store.findRootfs(ref);
-  if (rootfs !== undefined) return rootfs;
+/** A kernel, an archive or a Firecracker: by ID, version (`v1.12.0` too) or series. */
+export const needAsset = async <K extends AssetKind>(host: Host, kind: K, ref: string): Promise<AssetOf[K]> => {
+  const asset = await host.store.assets[kind].find(kind === 'rootfs' ? ref : bareVersion(ref));
+  if (asset !== undefined) return asset;
+  const [noun, list] = LISTS[kind];
   const [distro, version] = ref.split(':');
-  const get = version === undefined ? 'nexusctl rootfs list' : `nexusctl rootfs download ${distro} ${version}`;
-  throw missing('root file system', ref, get);
+  throw missing(noun, ref, kind === 'rootfs' && version ? `nexusctl rootfs download ${distro} ${version}` : list);
+};
+
+export const needKernel = (host: Host, ref: string): Promise<Kernel> => needAsset(host, 'kernel', ref);
+export const needRootfs = (host: Host, ref: string): Promise<Rootfs> => needAsset(host, 'rootfs', ref);
+
+export const needProvider = async (host: Host, ref: string): Promise<Provider> => {
+  const provider = await host.store.findProvider(ref);
+  if (provider === undefined) throw missing('provider', ref, 'nexusctl provider list');
+  return provider;
 };
 
 export const needImage = async (host: Host, ref: string): Promise<Image> => {

@@ -2,19 +2,23 @@
 import { daemonHandlers } from './daemon.ts';
 import { eventHandlers } from './event.ts';
 import { execHandlers } from './exec.ts';
+import { firecrackerHandlers } from './firecracker.ts';
 import type { Handlers } from './handler.ts';
 import type { Host } from './host.ts';
 import { imageHandlers } from './image.ts';
 import { jobHandlers } from './job.ts';
 import { kernelHandlers } from './kernel.ts';
+import { providerHandlers } from './provider.ts';
 import { rootfsHandlers } from './rootfs.ts';
 import { vmHandlers } from './vm.ts';
 import { wsHandlers } from './ws.ts';
 
 export const makeHandlers = (host: Host): Handlers => ({
   ...daemonHandlers(host),
+  ...providerHandlers(host),
   ...kernelHandlers(host),
   ...rootfsHandlers(host),
+  ...firecrackerHandlers(host),
   ...imageHandlers(host),
   ...wsHandlers(host),
   ...vmHandlers(host),

@@ -11,6 +11,7 @@ import type { Uses } from '../lib/uses.ts';
 import type { StateStore } from '../store/store.ts';
 import type { Console } from '../vmm/console.ts';
 import type { Machine, Vmms } from '../vmm/machine.ts';
+import type { Downloads } from './downloads.ts';
 import type { Events } from './events.ts';
 import type { JobRunner } from './jobs.ts';
 import type { Metrics } from './metrics.ts';
@@ -33,6 +34,10 @@ export interface Host {
   readonly locks: Locks;
   /** Kernels, archives and images that are being read, by ID. */
   readonly uses: Uses;
+  /** Assets that are being fetched, by what they are. */
+  readonly downloads: Downloads;
+  /** For GitHub's API. */
+  readonly github_token: string | undefined;
   /** Initramfs files that are being made, by path. */
   readonly initrds: Joined<void>;
   readonly events: Events;

@@ -6,19 +6,20 @@ import type { OpIn } from '../api/ops.ts';
 import type { Rootfs } from '../api/rootfs.ts';
 import { buildExt4 } from '../images/build.ts';
 import { guestOverlays } from '../images/overlays.ts';
+import { usualAsset } from './asset.ts';
 import { needImage, needRootfs } from './find.ts';
 import type { HandlersOf } from './handler.ts';
 import type { Host } from './host.ts';
 import { newId } from './ids.ts';
 import type { JobContext } from './jobs.ts';
 import { inTemp } from './land.ts';
-import { rootfsDir } from './paths.ts';
+import { assetDir } from './paths.ts';
 import { workEnv } from './stray.ts';
 import { takeAsset, useAsset } from './using.ts';
 
 export const imageHandlers = (host: Host): HandlersOf<'image'> => ({
   'image.build': async (_ctx, input) => {
-    const rootfs = await needRootfs(host, input.rootfs);
+    const rootfs = input.rootfs === undefined ? await usualRootfs(host) : await needRootfs(host, input.rootfs);
     await nameIsFree(host, input.name);
     return host.jobs.start({ kind: 'image.build', subject: input.name, input }, job => build(host, job, input, rootfs));
   },
@@ -32,6 +33,12 @@ export const imageHandlers = (host: Host): HandlersOf<'image'> => ({
     return {};
   },
 });
+
+const usualRootfs = async (host: Host): Promise<Rootfs> => {
+  const rootfs = await usualAsset(host, 'rootfs');
+  if (rootfs !== undefined) return rootfs;
+  throw new Fault('not_found', 'There is no root file system.', { hint: 'nexusctl rootfs download debian 12' });
+};
 
 const nameIsFree = async (host: Host, name: string): Promise<void> => {
   if ((await host.store.findImage(name)) === undefined) return;
@@ -52,7 +59,7 @@ const build = (host: Host, job: JobContext, input: OpIn<'image.build'>, rootfs: 
     const out = join(temp, 'disk.raw');
     const made = await host.step('build.programs', () =>
       buildExt4({
-        archive: join(rootfsDir(host.paths, rootfs.id), 'rootfs.tar'),
+        archive: join(assetDir(host.paths, 'rootfs', rootfs.id), 'rootfs.tar'),
         archive_sha256: rootfs.sha256,
         defaults: (scan, facts) => {
           init = input.init === 'auto' ? facts.init : input.init;

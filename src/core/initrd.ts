@@ -6,7 +6,7 @@ import { writeInitrd } from '../assets/initrd.ts';
 import { raced } from '../lib/deadline.ts';
 import { exists, removeTree } from '../lib/files.ts';
 import type { Host } from './host.ts';
-import { kernelDir } from './paths.ts';
+import { assetDir } from './paths.ts';
 
 const suffix = (host: Host): string => `-${host.agent.sha256.slice(0, 16)}.cpio`;
 
@@ -14,7 +14,8 @@ const suffix = (host: Host): string => `-${host.agent.sha256.slice(0, 16)}.cpio`
 export const initrdFor = async (host: Host, kernel: Kernel, signal: AbortSignal): Promise<string> => {
   const out = join(host.paths.initrd, `${kernel.id}${suffix(host)}`);
   if (await exists(out)) return out;
-  const modules = join(kernelDir(host.paths, kernel.id), 'modules.cpio');
+  const modules =
+    kernel.modules_sha256 === null ? null : join(assetDir(host.paths, 'kernel', kernel.id), 'modules.cpio');
   // not with the signal of one start: others may wait for the same file
   const making = host.initrds.run(out, () =>
     writeInitrd({ modules, agent: host.agent.path, out, signal: host.closing }),

@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import type { VmDisk, VmInspect } from '../api/vm_inspect.ts';
 import { lastBoot } from '../vmm/console.ts';
 import { VMM_LOG } from '../vmm/run_dir.ts';
+import { usualAsset } from './asset.ts';
 import { needVm } from './find.ts';
 import type { Host } from './host.ts';
 import { liveOf } from './live.ts';
@@ -79,12 +80,12 @@ const imageOf = async (host: Host, id: string | null): Promise<VmInspect['image'
   const image = id === null ? undefined : await host.store.findImage(id);
   if (image === undefined) return null;
   const { name, os, arch, init, agent_version, created_at_ms, rootfs_id } = image;
-  const from = rootfs_id === null ? undefined : await host.store.findRootfs(rootfs_id);
+  const from = rootfs_id === null ? undefined : await host.store.assets.rootfs.find(rootfs_id);
   const rootfs = from === undefined ? null : { id: from.id, distro: from.distro, version: from.version };
   return { id: image.id, name, os, arch, init, agent_version, created_at_ms, rootfs };
 };
 
 const kernelOf = async (host: Host, id: string | null): Promise<VmInspect['kernel']> => {
-  const kernel = id === null ? (await host.store.listKernels())[0] : await host.store.findKernel(id);
+  const kernel = id === null ? await usualAsset(host, 'kernel') : await host.store.assets.kernel.find(id);
   return kernel === undefined ? null : { id: kernel.id, version: kernel.version };
 };

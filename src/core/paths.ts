@@ -1,5 +1,6 @@
 /** Where things lie in a data directory. */
 import { join } from 'node:path';
+import type { AssetKind } from '../api/asset.ts';
 import { Fault } from '../api/fault.ts';
 import { ensureDir } from '../lib/files.ts';
 
@@ -7,6 +8,7 @@ export interface Paths {
   readonly data: string;
   readonly kernels: string;
   readonly rootfs: string;
+  readonly firecrackers: string;
   readonly initrd: string;
   readonly images: string;
   readonly vms: string;
@@ -30,6 +32,7 @@ export const makePaths = async (data: string): Promise<Paths> => {
     data,
     kernels: dir('kernels'),
     rootfs: dir('rootfs'),
+    firecrackers: dir('firecrackers'),
     initrd: dir('initrd'),
     images: dir('images'),
     vms: dir('vms'),
@@ -41,8 +44,10 @@ export const makePaths = async (data: string): Promise<Paths> => {
   return paths;
 };
 
-export const kernelDir = (paths: Paths, id: string): string => join(paths.kernels, id);
-export const rootfsDir = (paths: Paths, id: string): string => join(paths.rootfs, id);
+const FOLDERS = { kernel: 'kernels', rootfs: 'rootfs', firecracker: 'firecrackers' } as const;
+
+/** The folder of one kernel, archive or Firecracker. */
+export const assetDir = (paths: Paths, kind: AssetKind, id: string): string => join(paths[FOLDERS[kind]], id);
 export const vmDir = (paths: Paths, id: string): string => join(paths.vms, id);
 /** What the VM wrote on its console, and before it `.1`. */
 export const consoleLog = (paths: Paths, id: string): string => join(vmDir(paths, id), 'console.log');

@@ -187,12 +187,13 @@ const takeUp = async (host: Host, vm: VmRecord, step: Extract<Step, { do: 'adopt
 /** Removes what belongs to no record: a killed daemon may have left it. What cannot be removed does not keep the daemon from starting. */
 const sweep = async (host: Host): Promise<void> => {
   const { store, paths } = host;
-  const [vms, ws, images, kernels, rootfs] = await Promise.all([
+  const [vms, ws, images, kernels, rootfs, firecrackers] = await Promise.all([
     store.listVms(),
     store.listWs(),
     store.listImages(),
-    store.listKernels(),
-    store.listRootfs(),
+    store.assets.kernel.list(),
+    store.assets.rootfs.list(),
+    store.assets.firecracker.list(),
   ]);
   const ids = (records: readonly { id: string }[]) => new Set(records.map(r => r.id));
   for (const work of [
@@ -200,6 +201,7 @@ const sweep = async (host: Host): Promise<void> => {
     () => sweepDir(host, paths.vms, ids(vms)),
     () => sweepDir(host, paths.kernels, ids(kernels)),
     () => sweepDir(host, paths.rootfs, ids(rootfs)),
+    () => sweepDir(host, paths.firecrackers, ids(firecrackers)),
     () => sweepDir(host, paths.tmp, new Set()),
     () => sweepScratch(paths.data),
     () => sweepInitrds(host, ids(kernels)),

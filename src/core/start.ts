@@ -15,7 +15,7 @@ import { insist } from './insist.ts';
 import { diskFull } from './land.ts';
 import { forget, guestReady, hold, letGo } from './live.ts';
 import { moveVm } from './move.ts';
-import { consoleLog, kernelDir, runDir } from './paths.ts';
+import { assetDir, consoleLog, runDir } from './paths.ts';
 import { afterEnd, NOT_OWED } from './restarts.ts';
 
 /** From SIGKILL to the end of a VMM whose start is undone. */
@@ -223,7 +223,7 @@ const boot = async (
       dir,
       vcpus: vm.vcpus,
       memory_mib: vm.memory_mib,
-      kernel: join(kernelDir(host.paths, assets.kernel.id), 'vmlinux'),
+      kernel: join(assetDir(host.paths, 'kernel', assets.kernel.id), 'vmlinux'),
       initrd,
       cmdline: [...assets.root_words, `nexus.hostname=${vm.name}`],
       disks: assets.disks,
@@ -235,7 +235,9 @@ const boot = async (
     signal,
     async proc => {
       times.spawned = performance.now();
-      await host.step('start.process', () => host.store.patchVm(vm.id, { run: { ...proc }, pid: proc.pid }));
+      await host.step('start.process', () =>
+        host.store.patchVm(vm.id, { run: { ...proc, firecracker_id: assets.firecracker_id }, pid: proc.pid }),
+      );
     },
   );
   const live = hold(host, vm, machine, console, times);

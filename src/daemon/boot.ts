@@ -4,7 +4,9 @@ import { arch } from 'node:os';
 import { join } from 'node:path';
 import process from 'node:process';
 import { Fault } from '../api/fault.ts';
+import { Downloads } from '../core/downloads.ts';
 import { Events } from '../core/events.ts';
+import { storedFirecracker } from '../core/firecracker.ts';
 import { makeHandlers } from '../core/handlers.ts';
 import type { AgentFiles, Host } from '../core/host.ts';
 import { JobRunner } from '../core/jobs.ts';
@@ -13,6 +15,7 @@ import { letGo } from '../core/live.ts';
 import { makeMetrics } from '../core/metrics.ts';
 import { startAllOwed, startOwed } from '../core/owed.ts';
 import { makePaths } from '../core/paths.ts';
+import { seedProviders } from '../core/provider.ts';
 import { reconcile } from '../core/reconcile.ts';
 import { RESTART_TIMES, Restarts, type RestartTimes } from '../core/restarts.ts';
 import { metricsText } from '../core/scrape.ts';
@@ -43,8 +46,10 @@ export interface DaemonOptions {
   agent_dir: string;
   /** The QEMU program; default: qemu-system-<arch> from PATH. */
   qemu?: string | undefined;
-  /** The Firecracker program; default: firecracker from PATH. */
+  /** The Firecracker program; default: the one of the store, else firecracker from PATH. */
   firecracker?: string | undefined;
+  /** For GitHub's API. */
+  github_token?: string | undefined;
   /** Of automatic restarts. */
   restart_times?: RestartTimes | undefined;
   log: Log;
@@ -75,7 +80,10 @@ export const bootDaemon = async (options: DaemonOptions): Promise<Daemon> => {
     const cgroups = await openCgroups(paths.data);
     const [disks, vmms] = await Promise.all([
       pickDisks(options.data_dir, log, step),
-      openVmms({ probe, qemu: options.qemu, firecracker: options.firecracker, log, step, cgroups }),
+      openVmms({
+        ...{ probe, qemu: options.qemu, log, step, cgroups },
+        firecracker: options.firecracker ?? (() => storedFirecracker(store, paths)),
+      }),
     ]);
     const closing = new AbortController();
     const events = new Events();
@@ -94,6 +102,8 @@ export const bootDaemon = async (options: DaemonOptions): Promise<Daemon> => {
       cgroups,
       locks: new Locks(),
       uses: new Uses(),
+      downloads: new Downloads(),
+      github_token: options.github_token,
       initrds: new Joined(),
       usages: new Joined(),
       events,
@@ -108,6 +118,7 @@ export const bootDaemon = async (options: DaemonOptions): Promise<Daemon> => {
     };
     log.info({ cgroup: cgroups.base, why: cgroups.why }, 'groups of VMMs');
     stack.defer(() => letGoAll(host));
+    await seedProviders(host);
     await reconcile(host);
     for (const { kind, accel, why, hint } of vmms.all.map(vmm => vmm.facts())) {
       log[accel === 'kvm' ? 'info' : 'warn']({ kind, accel, why, hint }, 'what this VMM can do here');

@@ -24,7 +24,9 @@ environment:
   NEXUS_LOG           the level of the log, as --log-level
   NEXUS_AGENT_DIR     folder of nexus-agent-<arch> and nexus-probe
   NEXUS_QEMU          the QEMU program (default: qemu-system-<arch> from PATH)
-  NEXUS_FIRECRACKER   the Firecracker program (default: firecracker from PATH)
+  NEXUS_FIRECRACKER   the Firecracker program (default: a downloaded one, else firecracker from PATH)
+  NEXUS_GITHUB_TOKEN  (or GITHUB_TOKEN) a token for GitHub's API, which lists releases
+  HTTPS_PROXY         (and NO_PROXY) the proxy for downloads
   NEXUS_RESTART_MS    times of automatic restarts as LEAST:MOST:STEADY, in ms (default: 1000:60000:60000): the first delay,
                       the longest, and how long a VM must be up until the first delay counts again
   NEXUS_MKE2FS        the mke2fs program (1.47.2 or later builds images without fakeroot)
@@ -79,6 +81,7 @@ const programs = () => ({
   agent_dir: process.env.NEXUS_AGENT_DIR ?? join(import.meta.dirname, 'agent'),
   qemu: process.env.NEXUS_QEMU,
   firecracker: process.env.NEXUS_FIRECRACKER,
+  github_token: process.env.NEXUS_GITHUB_TOKEN || process.env.GITHUB_TOKEN || undefined,
 });
 
 const doctor = async (data_dir: string, level: string): Promise<number> => {

@@ -15,8 +15,8 @@ export interface DriversOptions {
   probe: string;
   /** The QEMU program; default: from PATH. */
   qemu?: string | undefined;
-  /** The Firecracker program; default: from PATH. */
-  firecracker?: string | undefined;
+  /** The Firecracker program, or who says which one it is now; default: from PATH. */
+  firecracker?: string | (() => Promise<string | undefined>) | undefined;
   log: Log;
   step: Step;
   cgroups?: Cgroups | undefined;

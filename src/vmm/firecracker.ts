@@ -5,21 +5,23 @@
  * not before, a refusal names the part that was refused, and a name that is misspelt is refused at all (in the file
  * Firecracker ignores it). It costs half a dozen requests on one connection, a few milliseconds.
  */
+import { isAbsolute } from 'node:path';
 import { Driver, type DriverOptions } from './driver.ts';
-import { configuration, firecrackerArgv, kernelCmdline } from './firecracker_config.ts';
+import { configuration, firecrackerArgv, kernelCmdline, passedPath } from './firecracker_config.ts';
 import { FIRECRACKER_PROGRAM, gatherFacts } from './firecracker_facts.ts';
 import { FirecrackerMachine } from './firecracker_machine.ts';
 import type { HostFacts } from './host_facts.ts';
 import type { Vmm } from './machine.ts';
 import { COUNTED, METRICS_FIFO } from './run_dir.ts';
-import { spawnVmm } from './spawn.ts';
+import { type PassedFds, spawnVmm } from './spawn.ts';
 
 const ANSWER_MS = 20_000;
 
 export interface FirecrackerOptions extends DriverOptions {
   /** As it was found last. */
   host: () => HostFacts;
-  program?: string;
+  /** A program, or who says which one it is now: its files are the daemon's own, and undefined is the usual one. */
+  program?: string | (() => Promise<string | undefined>);
   /** Added to the little that the VMM gets of our environment (PATH): the rest may hold secrets. */
   env?: Record<string, string>;
 }
@@ -31,14 +33,28 @@ export const openFirecracker = (options: FirecrackerOptions): Promise<Vmm> => {
     {
       kind: 'firecracker',
       name: 'Firecracker',
-      ask: () => gatherFacts({ host: host(), program, env }),
-      spawn: async (spec, { dir, accel, cgroup }) => {
+      ask: async () => {
+        const now = typeof program === 'string' ? program : ((await program()) ?? FIRECRACKER_PROGRAM);
+        return gatherFacts({ host: host(), program: now, env });
+      },
+      spawn: async (spec, { dir, facts, accel, cgroup }) => {
         kernelCmdline(spec); // refused before anything is there
         await dir.give(METRICS_FIFO);
         dir.makeOwnLog();
         await dir.remove(COUNTED);
-        const argv = () => firecrackerArgv(spec, program);
-        const { child, fds } = await spawnVmm({ spec, dir, accel, env, cgroup, reopens_disks: true, argv });
+        const own = typeof program === 'string' || !isAbsolute(facts.program) ? undefined : facts.program;
+        const argv = (fds: PassedFds) =>
+          firecrackerArgv(spec, fds.program === undefined ? facts.program : passedPath(fds.program));
+        const { child, fds } = await spawnVmm({
+          spec,
+          dir,
+          accel,
+          env,
+          cgroup,
+          reopens_disks: true,
+          program: own,
+          argv,
+        });
         const puts = configuration(spec, fds);
         return {
           child,

@@ -14,6 +14,8 @@ export interface PassedFds {
   initrd: number;
   /** As `spec.disks`. */
   disks: number[];
+  /** Undefined: the program is found by its name. */
+  program?: number;
 }
 
 export interface Spawning {
@@ -25,6 +27,8 @@ export interface Spawning {
   cgroup: string | null;
   /** The VMM opens disks again by the names of their descriptors: a writable one must be its uid's own. */
   reopens_disks: boolean;
+  /** Path of a program that lies where its user may not go: it is passed on open, and run by the name of its descriptor. */
+  program?: string | undefined;
   /** Program and arguments, from the descriptors. */
   argv: (fds: PassedFds) => string[];
 }
@@ -109,6 +113,7 @@ export const spawnVmm = async (options: Spawning): Promise<{ child: ChildProcess
       kernel: boot('kernel', spec.kernel),
       initrd: boot('initrd', spec.initrd),
       disks: spec.disks.map(disk => pass(openDisk(options, disk))),
+      ...(options.program === undefined ? {} : { program: boot('program', options.program) }),
     };
     const [command = '', ...args] = [...before, ...options.argv(fds)];
     const child = spawn(command, args, { cwd: dir.path, env, detached: true, stdio: ['ignore', ...opened] });

@@ -41,27 +41,30 @@ interface Known {
 const oneOf = (ids: Iterable<string>): string => `(${['none', ...ids].join('|')})`;
 
 const known = async ({ client }: Audited): Promise<Known> => {
-  const [vms, ws, images, kernels, rootfs, jobs] = await Promise.all([
+  const [vms, ws, images, kernels, rootfs, firecrackers, jobs] = await Promise.all([
     client.vm.list({}),
     client.ws.list({}),
     client.image.list({}),
     client.kernel.list({}),
     client.rootfs.list({}),
+    client.firecracker.list({}),
     client.job.list({ limit: 1000 }),
   ]);
   const ids = (records: readonly { id: string }[]) => oneOf(records.map(r => r.id));
   const live = vms.filter(vm => VM_LIVE.includes(vm.state));
   const running = jobs.filter(job => job.state === 'running');
   const parts = [
-    'nexusd\\.(log|sock)|daemon\\.lock(-.*)?|state\\.db(-.*)?|faults|kernels|rootfs|images|initrd|jobs|vms|workspaces|tmp',
+    'nexusd\\.(log|sock)|daemon\\.lock(-.*)?|state\\.db(-.*)?|faults|kernels|rootfs|firecrackers|images|initrd|jobs|vms|workspaces|tmp',
     `vms/${ids(vms)}(/(run(/(console|counted|metrics|(vmm|own)\\.log))?|console\\.log(\\.\\d+)?))?`,
     `vms/${ids(live)}/run/.*`,
     `(workspaces/${ids(ws)}|images/${ids(images)})(/disk\\.raw)?`,
-    `kernels/${ids(kernels)}(/(vmlinux|bzImage|modules\\.cpio))?`,
+    `kernels/${ids(kernels)}(/(vmlinux|modules\\.cpio))?`,
     `rootfs/${ids(rootfs)}(/rootfs\\.tar)?`,
+    `firecrackers/${ids(firecrackers)}(/(firecracker|jailer))?`,
     `initrd/${ids(kernels)}-[0-9a-f]{16}\\.cpio`,
     `jobs/${ids(jobs)}\\.log`,
-    `tmp/${ids(running)}(/.*)?`,
+    // what several wait for may bear the name of one that is canceled
+    running.length === 0 ? 'tmp/none' : 'tmp/.*',
   ];
   return {
     files: new RegExp(`^(${parts.join('|')})$`),

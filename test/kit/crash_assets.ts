@@ -1,5 +1,7 @@
 /** The verbs of disks, images, kernels and archives, with the steps that each of them takes. */
 import assert from 'node:assert/strict';
+import { readFile, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
 import type { Verb } from './crash.ts';
 import { deeds } from './crash_deeds.ts';
 import type { Ground } from './ground.ts';
@@ -73,7 +75,7 @@ export const assetVerbs = (ground: () => Ground): readonly Verb[] => {
     },
     {
       name: 'kernel.download',
-      steps: ['kernel.fetch', 'kernel.land', 'kernel.insert'],
+      steps: ['asset.fetch', 'asset.land', 'asset.insert'],
       prepare: () => client().kernel.remove({ kernel: RELEASE }),
       run: kernel,
       done: async () => {
@@ -83,22 +85,36 @@ export const assetVerbs = (ground: () => Ground): readonly Verb[] => {
       },
     },
     {
+      name: 'kernel.download of one that was damaged',
+      steps: ['asset.mend'],
+      prepare: async () => {
+        const [{ id } = { id: '' }] = await client().kernel.list({});
+        const path = join(ground().w.data_dir, 'kernels', id, 'vmlinux');
+        await writeFile(path, (await readFile(path)).fill(0xff, -8));
+      },
+      run: kernel,
+      done: async () => {
+        assert.equal((await client().kernel.list({})).length, 1);
+        await client().kernel.verify({ kernel: RELEASE });
+      },
+    },
+    {
       name: 'kernel.remove',
-      steps: ['kernel.record', 'kernel.initrds', 'kernel.files'],
+      steps: ['asset.record', 'kernel.initrds', 'asset.files'],
       prepare: async () => {
         await started();
         await client().vm.delete({ vm: 'vm' });
       },
       run: () => client().kernel.remove({ kernel: RELEASE }),
       already: 'not_found',
-      swept: ['kernel.initrds', 'kernel.files'],
+      swept: ['kernel.initrds', 'asset.files'],
       done: async () => assert.deepEqual(await client().kernel.list({}), []),
       clear: kernel,
     },
     {
       name: 'rootfs.download',
       // every job takes the first and the last two
-      steps: ['job.insert', 'job.temp', 'rootfs.fetch', 'rootfs.land', 'rootfs.insert', 'job.tidy', 'job.end'],
+      steps: ['job.insert', 'job.temp', 'asset.fetch', 'asset.land', 'asset.insert', 'job.tidy', 'job.end'],
       prepare: () => client().rootfs.remove({ rootfs: 'debian:12' }),
       run: rootfs,
       survives: ['job.tidy', 'job.end'],
@@ -110,10 +126,10 @@ export const assetVerbs = (ground: () => Ground): readonly Verb[] => {
     },
     {
       name: 'rootfs.remove',
-      steps: ['rootfs.record', 'rootfs.files'],
+      steps: ['asset.record', 'asset.files'],
       run: () => client().rootfs.remove({ rootfs: 'debian:12' }),
       already: 'not_found',
-      swept: ['rootfs.files'],
+      swept: ['asset.files'],
       done: async () => assert.deepEqual(await client().rootfs.list({}), []),
       clear: rootfs,
     },

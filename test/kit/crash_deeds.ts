@@ -33,7 +33,7 @@ export const deeds = (ground: () => Ground) => {
     },
     disk: () => client().ws.create({ name: 'disk', size_bytes: 16 * MIB }),
     is: (state: VmState) => () => until(w(), 'vm', state),
-    kernel: () => ended(w(), client().kernel.download({})),
+    kernel: () => ended(w(), client().kernel.download({ provider: 'debian' })),
     rootfs: () => ended(w(), client().rootfs.download({ distro: 'debian', version: '12' })),
     image: (name: string) => ended(w(), client().image.build({ name, rootfs: 'debian:12' })),
   };

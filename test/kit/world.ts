@@ -255,7 +255,7 @@ export const seed = async (): Promise<string> => {
     const end = await w.client.job.wait({ job: job.id, timeout_ms: 600_000 });
     if (end.state !== 'succeeded') throw new Error(`${end.kind}: ${end.error?.detail}`);
   };
-  const kernels = w.client.kernel.download({ version: '6.12' }).then(done);
+  const kernels = w.client.kernel.download({ version: '6.12', provider: 'debian' }).then(done);
   await w.client.rootfs.download({ distro: 'debian', version: '12' }).then(done);
   await w.client.image.build({ name: 'debian', rootfs: 'debian:12' }).then(done);
   await kernels;
