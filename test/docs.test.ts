@@ -43,6 +43,14 @@ const isCtl = (command: string): boolean => /(^|\| )nexusctl |^curl -s --unix-so
 const ELSEWHERE: [command: RegExp, file: string, words: string][] = [
   [/^nexusctl kernel download --provider debian$/, 'test/kit/world.ts', 'kernel.download('],
   [/^nexusctl rootfs download debian 12$/, 'test/kit/world.ts', 'rootfs.download('],
+  [/^nexusctl kernel download 6\.18\.9$/, 'test/assets-forms.test.ts', "'kernel', 'download', '6.18.9')"],
+  [/^nexusctl rootfs download alpine 3\.21$/, 'test/assets-forms.test.ts', "'rootfs', 'download', 'alpine', '3.21')"],
+  [
+    /^nexusctl rootfs download --from https:\S+ --sha256 /,
+    'test/assets-from.test.ts',
+    "'rootfs', 'download', '--from', url, '--sha256'",
+  ],
+  [/^nexusctl firecracker download 1\.12\.0$/, 'test/assets-forms.test.ts', "'firecracker', 'download', '1.12.0')"],
   [/^\.\/nexus demo( --(yes|keep))*$/, 'test/nexus-script.test.ts', "nexus(['demo', '--yes', '--keep'])"],
   [/^\.\/nexus test( test\/[a-z-]+\.test\.ts)?$/, 'test/nexus-script.test.ts', "nexus(['test'"],
   [/^\.\/nexus setup( --yes)?$/, 'test/nexus-script.test.ts', "nexus(['setup'"],

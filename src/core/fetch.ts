@@ -32,7 +32,9 @@ export const startDownload = async <K extends AssetKind>(
   landed: () => Promise<void> = async () => {},
 ): Promise<Job> => {
   const order = await orderOf(host, kind, wish);
-  return host.jobs.start({ kind: `${kind}.download`, subject: order.subject, input: order }, job =>
+  const { subject } = order;
+  // what turns out to be the same is fetched once: see Downloads
+  return host.jobs.start({ kind: `${kind}.download`, subject, input: order, side_by_side: true }, job =>
     inTemp(host, job.job_id, async temp => {
       const goal = await resolve(host, job, order, temp);
       const id = await host.downloads.run(goal.key, job, shared => fetchGoal(host, kind, goal, shared));

@@ -2,9 +2,9 @@
  * Long operations: a record in the store, progress, a log, a cancel, an end. A job belongs to the daemon, never to the client
  * that asked for it.
  *
- * INVARIANTS: every job that was queued ends in exactly one of JOB_ENDED. At most one job of a kind and subject runs; two equal requests
- * share it. The log of a running job keeps its newest LINES lines in memory and everything up to LOG_BYTES on disk. An end that cannot be
- * stored is told from memory until it is.
+ * INVARIANTS: every job that was queued ends in exactly one of JOB_ENDED. Two equal requests share a job; of others at most one of a kind
+ * and subject runs, unless they go side by side. The log of a running job keeps its newest LINES lines in memory and everything up to
+ * LOG_BYTES on disk. An end that cannot be stored is told from memory until it is.
  */
 import { createWriteStream, type WriteStream } from 'node:fs';
 import { rm } from 'node:fs/promises';
@@ -35,6 +35,8 @@ export interface JobRequest {
   subject: string;
   /** All of what was asked for. */
   input: unknown;
+  /** Requests for the same subject that differ otherwise do not disturb each other. */
+  side_by_side?: boolean;
 }
 
 export interface JobContext {
@@ -85,6 +87,7 @@ export class JobRunner {
     for (const { job, request: other } of this.#running.values()) {
       if (job.kind !== kind || job.subject !== subject) continue;
       if (request === other) return job;
+      if (what.side_by_side === true) continue;
       throw new Fault(
         'busy',
         `Cannot do ${kind} of '${subject}': job ${job.id} does it already, with other settings.`,

@@ -90,7 +90,8 @@ export const assetVerbs = (ground: () => Ground): readonly Verb[] => {
       prepare: async () => {
         const [{ id } = { id: '' }] = await client().kernel.list({});
         const path = join(ground().w.data_dir, 'kernels', id, 'vmlinux');
-        await writeFile(path, (await readFile(path)).fill(0xff, -8));
+        const data = await readFile(path);
+        await writeFile(path, data.fill(0xff, data.length - 8));
       },
       run: kernel,
       done: async () => {
