@@ -351,7 +351,8 @@ test('assets are found by ID and by version, the newest of a version', async () 
   assert.deepEqual(await store.assets.kernel.find(idOf('krn', 1)), kernelOf(1, '6.1.0'));
   assert.equal((await store.assets.rootfs.find('debian:12'))?.id, idOf('rfs', 2));
   assert.deepEqual(await store.assets.rootfs.find(idOf('rfs', 1)), rootfsOf(1, '12'));
-  assert.equal(await store.assets.rootfs.find('debian'), undefined);
+  assert.equal((await store.assets.rootfs.find('debian'))?.id, idOf('rfs', 2));
+  assert.equal(await store.assets.rootfs.find('alpine'), undefined);
   assert.equal(await store.assets.rootfs.find('debian:13'), undefined);
   await store.assets.rootfs.remove(idOf('rfs', 2));
   await fails(store.assets.rootfs.remove(idOf('rfs', 2)), 'not_found');
