@@ -1,7 +1,7 @@
 /** A VM as it is on this host. */
 import { join } from 'node:path';
 import type { VmDisk, VmInspect } from '../api/vm_inspect.ts';
-import { lastBoot } from '../vmm/console.ts';
+import { lastBoot } from '../vmm/console_view.ts';
 import { VMM_LOG } from '../vmm/run_dir.ts';
 import { usualAsset } from './asset.ts';
 import { needVm } from './find.ts';

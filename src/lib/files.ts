@@ -1,7 +1,7 @@
 /** Files: atomic writes, and the removal of trees inside one directory only. */
 import { createHash } from 'node:crypto';
-import { createReadStream, lstatSync } from 'node:fs';
-import { lstat, mkdir, open, realpath, rename, rm, stat } from 'node:fs/promises';
+import { createReadStream, lstatSync, statSync } from 'node:fs';
+import { lstat, mkdir, open, realpath, rename, rm } from 'node:fs/promises';
 import { basename, dirname, join, relative, resolve, sep } from 'node:path';
 import { pipeline } from 'node:stream/promises';
 
@@ -68,26 +68,21 @@ export const exists = async (path: string): Promise<boolean> => {
   }
 };
 
-const codeOf = (error: unknown): unknown => (error instanceof Error && 'code' in error ? error.code : undefined);
-
-const isDir = async (path: string): Promise<boolean> =>
-  stat(path).then(
-    found => found.isDirectory(),
-    () => false,
-  );
+/** Looked at once, as in `exists`. */
+const isDir = (path: string): boolean => {
+  try {
+    return statSync(path, { throwIfNoEntry: false })?.isDirectory() ?? false;
+  } catch {
+    return false;
+  }
+};
 
 /** Makes a directory and those above it. Not by mkdir's own `recursive`, which never returns for a path below /proc. */
 export const ensureDir = async (path: string, mode = 0o755): Promise<string> => {
-  try {
-    await mkdir(path, { mode });
-    return path;
-  } catch (error) {
-    if (await isDir(path)) return path;
-    if (codeOf(error) !== 'ENOENT' || dirname(path) === path) throw error;
-  }
-  await ensureDir(dirname(path), mode);
-  await mkdir(path, { mode }).catch(async (error: unknown) => {
-    if (!(await isDir(path))) throw error; // else somebody made it just now
+  if (isDir(path)) return path;
+  if (dirname(path) !== path) await ensureDir(dirname(path), mode);
+  await mkdir(path, { mode }).catch((error: unknown) => {
+    if (!isDir(path)) throw error; // else somebody made it just now
   });
   return path;
 };

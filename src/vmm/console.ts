@@ -77,12 +77,6 @@ export async function* readLog(log: string, wanted: Wanted): AsyncGenerator<Cons
   }
 }
 
-/** The number of the newest boot in a log that no console is writing; 0: none. */
-export const lastBoot = async (log: string): Promise<number> => {
-  const view = await viewOf(log);
-  return view.lastBoot().finally(() => view.close());
-};
-
 /** The last lines of the console of a VM that does not run, safe to print. */
 export const readConsole = async (log: string, lines: number): Promise<string[]> =>
   Array.fromAsync(readLog(log, { tail: lines }), textOf);

@@ -7,7 +7,7 @@
  */
 import { type FileHandle, open, rename } from 'node:fs/promises';
 import { bootLine, continuedLine, MARK, type MarkKind, markLine, timeLine } from './console_marks.ts';
-import { LogView, MARK_EVERY_MS, viewOf } from './console_view.ts';
+import { BLOCK, bootIn, bytesAt, LogView, lastBoot, MARK_EVERY_MS } from './console_view.ts';
 
 export const MAX_FILE = 4 * 1024 * 1024;
 export const MAX_PENDING = 256 * 1024;
@@ -51,12 +51,17 @@ export class ConsoleLog {
   }
 
   static async open(path: string, max = MAX_FILE): Promise<ConsoleLog> {
-    const view = await viewOf(path);
-    const boot = await view.lastBoot().finally(() => view.close());
     const file = await open(path, 'a+', 0o600);
-    const { size, mtimeMs } = await file.stat();
-    const { buffer } = await file.read(Buffer.alloc(1), 0, 1, Math.max(0, size - 1));
-    return new ConsoleLog(path, file, { size, mtimeMs, last: buffer[0] ?? 10, boot }, max);
+    try {
+      const { size, mtimeMs } = await file.stat();
+      const end = await bytesAt(file, Math.max(0, size - BLOCK), size);
+      // it is near the end as a rule, and each look at a file of its own costs a start a turn
+      const boot = bootIn(end) ?? (await lastBoot(path));
+      return new ConsoleLog(path, file, { size, mtimeMs, last: end.at(-1) ?? 10, boot }, max);
+    } catch (error) {
+      await file.close();
+      throw error;
+    }
   }
 
   /** The number of the newest boot in it; 0: none. */

@@ -10,7 +10,7 @@ import { Fault } from '../api/fault.ts';
 import { type ConsoleItem, itemOf, MARK, MARK_HEAD, type Mark, parseMark } from './console_marks.ts';
 import { LineCutter } from './lines.ts';
 
-const BLOCK = 64 * 1024;
+export const BLOCK = 64 * 1024;
 /** Lines that are made printable before others get their turn. */
 const TURN = 200;
 /** How far back a boot may be asked for. */
@@ -71,6 +71,15 @@ const segmentOf = async (file: FileHandle): Promise<Segment> => {
   return { file, size, head, start: head === undefined ? 0 : bytes.indexOf(10) + 1 };
 };
 
+/** The number of the last boot whose mark begins in these bytes. */
+export const bootIn = (bytes: Buffer): number | undefined => {
+  for (let at = bytes.lastIndexOf(MARK); at !== -1; at = at === 0 ? -1 : bytes.lastIndexOf(MARK, at - 1)) {
+    const mark = parseMark(bytes.subarray(at));
+    if (mark?.kind === 'boot') return mark.boot;
+  }
+  return undefined;
+};
+
 const openIf = (path: string): Promise<FileHandle | undefined> =>
   open(path, 'r').catch((error: NodeJS.ErrnoException) => {
     if (error.code === 'ENOENT' || error.code === 'ENOTDIR') return undefined;
@@ -112,11 +121,8 @@ export class LogView {
     for (const { file, size, head } of this.#segments.toReversed()) {
       for (let end = size; end > 0; end -= BLOCK) {
         const start = Math.max(0, end - BLOCK);
-        const bytes = await bytesAt(file, start, Math.min(size, end + MARK_HEAD));
-        for (let at = bytes.lastIndexOf(MARK); at !== -1; at = at === 0 ? -1 : bytes.lastIndexOf(MARK, at - 1)) {
-          const mark = parseMark(bytes.subarray(at));
-          if (mark?.kind === 'boot') return mark.boot;
-        }
+        const boot = bootIn(await bytesAt(file, start, Math.min(size, end + MARK_HEAD)));
+        if (boot !== undefined) return boot;
       }
       if (head !== undefined) return head.boot;
     }
@@ -257,7 +263,7 @@ export class LogView {
   }
 }
 
-const bytesAt = async (file: FileHandle, start: number, end: number): Promise<Buffer> => {
+export const bytesAt = async (file: FileHandle, start: number, end: number): Promise<Buffer> => {
   const { buffer, bytesRead } = await file.read(Buffer.alloc(end - start), 0, end - start, start);
   return buffer.subarray(0, bytesRead);
 };
@@ -270,6 +276,12 @@ export const viewOf = async (path: string): Promise<LogView> => {
     if (first === inodeOf(path) || round === 5) return view;
     await view.close();
   }
+};
+
+/** The number of the newest boot in a log that no console is writing; 0: none. */
+export const lastBoot = async (path: string): Promise<number> => {
+  const view = await viewOf(path);
+  return view.lastBoot().finally(() => view.close());
 };
 
 const inodeOf = (path: string): number | undefined => statSync(path, { throwIfNoEntry: false })?.ino;
