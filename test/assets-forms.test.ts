@@ -208,6 +208,10 @@ test('providers: shown, made, changed, made the default, removed; what proves no
   const anvil = await json('provider', 'inspect', 'anvil');
   assert.deepEqual([anvil.kind, anvil.is_default, anvil.shipped], ['kernel', true, false]);
   assert.equal(anvil.keys[0].fingerprint, sources.signer.fingerprint);
+  assert.match(
+    await ctl('provider', 'inspect', 'anvil'),
+    /\n {2}stage=xz\n[\s\S]*\nkeys:\n {2}fingerprint=[0-9A-F]+ armored=\S.*… allow_expired=no\n/,
+  );
   assert.equal((await json('provider', 'inspect', 'debian')).shipped, true);
   const url = `${sources.mirror.put('/own/vmlinux-1.2.3', 'no kernel')}`;
   const pipeline = JSON.stringify([{ stage: 'http', url }]);

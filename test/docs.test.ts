@@ -163,6 +163,10 @@ const OUTPUT: [command: RegExp, output: RegExp][] = [
   [/vm inspect/, /^seen: running, guest ready[\s\S]*\nimage +base: /],
   [/vm logs seen --boot 0/, /start of VM 'seen', kernel /],
   [/top --count 1/, /\nseen +running +ready /],
+  [/rootfs verify debian 12/, /\nproofs:\n {2}apt\n/],
+  [/kernel list --available --provider debian/, /^VERSION[^\n]*\n\S+-cloud-amd64 /],
+  [/provider list/, /\nanvil +kernel +anvil +/],
+  [/provider inspect anvil/, /7BD0B182881105F43DB50C6CD970B699651ABCFA/],
   [/curl/, /\nnexus_vms\{state="running"\} 1\n/],
 ];
 

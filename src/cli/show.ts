@@ -20,7 +20,7 @@ export const timeText = (ms: number): string => {
 
 const unitOf = (key: string) => UNITS.find(([suffix]) => key.endsWith(suffix) || key === suffix.slice(1));
 
-/** One value in one line. */
+/** One value in one line; of a text of several lines the first. */
 export const cell = (key: string, value: unknown): string => {
   if (value === null || value === undefined || value === '') return '-';
   if (typeof value === 'number') return unitOf(key)?.[1](value) ?? String(value);
@@ -30,7 +30,8 @@ export const cell = (key: string, value: unknown): string => {
     const parts = Object.entries(value).map(([k, v]) => `${k}=${cell(k, v)}`);
     return parts.length === 0 ? '-' : parts.join(' ');
   }
-  return plain(String(value));
+  const [first = '', ...more] = String(value).split('\n');
+  return more.some(line => line !== '') ? `${plain(first)}…` : plain(first);
 };
 
 /** A field's name without its unit: memory_mib is memory, created_at_ms is created. */
@@ -73,8 +74,8 @@ const lines = (value: Record<string, unknown>, indent: string): [string, string]
     const twice = key.endsWith('_at_ms') && Object.hasOwn(value, key.slice(0, -'_at_ms'.length)); // restart, restart_at_ms
     const name = `${indent}${label(key)}${twice ? ' at' : ''}:`;
     if (isObject(item) && Object.keys(item).length > 0) out.push([name, ''], ...lines(item, `${indent}  `));
-    else if (Array.isArray(item) && item.length > 0 && item.every(one => typeof one === 'string')) {
-      out.push([name, ''], ...item.map((one): [string, string] => [`${indent}  ${plain(one)}`, '']));
+    else if (Array.isArray(item) && item.length > 0) {
+      out.push([name, ''], ...item.map((one): [string, string] => [`${indent}  ${cell(key, one)}`, '']));
     } else out.push([name, cell(key, item)]);
   }
   return out;

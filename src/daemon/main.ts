@@ -80,7 +80,7 @@ const restartTimes = (text: string | undefined): RestartTimes | undefined => {
 const programs = () => ({
   agent_dir: process.env.NEXUS_AGENT_DIR ?? join(import.meta.dirname, 'agent'),
   qemu: process.env.NEXUS_QEMU,
-  firecracker: process.env.NEXUS_FIRECRACKER,
+  firecracker: process.env.NEXUS_FIRECRACKER || undefined,
   github_token: process.env.NEXUS_GITHUB_TOKEN || process.env.GITHUB_TOKEN || undefined,
 });
 

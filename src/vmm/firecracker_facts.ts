@@ -4,7 +4,7 @@ import type { VmmFacts } from './machine.ts';
 import { versionOf } from './version.ts';
 
 export const FIRECRACKER_PROGRAM = 'firecracker';
-const HINT = 'put a release of Firecracker in PATH as `firecracker`, or name it in NEXUS_FIRECRACKER';
+const HINT = 'nexusctl firecracker download (or name one in NEXUS_FIRECRACKER)';
 
 export interface FactsOptions {
   program: string;

@@ -15,10 +15,11 @@ import { makeSigner, type Signer } from './signer.ts';
 import { archive } from './tar.ts';
 import { type World, type WorldOptions, world } from './world.ts';
 
-/** A program that writes a text and ends: x86_64, without a library. */
-export const sayingElf = (text: string): Buffer => {
-  const said = Buffer.from(`${text}\n`);
+/** An ELF for x86_64, without a library: `code` and, behind it, `data`. */
+const program = (code: Buffer, data: string): Buffer => {
   const head = Buffer.alloc(120);
+  const body = Buffer.concat([code, Buffer.from(data)]);
+  const size = BigInt(head.length + body.length);
   head.write('\x7fELF\x02\x01\x01', 'latin1'); // 64 bits, little endian, EV_CURRENT
   head.writeUInt16LE(2, 16); // ET_EXEC
   head.writeUInt16LE(62, 18);
@@ -32,18 +33,27 @@ export const sayingElf = (text: string): Buffer => {
   head.writeUInt32LE(5, 68); // readable, executable
   head.writeBigUInt64LE(0x400000n, 80);
   head.writeBigUInt64LE(0x400000n, 88);
-  const length = Buffer.alloc(4);
-  length.writeUInt32LE(said.length);
-  const code = Buffer.concat([
-    Buffer.from('b801000000bf01000000488d3510000000ba', 'hex'), // write(1, what is behind the code,
-    length, // so much)
-    Buffer.from('0f05b83c00000031ff0f05', 'hex'), // exit(0)
-  ]);
-  const size = BigInt(head.length + code.length + said.length);
   head.writeBigUInt64LE(size, 96);
   head.writeBigUInt64LE(size, 104);
   head.writeBigUInt64LE(4096n, 112);
-  return Buffer.concat([head, code, said]);
+  return Buffer.concat([head, body]);
+};
+
+/** A program that writes a text and ends. */
+export const sayingElf = (text: string): Buffer => {
+  const said = `${text}\n`;
+  const length = Buffer.alloc(4);
+  length.writeUInt32LE(Buffer.byteLength(said));
+  const write = Buffer.from('b801000000bf01000000488d3510000000ba', 'hex'); // write(1, what is behind the code, so much)
+  const exit = Buffer.from('0f05b83c00000031ff0f05', 'hex'); // exit(0)
+  return program(Buffer.concat([write, length, exit]), said);
+};
+
+/** A program that becomes another one, with its own arguments and environment. `mark` makes it differ from others that do so. */
+export const becomingElf = (path: string, mark = ''): Buffer => {
+  // execve(path, argv, envp) out of what lies on the stack; exit(127)
+  const code = '488b0424488d742408488d54c410488d3d13000000b83b0000000f05bf7f000000b83c0000000f05';
+  return program(Buffer.from(code, 'hex'), `${path}\0${mark}`);
 };
 
 /** What may be had of a kernel: an ELF of its own for each version. */
