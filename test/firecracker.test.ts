@@ -1,11 +1,12 @@
 /** Firecrackers of the store start VMs: the default one or the newest, from the moment it is there. */
 import assert from 'node:assert/strict';
-import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import { run } from '../src/lib/proc.ts';
 import { rejects } from './kit/behave.ts';
-import { becomingElf } from './kit/sources.ts';
+import { becomingElf, kernelElf } from './kit/sources.ts';
 import { type World, world } from './kit/world.ts';
 
 /** The path of the stand-in that a daemon was told of. */
@@ -56,4 +57,23 @@ test('none, then one, then another: which one starts VMs, and which one may go',
   await client.firecracker.remove({ firecracker: first });
   await rejects(client.vm.start({ vm: 'one' }), 'host', /there is no Firecracker/);
   await client.vm.delete({ vm: 'one' });
+});
+
+test('a kernel that has all built in needs no modules: its initramfs is the agent alone', async t => {
+  await using w = await world({ firecracker: 'standin', seed: 'booted' });
+  const { client } = w;
+  const dir = await mkdtemp(join(tmpdir(), 'nexus-kernel-'));
+  t.after(() => rm(dir, { recursive: true, force: true }));
+  const from = join(dir, 'vmlinux-6.18.9');
+  await writeFile(from, kernelElf());
+  const { id } = await client.kernel.download({ from });
+  const { result_id } = await client.job.wait({ job: id, timeout_ms: 60_000 });
+  await client.vm.create({ name: 'bare', kernel: '6.18.9', memory_mib: 128 });
+  await client.vm.start({ vm: 'bare' });
+  const [initrd = ''] = (await readdir(join(w.data_dir, 'initrd'))).filter(name => name.startsWith(`${result_id}-`));
+  const { stdout } = await run(['cpio', '-t', '-F', join(w.data_dir, 'initrd', initrd)]);
+  assert.deepEqual(stdout.trim().split('\n'), ['dev', 'dev/console', 'init', 'newroot', 'proc', 'run', 'sys']);
+  await rejects(client.kernel.remove({ kernel: '6.18.9' }), 'in_use', /VM 'bare' uses it/);
+  await client.vm.delete({ vm: 'bare' });
+  await client.kernel.remove({ kernel: '6.18.9' });
 });

@@ -74,7 +74,7 @@ export const setDefaultAsset = async <K extends AssetKind>(
   const sort: Sort<K> = SORTS[kind];
   if (on && asset.arch !== hostArch())
     throw new Fault('unsupported', `Cannot make ${sort.name(asset)} the default: it is for ${asset.arch}.`);
-  return host.store.assets[kind].setDefault(asset.id, on);
+  return host.step('asset.default', () => host.store.assets[kind].setDefault(asset.id, on));
 };
 
 /** Takes the record, then what belongs to it, then the files. */

@@ -61,7 +61,9 @@ const seed = async (trx: Trx, shipped: readonly ShippedProvider[]): Promise<void
   const note = await trx.selectFrom('notes').select('value').where('name', '=', SEEDED).executeTakeFirst();
   const known = Number(note?.value ?? 0);
   for (const provider of shipped) await seedOne(trx, provider, known);
-  const value = String(Math.max(known, ...shipped.map(s => s.since)));
+  const newest = Math.max(known, ...shipped.map(s => s.since));
+  if (newest === known) return;
+  const value = String(newest);
   await trx
     .insertInto('notes')
     .values({ name: SEEDED, value })

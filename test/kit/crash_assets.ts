@@ -113,6 +113,22 @@ export const assetVerbs = (ground: () => Ground): readonly Verb[] => {
       clear: kernel,
     },
     {
+      name: 'kernel.set_default',
+      steps: ['asset.default'],
+      run: () => client().kernel.set_default({ kernel: RELEASE }),
+      done: async () => {
+        assert.equal((await client().kernel.inspect({ kernel: RELEASE })).is_default, true);
+        await client().kernel.set_default({ kernel: RELEASE, off: true });
+      },
+    },
+    {
+      name: 'provider.update',
+      steps: ['provider.write'],
+      run: () => client().provider.update({ provider: 'alpine', config: { base: 'https://example.org' } }),
+      done: async () =>
+        assert.equal((await client().provider.inspect({ provider: 'alpine' })).config.base, 'https://example.org'),
+    },
+    {
       name: 'rootfs.download',
       // every job takes the first and the last two
       steps: ['job.insert', 'job.temp', 'asset.fetch', 'asset.land', 'asset.insert', 'job.tidy', 'job.end'],

@@ -12,6 +12,19 @@ import type { World } from './world.ts';
 /** A VMM that never answers, of either kind. */
 const SILENT = { HANG: 1, STALL: 'PUT /machine-config' };
 
+/** A daemon that finds all in order. */
+export const seedVerb = (ground: () => Ground): Verb => {
+  const { w, client } = deeds(ground);
+  return {
+    name: 'a daemon that starts',
+    steps: ['provider.seed'],
+    prepare: () => w().stop(),
+    run: () => w().start(),
+    again: async () => {},
+    done: async () => assert.equal((await client().provider.list({})).length, 5),
+  };
+};
+
 /** A daemon that finds a VMM to adopt, one that died, a stray one, and the work of a job. */
 export const bootVerb = (ground: () => Ground): Verb => {
   const { w, client, create, image } = deeds(ground);
