@@ -5,7 +5,6 @@
  * costs one message and the socket's buffer. When the client goes away, or `stop` is aborted, the iterator's signal is
  * aborted and `return()` is called exactly once. A heartbeat is written only while nothing else waits to be written.
  */
-import { once } from 'node:events';
 import type { ServerResponse } from 'node:http';
 import { raced } from '../lib/deadline.ts';
 
@@ -37,8 +36,10 @@ export interface SseOptions {
   problemOf: (error: unknown) => unknown;
 }
 
+/** Until the socket has taken it, where it does not at once. Not until 'drain': under load Node 26 does not tell it of some responses. */
 const write = async (raw: ServerResponse, text: string, signal: AbortSignal): Promise<void> => {
-  if (!raw.write(text)) await once(raw, 'drain', { signal });
+  const taken = Promise.withResolvers<void>();
+  if (!raw.write(text, () => taken.resolve())) await raced(taken.promise, signal);
 };
 
 /** The first message, or `held` if there is none yet after the hold-back time. */

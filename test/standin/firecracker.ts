@@ -16,20 +16,21 @@
  * REFUSE=<POINT>      refuses there
  * LIE=<POINT>         answers there with LIE_WITH=garbage|huge|nojson|drip|close|busy (see firecracker_api.ts)
  * CONNECT=<how>       answers CONNECT with silent|garbage|noline|huge|drip|glued|close|broken (see firecracker_vsock.ts)
- * BOOT_MS=<n>         the guest's driver is there n ms after the start; RESET_MS=<n>: the guest resets n ms after it
+ * BOOT_MS=<n>         the guest's driver is there n ms after the start; RESET_MS=<n>: the guest resets n ms after it, and on SIGUSR2
  * LAST=<text>         the last line of its console; empty: none. HALT=1: then it stands still, its agent gone
  * EXIT_CODE=<n>       the exit code of a reset (a processor that fails on the way down makes it 1); CAD=reset: so does Ctrl-Alt-Del
  * EGRESS_MS=<n>       the guest ends each stream that it dials after n ms; DIALS=<n>: it dials n times at once; DIAL_LOOP=1: without end
  * NOISE=<which>       the guest's `control` or `egress` streams say bytes of no sense, without end
  * METRICS=<how>       garbage|huge|flood instead of metrics
- * CONSOLE=<text>      printed on the console at the start; FLOOD_MIB=<n>: as much after it
+ * CONSOLE=<text>      printed on the console at the start; FLOOD_MIB=<n>: as much after it, FLOOD_SEED=<n>: of that make
  * STUBBORN=1          SIGTERM is ignored; IGNORE_END=1: an end that the guest has announced does not come
  */
-import { constants, fstatSync, openSync, write, writeSync } from 'node:fs';
+import { constants, fstatSync, openSync, writeSync } from 'node:fs';
 import { parseArgs } from 'node:util';
 import { type Answer, Api, Refused } from './firecracker_api.ts';
 import { Vm } from './firecracker_vm.ts';
 import { Vsock } from './firecracker_vsock.ts';
+import { flood } from './flood.ts';
 
 const env = (name: string): string | undefined => process.env[`FC_STANDIN_${name}`];
 const number = (name: string): number | undefined => (env(name) === undefined ? undefined : Number(env(name)));
@@ -128,12 +129,6 @@ const console_ = (text: string): void => {
   }
 };
 
-const flood = (left: number): void => {
-  if (left <= 0) return;
-  const piece = Buffer.alloc(65_536, '\u001b[2J flood \r\n');
-  write(1, piece, (error, size) => (error === null ? flood(left - size) : setTimeout(() => flood(left), 1)));
-};
-
 const guest = new Vsock({
   at,
   how: env('CONNECT'),
@@ -160,7 +155,7 @@ const vm = new Vm(id, {
   InstanceStart: () => {
     flush();
     console_(env('CONSOLE') ?? 'stand-in: up\r\n');
-    flood((number('FLOOD_MIB') ?? 0) * 1024 * 1024);
+    flood(number('FLOOD_MIB') ?? 0, number('FLOOD_SEED') ?? 1);
     guest.start();
     const ms = number('RESET_MS');
     if (ms !== undefined) setTimeout(reset, ms);
@@ -177,6 +172,7 @@ const answer = async (method: string, path: string, body: string): Promise<Answe
   return { ...given, ...(after && { after }) };
 };
 
+process.on('SIGUSR2', () => reset());
 process.on('SIGTERM', () => {
   if (env('STUBBORN') !== undefined) return;
   process.removeAllListeners('SIGTERM');

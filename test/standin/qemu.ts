@@ -13,18 +13,19 @@
  * QEMU_STANDIN_LIE=<command>      answers that command with QEMU_STANDIN_LIE_WITH=garbage|nojson|huge|stranger|events|close
  * QEMU_STANDIN_LATE=1             the four before this one: only when the guest runs
  * QEMU_STANDIN_NOISE=<which>      the guest's `control` or `egress` ports say bytes of no sense, without end
- * QEMU_STANDIN_RESET_MS=<n>       the guest resets n ms after `cont`
+ * QEMU_STANDIN_RESET_MS=<n>       the guest resets n ms after `cont`; it does so on SIGUSR2, too
  * QEMU_STANDIN_LAST=<text>        the last line of its console; empty: none. QEMU_STANDIN_HALT=1: then it stands still, its agent gone
  * QEMU_STANDIN_EGRESS_MS=<n>      the guest closes each egress port after n ms
  * QEMU_STANDIN_STUBBORN=1         SIGTERM is ignored
  * QEMU_STANDIN_IGNORE_END=1       an end that the guest has announced does not come
  * QEMU_STANDIN_CONSOLE=<text>     printed on the console at `cont`
- * QEMU_STANDIN_FLOOD_MIB=<n>      and so much after it, as fast as it is taken
+ * QEMU_STANDIN_FLOOD_MIB=<n>      and so much after it, as fast as it is taken; QEMU_STANDIN_FLOOD_SEED=<n>: of that make
  * QEMU_STANDIN_BOOT_MS=<n>        the guest opens its first port n ms after `cont`
  */
-import { closeSync, fstatSync, openSync, rmSync, write, writeSync } from 'node:fs';
+import { closeSync, fstatSync, openSync, rmSync, writeSync } from 'node:fs';
 import { createServer, type Socket } from 'node:net';
 import { isWritable, lockDisk } from './disk_lock.ts';
+import { flood } from './flood.ts';
 import { type Args, Guest, Refusal } from './qemu_guest.ts';
 
 const env = (name: string): string | undefined => process.env[`QEMU_STANDIN_${name}`];
@@ -84,13 +85,6 @@ const guest = new Guest({
   },
 });
 
-const FLOOD = Buffer.from('\u001b[31mflood \u0000\u001eG--- forged \u00ff\r\n'.repeat(3000)).subarray(0, 65_536);
-
-const flood = (chunks: number): void => {
-  if (chunks > 1) write(1, FLOOD, () => flood(chunks - 1));
-  else if (chunks === 1) write(1, '\r\nthe flood is over\r\n', () => {});
-};
-
 const cont = (): object => {
   const first = !begun;
   [running, begun] = [true, true];
@@ -98,7 +92,7 @@ const cont = (): object => {
   event('RESUME');
   if (!first) return {};
   writeSync(1, env('CONSOLE') ?? 'stand-in: up\r\n');
-  flood(Number(env('FLOOD_MIB') ?? 0) * 16);
+  flood(Number(env('FLOOD_MIB') ?? 0), Number(env('FLOOD_SEED') ?? 1));
   guest.start();
   const ms = env('RESET_MS');
   if (ms !== undefined) setTimeout(reset, Number(ms));
@@ -205,6 +199,7 @@ if (argv.includes('--version')) {
   process.exit(0);
 }
 if (env('DIE') !== undefined) die(Number(env('DIE')), 'told to \u001b[31mdie');
+process.on('SIGUSR2', () => reset());
 process.on('SIGTERM', () => {
   if (env('STUBBORN') !== undefined) return;
   process.stderr.write('qemu-system-x86_64: terminating on signal 15 from pid 1 (a test)\n');
