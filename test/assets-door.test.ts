@@ -121,13 +121,13 @@ test('a build: asked for twice it is one job; what it reads stays; canceled it l
     messages.filter(m => m.type === 'log'),
     'the log on disk is what was followed',
   );
-  await rejects(w.client.image.get({ image: 'other' }), 'not_found');
+  await rejects(w.client.image.inspect({ image: 'other' }), 'not_found');
   assert.deepEqual(await audit(w), []);
 });
 
 test('an archive goes; what was built from it stays', async () => {
-  const image = await w.client.image.get({ image: 'debian' });
-  assert.deepEqual(await w.client.image.get({ image: image.id }), image);
+  const image = await w.client.image.inspect({ image: 'debian' });
+  assert.deepEqual(await w.client.image.inspect({ image: image.id }), image);
   await w.client.rootfs.remove({ rootfs: 'debian:12' });
   await rejects(w.client.rootfs.remove({ rootfs: 'debian:12' }), 'not_found');
   assert.deepEqual(await w.client.rootfs.list({}), []);

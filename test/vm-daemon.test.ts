@@ -176,7 +176,7 @@ test('killed during a build: what it had started ends, the job says so, nothing 
   assert.deepEqual(await children(), []);
   const { state, error } = await w.client.job.get({ job: job.id });
   assert.deepEqual([state, error?.code], ['interrupted', 'canceled']);
-  await rejects(w.client.image.get({ image: 'cut' }), 'not_found');
+  await rejects(w.client.image.inspect({ image: 'cut' }), 'not_found');
   await clear();
   const again = await w.client.image.build({ name: 'cut', rootfs: 'debian:12' });
   await poll('a program of the build', 30_000, async () => (await children()).length > 0 || undefined);

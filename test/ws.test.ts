@@ -19,7 +19,7 @@ test('an empty disk and a clone: sizes, names, and no way to shrink', async () =
   await rejects(w.client.ws.create({ name: 'lost' }), 'invalid', /its size is missing/);
   await rejects(w.client.ws.create({ name: 'lost', image: 'nope' }), 'not_found');
   await rejects(w.client.ws.create({ name: 'lost', image: 'debian', size_bytes: SMALL }), 'invalid', /do not shrink/);
-  const image = await w.client.image.get({ image: 'debian' });
+  const image = await w.client.image.inspect({ image: 'debian' });
   const clone = await w.client.ws.create({ image: image.id, size_bytes: image.size_bytes + SMALL });
   assert.equal((await stat(disk(clone.id))).size, image.size_bytes + SMALL);
   assert.match(clone.name, /^ws-/);

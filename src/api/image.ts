@@ -13,21 +13,62 @@ export const Image = z.strictObject({
   arch: Arch,
   init: InitMode,
   os: z.string().describe('PRETTY_NAME of its os-release'),
+  build_id: z.string().nullable().describe('the build that made it; null: it was imported'),
   rootfs_id: z.string().nullable().describe('the archive it was built from, by ID'),
-  agent_version: z.string(),
+  agent_version: z.string().nullable().describe('null: it has no guest agent'),
+  warning: z.string().nullable().describe('what may keep it from working'),
   sha256: Sha256.describe('of the ext4 file system'),
   size_bytes: Bytes.describe('length of the file system'),
   created_at_ms: TimeMs,
 });
 export type Image = z.infer<typeof Image>;
 
-const ImageRef = z.strictObject({ image: Ref });
+/** An image, and what it comes from. */
+export const ImageInspect = Image.extend({
+  used_bytes: Bytes.nullable().describe('what it takes of the host; null: its file is missing'),
+  build: z
+    .strictObject({
+      id: z.string(),
+      template_version: z.int().nullable(),
+      source_type: z.enum(['rootfs', 'image']),
+      source: z.string(),
+      inputs_sha256: Sha256.nullable().describe('of all that its bytes follow from'),
+      created_at_ms: TimeMs,
+      ended_at_ms: TimeMs.nullable(),
+    })
+    .nullable()
+    .describe('null: it was imported'),
+  template: z
+    .strictObject({ id: z.string(), name: Name, version: z.int().nullable().describe('of now; null: it was removed') })
+    .nullable()
+    .describe('null: it was built without one'),
+  base: z.strictObject({ id: z.string(), name: Name }).nullable().describe('the image that it is built on'),
+  rootfs: z
+    .strictObject({
+      id: z.string(),
+      distro: z.string(),
+      version: z.string(),
+      provider: z.string().nullable(),
+      source: z.string(),
+      proofs: z.array(z.string()),
+    })
+    .nullable()
+    .describe('the archive below all; null: it was removed'),
+});
+export type ImageInspect = z.infer<typeof ImageInspect>;
+
+const ImageRef = z.strictObject({ image: Ref.describe('name, ID, or a template: its newest image') });
+const HostPath = z
+  .string()
+  .max(4096)
+  .regex(/^\/[^\0]*$/, 'an absolute path')
+  .describe("a file of the daemon's host, by its absolute path");
 
 export const imageOps = {
   'image.build': op({
     method: 'POST',
     path: '/v1/images/build',
-    summary: 'Build an image: a root file system archive plus the guest agent, as ext4',
+    summary: 'Build an image of a root file system archive and the guest agent, without a template',
     input: z.strictObject({
       name: Name,
       rootfs: Ref.optional().describe(
@@ -53,20 +94,45 @@ export const imageOps = {
     columns: ['id', 'name', 'os', 'init', 'size_bytes', 'created_at_ms'],
     tool: true,
   }),
-  'image.get': op({
+  'image.inspect': op({
     method: 'GET',
     path: '/v1/images/:image',
-    summary: 'Show one image',
+    summary: 'Show one image and what it comes from',
     input: ImageRef,
-    output: Image,
+    output: ImageInspect,
     errors: ['not_found'],
     args: ['image'],
+    tool: true,
+  }),
+  'image.import': op({
+    method: 'POST',
+    path: '/v1/images/import',
+    summary: 'Take a file with an ext4 file system as an image',
+    input: z.strictObject({
+      name: Name,
+      from: HostPath,
+      init: InitMode.optional().describe('default: as the label of an image of Nexus says, else agent'),
+      arch: Arch.optional().describe("default: as its label says, else the host's own"),
+    }),
+    output: Job,
+    errors: ['exists', 'busy', 'invalid', 'no_room', 'host'],
+    args: ['name', 'from'],
+    tool: true,
+  }),
+  'image.export': op({
+    method: 'POST',
+    path: '/v1/images/:image/export',
+    summary: 'Copy the file system of an image into a new file',
+    input: ImageRef.extend({ to: HostPath }),
+    output: Job,
+    errors: ['not_found', 'exists', 'invalid', 'no_room', 'host'],
+    args: ['image', 'to'],
     tool: true,
   }),
   'image.remove': op({
     method: 'DELETE',
     path: '/v1/images/:image',
-    summary: 'Remove an image that no workspace came from',
+    summary: 'Remove an image that no workspace came from and no template builds on',
     input: ImageRef,
     output: Nothing,
     errors: ['not_found', 'in_use'],

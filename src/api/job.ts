@@ -15,16 +15,15 @@ export const JobProgress = z.strictObject({
 });
 export type JobProgress = z.infer<typeof JobProgress>;
 
+export const JobError = z.strictObject({ code: z.enum(FAULT_CODES), detail: z.string(), hint: z.string().optional() });
+
 export const Job = z.strictObject({
   id: id('job'),
   kind: z.string().describe('the operation that started it, e.g. kernel.download'),
   subject: z.string().describe('what it works on, e.g. debian:12'),
   state: JobState,
   progress: JobProgress.nullable(),
-  error: z
-    .strictObject({ code: z.enum(FAULT_CODES), detail: z.string(), hint: z.string().optional() })
-    .nullable()
-    .describe('why it did not succeed'),
+  error: JobError.nullable().describe('why it did not succeed'),
   result_id: z.string().nullable().describe('ID of what it made'),
   created_at_ms: TimeMs,
   started_at_ms: TimeMs.nullable(),
@@ -32,17 +31,23 @@ export const Job = z.strictObject({
 });
 export type Job = z.infer<typeof Job>;
 
-/** A job that has just begun. */
-export const runningJob = (id: string, kind: string, subject: string, now_ms: number): Job => ({
+/** A job that was asked for just now: it begins at once, or waits for its turn. */
+export const newJob = (
+  id: string,
+  kind: string,
+  subject: string,
+  state: 'queued' | 'running',
+  now_ms: number,
+): Job => ({
   id,
   kind,
   subject,
-  state: 'running',
+  state,
   progress: null,
   error: null,
   result_id: null,
   created_at_ms: now_ms,
-  started_at_ms: now_ms,
+  started_at_ms: state === 'running' ? now_ms : null,
   ended_at_ms: null,
 });
 

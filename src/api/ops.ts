@@ -1,4 +1,5 @@
 /** The operation table: the sum of all nouns. */
+import { buildOps } from './build.ts';
 import { daemonOps } from './daemon.ts';
 import { eventOps } from './event.ts';
 import { execOps } from './exec.ts';
@@ -9,8 +10,10 @@ import { kernelOps } from './kernel.ts';
 import type { Args, In, Op, Out, Stream } from './op.ts';
 import { providerOps } from './provider.ts';
 import { rootfsOps } from './rootfs.ts';
+import { templateOps } from './template.ts';
 import { vmInspectOps } from './vm_inspect.ts';
 import { vmOps } from './vm_ops.ts';
+import { vmUpOps } from './vm_up.ts';
 import { vmWatchOps } from './vm_watch.ts';
 import { wsOps } from './ws.ts';
 
@@ -20,10 +23,13 @@ export const ops = {
   ...kernelOps,
   ...rootfsOps,
   ...firecrackerOps,
+  ...templateOps,
+  ...buildOps,
   ...imageOps,
   ...wsOps,
   ...vmOps,
   ...vmInspectOps,
+  ...vmUpOps,
   ...vmWatchOps,
   ...execOps,
   ...jobOps,

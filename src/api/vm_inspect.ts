@@ -1,7 +1,7 @@
 /** A VM as it is on this host. */
 import { z } from 'zod';
-import { Arch, Bytes, Name, Ref, TimeMs } from './common.ts';
-import { InitMode } from './image.ts';
+import { Bytes, Name, Ref, TimeMs } from './common.ts';
+import { ImageInspect } from './image.ts';
 import { op } from './op.ts';
 import { Accel, GuestFacts, LastExit, RestartPolicy, Tags, VmError, VmmKind } from './vm.ts';
 import { GuestState, VmState } from './vm_state.ts';
@@ -56,22 +56,9 @@ export const VmInspect = z.strictObject({
     .strictObject({ id: z.string(), version: z.string() })
     .nullable()
     .describe('with which it starts; null: there is none'),
-  image: z
-    .strictObject({
-      id: z.string(),
-      name: Name,
-      os: z.string(),
-      arch: Arch,
-      init: InitMode,
-      agent_version: z.string(),
-      created_at_ms: TimeMs,
-      rootfs: z
-        .strictObject({ id: z.string(), distro: z.string(), version: z.string() })
-        .nullable()
-        .describe('the archive it was built from; null: it was removed'),
-    })
-    .nullable()
-    .describe('of which its root is a clone; the guest finds the same in /etc/nexus/image.yaml'),
+  image: ImageInspect.nullable().describe(
+    'of which its root is a clone, and what that comes from; the guest finds the same in /etc/nexus/image.yaml',
+  ),
   guest_facts: GuestFacts.nullable(),
   restart: z.strictObject({
     policy: RestartPolicy,

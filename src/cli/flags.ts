@@ -5,12 +5,14 @@ import { type Command, InvalidArgumentError, Option } from 'commander';
 import type { Field, Row } from '../api/derive.ts';
 import { Fault } from '../api/fault.ts';
 import { formatBytes, formatMs, parseBytes, parseMs } from '../lib/size.ts';
-import { PATHS, SHORT } from './words.ts';
+import { overlay } from './overlay.ts';
+import { MAYBE_PATHS, PATHS, SHORT } from './words.ts';
 
 const MIB = 1024 * 1024;
 
 /** Text to a value of the field's kind. Throws what commander shows as an error of usage. */
 const fromText = (field: Field, text: string): unknown => {
+  if (MAYBE_PATHS.includes(field.name)) return /^\.{1,2}\//.test(text) ? resolve(text) : text;
   if (PATHS.includes(field.name)) return /^[a-z][a-z0-9+.-]*:\/\//i.test(text) ? text : resolve(text);
   if (field.kind !== 'integer' && field.kind !== 'number') return text;
   const whole = field.kind === 'integer';
@@ -86,8 +88,14 @@ const objects = (text: string): unknown => {
 };
 
 /** A flag that is given once for each of several things has the name of one of them: tags is --tag. */
-const flagName = ({ name, kind }: Pick<Field, 'name' | 'kind'>): string =>
-  kebab((kind === 'map' || kind === 'list') && name.endsWith('s') ? name.slice(0, -1) : name);
+const flagName = ({ name, kind }: Pick<Field, 'name' | 'kind'>): string => {
+  const several = kind === 'map' || kind === 'list' || name === OVERLAYS;
+  return kebab(several && name.endsWith('s') ? name.slice(0, -1) : name);
+};
+
+/** Objects that have a form of their own on the command line. */
+const OVERLAYS = 'overlays';
+const added = (text: string, before: unknown): unknown[] => [...(Array.isArray(before) ? before : []), overlay(text)];
 
 const optionsOf = (field: Field): Option[] => {
   const short = SHORT[field.name] === undefined ? '' : `-${SHORT[field.name]}, `;
@@ -107,6 +115,8 @@ const optionsOf = (field: Field): Option[] => {
     case 'map':
       return [new Option(`${flag} <KEY=VALUE>`, `${about} (repeatable)`).argParser(pair)];
     case 'json':
+      if (field.name === OVERLAYS)
+        return [new Option(`${flag} <PATH=TEXT|PATH=@FILE|JSON>`, `${about} (repeatable)`).argParser(added)];
       return [new Option(`${flag} <JSON|@FILE>`, about).argParser(objects)];
     default: {
       const exact = new Option(`${flag} <${field.name}>`, about).argParser(text => fromText(field, text));
@@ -123,6 +133,9 @@ const optionsOf = (field: Field): Option[] => {
 /** commander's name of a flag: --memory-mib is memoryMib. */
 const camel = (flag: string): string => flag.replaceAll(/-(\w)/g, (_, letter: string) => letter.toUpperCase());
 
+/** The name of something new is a positional, and a flag for those who like it better. */
+const NAME = 'name';
+
 /** Positionals without the `...` that marks a rest. */
 const argNames = (row: Row): string[] => row.args.map(arg => arg.replace('...', ''));
 
@@ -138,14 +151,15 @@ export const addInputs = (command: Command, row: Row, skip: readonly string[] = 
     const field = fieldOf(row, arg.replace('...', ''));
     const shown = arg.endsWith('...') ? `${capitals(field.name)}...` : capitals(field.name);
     const about = field.kind === 'choice' ? `one of ${field.choices?.join(', ')}` : (field.about ?? '');
-    command.argument(field.required ? `<${shown}>` : `[${shown}]`, about);
+    const by_flag = field.name === NAME ? ' (or with --name)' : '';
+    command.argument(field.required && by_flag === '' ? `<${shown}>` : `[${shown}]`, `${about}${by_flag}`);
   }
   const names = argNames(row);
   for (const field of row.fields) {
-    if (skip.includes(field.name) || (names.includes(field.name) && field.required)) continue;
+    if (skip.includes(field.name) || (names.includes(field.name) && field.required && field.name !== NAME)) continue;
     for (const option of optionsOf(field)) {
       if (names.includes(field.name)) option.hideHelp();
-      if (field.required && unitOf(field.name) === undefined) option.makeOptionMandatory();
+      if (field.required && field.name !== NAME && unitOf(field.name) === undefined) option.makeOptionMandatory();
       command.addOption(option);
     }
   }
@@ -175,5 +189,7 @@ export const inputOf = (
     if (kind === 'boolean' && value === row.fields.find(f => f.name === name)?.default) continue;
     input[name] = value;
   }
+  if (row.fields.some(f => f.name === NAME && f.required) && input[NAME] === undefined)
+    throw new Fault('invalid', `${capitals(NAME)} is missing: what is it to be called?`);
   return input;
 };

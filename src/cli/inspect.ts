@@ -34,15 +34,29 @@ const machine = (vm: VmInspect): Line[] => {
   ];
 };
 
+/** From the image of the root down to the archive. */
+const chain = (image: NonNullable<VmInspect['image']>): Line[] => {
+  const { build, template, base, rootfs } = image;
+  const agent = image.agent_version === null ? 'no agent' : `agent ${image.agent_version}`;
+  const now =
+    template === null || template.version === build?.template_version ? '' : `, now ${template.version ?? 'removed'}`;
+  const proofs = rootfs === null || rootfs.proofs.length === 0 ? 'not verified' : rootfs.proofs.join(', ');
+  return [
+    ['image', `${image.name}: ${image.os}, ${image.arch}, init ${image.init}, ${agent}`],
+    ['', `${image.id}, made ${timeText(image.created_at_ms)}`],
+    ['build', build === null ? 'imported' : `${build.id} of ${build.source_type} ${build.source}`],
+    [
+      'template',
+      template === null ? '-' : `${template.name}, version ${build?.template_version ?? '?'}${now}, ${template.id}`,
+    ],
+    ['built on', base === null ? '' : `${base.name}, ${base.id}`],
+    ['rootfs', rootfs === null ? '-' : `${rootfs.distro}:${rootfs.version}, ${rootfs.id}`],
+    ['', rootfs === null ? '' : `${rootfs.source} (${proofs})`],
+  ];
+};
+
 const made = ({ image, kernel, guest_facts: guest }: VmInspect): Line[] => [
-  [
-    'image',
-    image === null
-      ? '-'
-      : `${image.name}: ${image.os}, ${image.arch}, init ${image.init}, agent ${image.agent_version}`,
-  ],
-  ['', image === null ? '' : `${image.id}, built ${timeText(image.created_at_ms)}`],
-  ['rootfs', image?.rootfs == null ? '-' : `${image.rootfs.distro}:${image.rootfs.version}, ${image.rootfs.id}`],
+  ...(image === null ? [['image', '-'] satisfies Line] : chain(image)),
   ['kernel', kernel === null ? '-' : `${kernel.version}, ${kernel.id}`],
   ['guest', guest === null ? '-' : `${guest.os}, Linux ${guest.kernel}, host name ${guest.hostname}`],
   ['', guest === null ? '' : `agent ${guest.agent_version}, init ${guest.init}, boot ${guest.boot_id}`],
@@ -68,7 +82,7 @@ const DISKS = ['name', 'role', 'size_bytes', 'used_bytes', 'read_only', 'path'];
 
 export const inspectText = (vm: VmInspect): string => {
   const guest = vm.guest === null ? '' : `, guest ${vm.guest}`;
-  const shown = (lines: Line[]) => aligned(lines.filter(([label, text]) => label !== '' || text !== ''));
+  const shown = (lines: Line[]) => aligned(lines.filter(([, text]) => text !== ''));
   const disks = vm.disks.length === 0 ? '' : `\n${table(DISKS, vm.disks)}`;
   return `${plain(vm.name)}: ${vm.state}${guest} (${vm.id})\n\n${shown([...machine(vm), ...made(vm), ...fate(vm)])}${disks}`;
 };

@@ -126,6 +126,7 @@ const addDemo = (cli: Cli, program: Command): void => {
 
 const addByHand = (cli: Cli, program: Command): void => {
   execLeaf(cli, program, 'exec');
+  leaf(cli, program, 'up', rowNamed('vm.up'));
   leaf(cli, program, 'logs', rowNamed('vm.logs'));
   leaf(cli, program, 'top', rowNamed('vm.top'));
   leaf(cli, program, 'events', rowNamed('event.watch'));

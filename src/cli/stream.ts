@@ -19,6 +19,11 @@ const jobLine = (message: JobMessage): void => {
   if (message.type === 'end') checkJob(message.job);
 };
 
+/** What was said until now: how it ended is no matter of this command. */
+const buildLine = (message: JobMessage): void => {
+  if (message.type !== 'end') jobLine(message);
+};
+
 const eventLine = (message: EventMessage): void => {
   if (!('seq' in message)) note(`-- ${message.missed} events were dropped --\n`);
   else
@@ -43,5 +48,7 @@ export const STREAMS: Record<string, Show> = {
   'vm.logs': (cli, { vm, ...rest }) => each(cli, cli.nexus.vm.logs({ vm: text(vm), ...rest }), logLine),
   'vm.top': (cli, input) => showTop(cli, cli.nexus.vm.top(input)),
   'job.log': (cli, { job }) => each(cli, cli.nexus.job.log({ job: text(job) }), jobLine),
+  'build.logs': (cli, { build, ...rest }) =>
+    each(cli, cli.nexus.build.logs({ build: text(build), ...rest }), rest.follow === true ? jobLine : buildLine),
   'event.watch': (cli, input) => each(cli, cli.nexus.event.watch(input), eventLine),
 };

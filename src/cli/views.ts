@@ -24,6 +24,11 @@ const doctor: View = async cli => {
 
 export const VIEWS: Record<string, View> = {
   'daemon.doctor': doctor,
+  'build.trigger': async (cli, { template }) => {
+    const build = await cli.nexus.build.trigger({ template: String(template) });
+    out(cli.json ? json(build) : `${build.id}\n`);
+    if (!cli.json) note(`It makes image '${build.image_name}'; nexusctl build logs -f ${build.id} follows it.\n`);
+  },
   'vm.inspect': async (cli, { vm }) => {
     const seen = await cli.nexus.vm.inspect({ vm: String(vm) });
     out(cli.json ? json(seen) : inspectText(seen));

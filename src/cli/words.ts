@@ -7,6 +7,8 @@ export const NOUNS: Record<string, readonly [string, string]> = {
   rootfs: ['root file system', 'root file systems'],
   firecracker: ['Firecracker', 'Firecrackers'],
   provider: ['provider', 'providers'],
+  template: ['template', 'templates'],
+  build: ['build', 'builds'],
   image: ['image', 'images'],
   ws: ['workspace', 'workspaces'],
   vm: ['VM', 'VMs'],
@@ -16,12 +18,14 @@ export const NOUNS: Record<string, readonly [string, string]> = {
 };
 
 /** What several things of an operation are called, where it is not the noun itself. */
-export const LISTS: Record<string, string> = { 'vm.history': 'transitions' };
+export const LISTS: Record<string, string> = { 'vm.history': 'transitions', 'vm.up_plan': 'steps' };
 
 export const NOUN_ALIASES: Record<string, string> = {
   workspace: 'ws',
   workspaces: 'ws',
   vms: 'vm',
+  templates: 'template',
+  builds: 'build',
   images: 'image',
   kernels: 'kernel',
   firecrackers: 'firecracker',
@@ -43,7 +47,17 @@ export const PAST: Record<string, string> = {
 export const DESTRUCTIVE: readonly string[] = ['delete', 'remove'];
 
 /** Fields that name a file on the host of the daemon, or a URL: a name is made absolute. */
-export const PATHS: readonly string[] = ['from'];
+export const PATHS: readonly string[] = ['from', 'to'];
+
+/** These may be names: what is to be a file begins with a dot or a slash. */
+export const MAYBE_PATHS: readonly string[] = ['source'];
 
 /** field -> its one-letter flag */
-export const SHORT: Record<string, string> = { env: 'e', user: 'u', cwd: 'w', follow: 'f', tail: 'n' };
+export const SHORT: Record<string, string> = {
+  env: 'e',
+  environment: 'e',
+  user: 'u',
+  cwd: 'w',
+  follow: 'f',
+  tail: 'n',
+};

@@ -122,6 +122,8 @@ export class Nexus implements Nouns, AsyncDisposable {
   readonly provider: Verbs<'provider'>;
   readonly rootfs: Verbs<'rootfs'>;
   readonly firecracker: Verbs<'firecracker'>;
+  readonly template: Verbs<'template'>;
+  readonly build: Verbs<'build'>;
   readonly image: Verbs<'image'>;
   readonly ws: Verbs<'ws'>;
   readonly vm: Verbs<'vm'>;
@@ -139,6 +141,8 @@ export class Nexus implements Nouns, AsyncDisposable {
     this.provider = noun(transport, 'provider');
     this.rootfs = noun(transport, 'rootfs');
     this.firecracker = noun(transport, 'firecracker');
+    this.template = noun(transport, 'template');
+    this.build = noun(transport, 'build');
     this.image = noun(transport, 'image');
     this.ws = noun(transport, 'ws');
     this.vm = noun(transport, 'vm');

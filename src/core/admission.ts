@@ -54,6 +54,7 @@ const rootWords = (image: Image | undefined): string[] => [
   'nexus.root=/dev/vda',
   `nexus.init=${image === undefined || image.init === 'agent' ? 'agent' : 'image'}`,
   ...(image === undefined ? [] : [`nexus.image=${image.id}`, `nexus.image_name=${image.name}`]),
+  ...(image?.build_id == null ? [] : [`nexus.build=${image.build_id}`]),
 ];
 
 const admitDisks = async (host: Host, vm: VmRecord): Promise<Pick<Assets, 'disks' | 'root_words'>> => {

@@ -36,12 +36,23 @@ export const startDownload = async <K extends AssetKind>(
   // what turns out to be the same is fetched once: see Downloads
   return host.jobs.start({ kind: `${kind}.download`, subject, input: order, side_by_side: true }, job =>
     inTemp(host, job.job_id, async temp => {
-      const goal = await resolve(host, job, order, temp);
-      const id = await host.downloads.run(goal.key, job, shared => fetchGoal(host, kind, goal, shared));
+      const id = await fetchOrder(host, kind, order, job, temp);
       await landed();
       return id;
     }),
   );
+};
+
+/** Fetches what an order means, in a job that may be for more than that; gives its ID. */
+export const fetchOrder = async (
+  host: Host,
+  kind: AssetKind,
+  order: Order,
+  job: JobContext,
+  temp: string,
+): Promise<string> => {
+  const goal = await resolve(host, job, order, temp);
+  return host.downloads.run(goal.key, job, shared => fetchGoal(host, kind, goal, shared));
 };
 
 /** One version of one asset, from one place. */

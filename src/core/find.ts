@@ -1,11 +1,13 @@
 /** References to records: a name or an ID, or a fault that says how to find the right one. */
 import { type AssetKind, bareVersion } from '../api/asset.ts';
+import type { Build } from '../api/build.ts';
 import type { FaultCode } from '../api/fault.ts';
 import { Fault } from '../api/fault.ts';
 import type { Image } from '../api/image.ts';
 import type { Kernel } from '../api/kernel.ts';
 import type { Provider } from '../api/provider.ts';
 import type { Rootfs } from '../api/rootfs.ts';
+import type { Template } from '../api/template.ts';
 import type { Vm } from '../api/vm.ts';
 import { VM_VERBS, type VmVerb } from '../api/vm_state.ts';
 import type { Workspace } from '../api/ws.ts';
@@ -52,10 +54,27 @@ export const needProvider = async (host: Host, ref: string): Promise<Provider> =
   return provider;
 };
 
+export const needTemplate = async (host: Host, ref: string): Promise<Template> => {
+  const template = await host.store.findTemplate(ref);
+  if (template === undefined) throw missing('template', ref, 'nexusctl template list');
+  return template;
+};
+
+export const needBuild = async (host: Host, ref: string): Promise<Build> => {
+  const build = await host.store.findBuild(ref);
+  if (build === undefined) throw missing('build', ref, 'nexusctl build list');
+  return build;
+};
+
+/** By name or ID, or the newest of a template. */
 export const needImage = async (host: Host, ref: string): Promise<Image> => {
   const image = await host.store.findImage(ref);
-  if (image === undefined) throw missing('image', ref, 'nexusctl image list');
-  return image;
+  if (image !== undefined) return image;
+  const template = await host.store.findTemplate(ref);
+  if (template === undefined) throw missing('image', ref, 'nexusctl image list');
+  throw new Fault('not_found', `Template '${template.name}' has no image yet.`, {
+    hint: `nexusctl build trigger ${template.name}`,
+  });
 };
 
 const VERB_TEXT: Record<VmVerb, string> = {

@@ -1,4 +1,5 @@
 /** All handlers: the sum of the nouns. */
+import { buildHandlers } from './build.ts';
 import { daemonHandlers } from './daemon.ts';
 import { eventHandlers } from './event.ts';
 import { execHandlers } from './exec.ts';
@@ -10,6 +11,7 @@ import { jobHandlers } from './job.ts';
 import { kernelHandlers } from './kernel.ts';
 import { providerHandlers } from './provider.ts';
 import { rootfsHandlers } from './rootfs.ts';
+import { templateHandlers } from './template.ts';
 import { vmHandlers } from './vm.ts';
 import { wsHandlers } from './ws.ts';
 
@@ -19,6 +21,8 @@ export const makeHandlers = (host: Host): Handlers => ({
   ...kernelHandlers(host),
   ...rootfsHandlers(host),
   ...firecrackerHandlers(host),
+  ...templateHandlers(host),
+  ...buildHandlers(host),
   ...imageHandlers(host),
   ...wsHandlers(host),
   ...vmHandlers(host),

@@ -6,6 +6,7 @@ import type { Cgroups } from '../lib/cgroup.ts';
 import type { Joined } from '../lib/joined.ts';
 import type { Locks } from '../lib/lock.ts';
 import type { Log } from '../lib/log.ts';
+import type { Slots } from '../lib/slots.ts';
 import type { Step } from '../lib/step.ts';
 import type { Uses } from '../lib/uses.ts';
 import type { StateStore } from '../store/store.ts';
@@ -43,6 +44,8 @@ export interface Host {
   readonly events: Events;
   readonly metrics: Metrics;
   readonly jobs: JobRunner;
+  /** Turns of builds: so many at once. */
+  readonly builds: Slots;
   /** Questions to VMMs that are not answered yet. */
   readonly usages: Joined<VmUsage>;
   /** The VMs whose VMM this daemon holds, by ID; also those whose end is being stored. */

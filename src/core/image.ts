@@ -1,30 +1,26 @@
-import { readFile } from 'node:fs/promises';
-import { join } from 'node:path';
 import { Fault } from '../api/fault.ts';
-import type { Image } from '../api/image.ts';
+import type { Job } from '../api/job.ts';
 import type { OpIn } from '../api/ops.ts';
 import type { Rootfs } from '../api/rootfs.ts';
-import { buildExt4 } from '../images/build.ts';
-import { guestOverlays } from '../images/overlays.ts';
 import { usualAsset } from './asset.ts';
+import { startBuild } from './building.ts';
 import { needImage, needRootfs } from './find.ts';
 import type { HandlersOf } from './handler.ts';
 import type { Host } from './host.ts';
 import { newId } from './ids.ts';
-import type { JobContext } from './jobs.ts';
-import { inTemp } from './land.ts';
-import { assetDir } from './paths.ts';
-import { workEnv } from './stray.ts';
-import { takeAsset, useAsset } from './using.ts';
+import { inspectImage } from './image_chain.ts';
+import { exportImage, importImage } from './image_files.ts';
+import { takeAsset } from './using.ts';
 
 export const imageHandlers = (host: Host): HandlersOf<'image'> => ({
-  'image.build': async (_ctx, input) => {
-    const rootfs = input.rootfs === undefined ? await usualRootfs(host) : await needRootfs(host, input.rootfs);
-    await nameIsFree(host, input.name);
-    return host.jobs.start({ kind: 'image.build', subject: input.name, input }, job => build(host, job, input, rootfs));
-  },
+  'image.build': (_ctx, input) => buildPlain(host, input),
   'image.list': () => host.store.listImages(),
-  'image.get': (_ctx, { image }) => needImage(host, image),
+  'image.inspect': async (_ctx, { image }) => inspectImage(host, await needImage(host, image)),
+  'image.import': async (_ctx, input) => {
+    await nameIsFree(host, input.name);
+    return importImage(host, input);
+  },
+  'image.export': async (_ctx, { image, to }) => exportImage(host, await needImage(host, image), to),
   'image.remove': async (_ctx, { image }) => {
     const { id, name } = await needImage(host, image);
     using _taken = takeAsset(host, { id }, `image '${name}'`);
@@ -41,61 +37,24 @@ const usualRootfs = async (host: Host): Promise<Rootfs> => {
 };
 
 const nameIsFree = async (host: Host, name: string): Promise<void> => {
-  if ((await host.store.findImage(name)) === undefined) return;
-  throw new Fault('exists', `Image '${name}' exists already.`, { hint: `nexusctl image get ${name}` });
+  const image = await host.store.findImage(name);
+  if (image?.name === name)
+    throw new Fault('exists', `Image '${name}' exists already.`, { hint: `nexusctl image inspect ${name}` });
+  if ((await host.store.findTemplate(name)) === undefined) return;
+  throw new Fault('exists', `Cannot make image '${name}': a template has that name.`, {
+    hint: `nexusctl build trigger ${name}`,
+  });
 };
 
-const build = (host: Host, job: JobContext, input: OpIn<'image.build'>, rootfs: Rootfs): Promise<string> =>
-  inTemp(host, job.job_id, async temp => {
-    using _used = await useAsset(host, rootfs, needRootfs);
-    const id = newId('img');
-    const { name } = input;
-    const agent = await readFile(host.agent.path);
-    const label = {
-      ...{ template: null, template_version: null, rootfs: `${rootfs.distro}:${rootfs.version}` },
-      ...{ rootfs_sha256: rootfs.sha256, agent_version: host.agent.version },
-    };
-    let init: Image['init'] = 'agent';
-    const out = join(temp, 'disk.raw');
-    const made = await host.step('build.programs', () =>
-      buildExt4({
-        archive: join(assetDir(host.paths, 'rootfs', rootfs.id), 'rootfs.tar'),
-        archive_sha256: rootfs.sha256,
-        defaults: (scan, facts) => {
-          init = input.init === 'auto' ? facts.init : input.init;
-          return guestOverlays(scan, facts, { name, init, agent, label });
-        },
-        out,
-        tools: { env: workEnv(host.paths) },
-        ...(input.size_bytes === undefined ? {} : { size_bytes: input.size_bytes }),
-        signal: job.signal,
-        onProgress: job.progress,
-        onLog: job.log,
-      }),
-    );
-    const { os, arch } = made.facts;
-    if (arch !== undefined && arch !== rootfs.arch) {
-      throw new Fault('unsupported', `Cannot build image '${name}': its programs are for ${arch}, not ${rootfs.arch}.`);
-    }
-    await host.step('build.import', () => host.disks.importImage(out, id, job.signal, { move: true }));
-    try {
-      await host.step('build.insert', () =>
-        host.store.insertImage({
-          id,
-          name,
-          arch: rootfs.arch,
-          init,
-          os,
-          rootfs_id: rootfs.id,
-          agent_version: host.agent.version,
-          sha256: made.sha256,
-          size_bytes: made.size_bytes,
-          created_at_ms: Date.now(),
-        }),
-      );
-    } catch (error) {
-      await host.disks.removeImage(id);
-      throw error;
-    }
-    return id;
+/** A build of an archive on disk and nothing else. */
+const buildPlain = async (host: Host, input: OpIn<'image.build'>): Promise<Job> => {
+  const { name, init, size_bytes = null } = input;
+  const rootfs = input.rootfs === undefined ? await usualRootfs(host) : await needRootfs(host, input.rootfs);
+  await nameIsFree(host, name);
+  const { job } = await startBuild(host, 'image.build', {
+    ...{ id: newId('bld'), image_name: name, template_id: null, template: null, template_version: null },
+    ...{ source_type: 'rootfs', source: `${rootfs.distro}:${rootfs.version}`, sha256: null, rootfs_id: rootfs.id },
+    ...{ base_image_id: null, overlays: [], environment: {}, init, size_bytes },
   });
+  return job;
+};

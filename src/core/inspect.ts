@@ -6,6 +6,7 @@ import { VMM_LOG } from '../vmm/run_dir.ts';
 import { usualAsset } from './asset.ts';
 import { needVm } from './find.ts';
 import type { Host } from './host.ts';
+import { inspectImage } from './image_chain.ts';
 import { liveOf } from './live.ts';
 import { consoleLog, runDir } from './paths.ts';
 import { uptimeOf } from './top.ts';
@@ -78,11 +79,7 @@ const disksOf = async (host: Host, vm_id: string): Promise<VmDisk[]> => {
 
 const imageOf = async (host: Host, id: string | null): Promise<VmInspect['image']> => {
   const image = id === null ? undefined : await host.store.findImage(id);
-  if (image === undefined) return null;
-  const { name, os, arch, init, agent_version, created_at_ms, rootfs_id } = image;
-  const from = rootfs_id === null ? undefined : await host.store.assets.rootfs.find(rootfs_id);
-  const rootfs = from === undefined ? null : { id: from.id, distro: from.distro, version: from.version };
-  return { id: image.id, name, os, arch, init, agent_version, created_at_ms, rootfs };
+  return image === undefined ? null : inspectImage(host, image);
 };
 
 const kernelOf = async (host: Host, id: string | null): Promise<VmInspect['kernel']> => {

@@ -1,11 +1,58 @@
-/** The log of a job that has ended, as it lies on disk: the time in ms, a space, the line. */
+/** The log of a job: of one that runs from memory, of one that has ended as it lies on disk (the time in ms, a space, the line). */
 import { createReadStream } from 'node:fs';
 import { readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
-import type { JobMessage } from '../api/job.ts';
+import type { Job, JobMessage } from '../api/job.ts';
 
 type LogLine = Extract<JobMessage, { type: 'log' }>;
+
+/** How many of the newest lines of a running job are kept in memory. */
+export const LINES = 2000;
+
+/** What is known of a running job. */
+export interface LiveLog {
+  job: Job;
+  lines: LogLine[];
+  /** Bytes of older lines. */
+  dropped: number;
+  readonly watchers: Set<(message: JobMessage) => void>;
+}
+
+/** What a running job has said; with `follow` what it will say, and its end. */
+export async function* liveJobLog(running: LiveLog, signal: AbortSignal, follow: boolean): AsyncGenerator<JobMessage> {
+  const queue: JobMessage[] = [...running.lines];
+  if (running.dropped > 0) queue.unshift({ type: 'gap', bytes: running.dropped });
+  if (running.job.progress !== null) queue.push({ type: 'progress', progress: running.job.progress });
+  if (!follow) {
+    yield* queue;
+    return;
+  }
+  let wake: (() => void) | undefined;
+  const push = (message: JobMessage) => {
+    if (queue.length < LINES * 2 || message.type === 'end') queue.push(message);
+    wake?.();
+  };
+  const onAbort = () => wake?.();
+  running.watchers.add(push);
+  signal.addEventListener('abort', onAbort, { once: true });
+  try {
+    while (!signal.aborted) {
+      const next = queue.shift();
+      if (next === undefined) {
+        await new Promise<void>(resolve => {
+          wake = resolve;
+        });
+        continue;
+      }
+      yield next;
+      if (next.type === 'end') return;
+    }
+  } finally {
+    running.watchers.delete(push);
+    signal.removeEventListener('abort', onAbort);
+  }
+}
 
 export const jobLogPath = (dir: string, id: string): string => join(dir, `${id}.log`);
 

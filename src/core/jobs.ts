@@ -2,26 +2,26 @@
  * Long operations: a record in the store, progress, a log, a cancel, an end. A job belongs to the daemon, never to the client
  * that asked for it.
  *
- * INVARIANTS: every job that was queued ends in exactly one of JOB_ENDED. Two equal requests share a job; of others at most one of a kind
- * and subject runs, unless they go side by side. The log of a running job keeps its newest LINES lines in memory and everything up to
- * LOG_BYTES on disk. An end that cannot be stored is told from memory until it is.
+ * INVARIANTS: every job that was queued ends in exactly one of JOB_ENDED; its owner (`ended`) is told before. Two equal requests share a
+ * job; of others at most one of a kind and subject runs, unless they go side by side. The log of a running job keeps its newest LINES lines
+ * in memory and everything up to LOG_BYTES on disk. An end that cannot be stored is told from memory until it is.
  */
 import { createWriteStream, type WriteStream } from 'node:fs';
 import { rm } from 'node:fs/promises';
 import { finished } from 'node:stream/promises';
 import { Fault } from '../api/fault.ts';
-import { type Job, type JobMessage, type JobProgress, type JobState, runningJob } from '../api/job.ts';
+import { type Job, type JobMessage, type JobProgress, type JobState, newJob } from '../api/job.ts';
 import { withDeadline } from '../lib/deadline.ts';
 import type { Log } from '../lib/log.ts';
+import type { Slots } from '../lib/slots.ts';
 import type { Step } from '../lib/step.ts';
 import { plain } from '../lib/text.ts';
 import type { JobStore } from '../store/store.ts';
 import type { Events } from './events.ts';
 import { newId } from './ids.ts';
 import { insist } from './insist.ts';
-import { jobLogPath, readJobLog, sweepJobLogs } from './job_log.ts';
+import { jobLogPath, LINES, type LiveLog, liveJobLog, readJobLog, sweepJobLogs } from './job_log.ts';
 
-const LINES = 2000;
 const LOG_BYTES = 4 * 1024 * 1024;
 const KEEP_JOBS = 200;
 /** Progress is published at most this often. */
@@ -37,6 +37,12 @@ export interface JobRequest {
   input: unknown;
   /** Requests for the same subject that differ otherwise do not disturb each other. */
   side_by_side?: boolean;
+  /** Of the job; default: a new one. */
+  id?: string;
+  /** It waits here for its turn, `queued`. */
+  queue?: Slots;
+  /** Told of its end before that is stored. */
+  ended?: (job: Job) => Promise<void>;
 }
 
 export interface JobContext {
@@ -46,15 +52,14 @@ export interface JobContext {
   log(line: string): void;
 }
 
-interface Running {
+interface Running extends LiveLog {
+  readonly what: JobRequest;
   /** What was asked for, as text. */
   readonly request: string;
   readonly abort: AbortController;
   readonly done: Promise<Job>;
-  job: Job;
-  lines: Extract<JobMessage, { type: 'log' }>[];
-  dropped: number;
-  readonly watchers: Set<(message: JobMessage) => void>;
+  /** Where it is to wait: its place in the queue. */
+  readonly turn: Promise<Disposable> | undefined;
 }
 
 interface Options {
@@ -82,7 +87,7 @@ export class JobRunner {
    * what it made.
    */
   async start(what: JobRequest, work: (ctx: JobContext) => Promise<string>): Promise<Job> {
-    const { kind, subject } = what;
+    const { kind, subject, queue } = what;
     const request = JSON.stringify(what.input);
     for (const { job, request: other } of this.#running.values()) {
       if (job.kind !== kind || job.subject !== subject) continue;
@@ -96,12 +101,16 @@ export class JobRunner {
         },
       );
     }
-    const job = runningJob(newId('job'), kind, subject, Date.now());
+    const waits = queue !== undefined && queue.free < 1;
+    const job = newJob(what.id ?? newId('job'), kind, subject, waits ? 'queued' : 'running', Date.now());
+    const abort = new AbortController();
     const done = Promise.withResolvers<Job>();
     const running: Running = {
+      what,
       request,
-      abort: new AbortController(),
+      abort,
       done: done.promise,
+      turn: queue?.take(1, abort.signal),
       job,
       lines: [],
       dropped: 0,
@@ -112,6 +121,11 @@ export class JobRunner {
       await this.#own.step('job.insert', () => this.#own.store.insertJob(job));
     } catch (error) {
       this.#running.delete(job.id);
+      abort.abort(error);
+      void running.turn?.then(
+        turn => turn[Symbol.dispose](),
+        () => {},
+      );
       throw error;
     }
     this.#own.events.emit('job.state', job.id, { state: job.state, kind, subject });
@@ -169,40 +183,14 @@ export class JobRunner {
     );
   }
 
-  async *log(id: string, signal: AbortSignal): AsyncGenerator<JobMessage> {
+  /** The log from its beginning; with `follow` to its end, which is the last message. */
+  async *log(id: string, signal: AbortSignal, follow = true): AsyncGenerator<JobMessage> {
     const running = this.#running.get(id);
-    if (running === undefined) {
+    if (running !== undefined) yield* liveJobLog(running, signal, follow);
+    else {
       const job = await this.get(id);
       yield* readJobLog(this.#own.dir, id);
       yield { type: 'end', job };
-      return;
-    }
-    const queue: JobMessage[] = [...running.lines];
-    if (running.dropped > 0) queue.unshift({ type: 'gap', bytes: running.dropped });
-    if (running.job.progress !== null) queue.push({ type: 'progress', progress: running.job.progress });
-    let wake: (() => void) | undefined;
-    const push = (message: JobMessage) => {
-      if (queue.length < LINES * 2 || message.type === 'end') queue.push(message);
-      wake?.();
-    };
-    const onAbort = () => wake?.();
-    running.watchers.add(push);
-    signal.addEventListener('abort', onAbort, { once: true });
-    try {
-      while (!signal.aborted) {
-        const next = queue.shift();
-        if (next === undefined) {
-          await new Promise<void>(resolve => {
-            wake = resolve;
-          });
-          continue;
-        }
-        yield next;
-        if (next.type === 'end') return;
-      }
-    } finally {
-      running.watchers.delete(push);
-      signal.removeEventListener('abort', onAbort);
     }
   }
 
@@ -212,7 +200,7 @@ export class JobRunner {
     file.on('error', error => this.#own.log.warn({ err: error, job: id }, 'cannot write the log of a job'));
     let patch: Partial<Job>;
     try {
-      const result_id = await work(this.#context(running, file));
+      const result_id = await this.#inTurn(running, () => work(this.#context(running, file)));
       patch = { state: 'succeeded', result_id };
     } catch (error) {
       patch = this.#failure(running, error);
@@ -222,6 +210,9 @@ export class JobRunner {
     const end: Partial<Job> = { ...patch, progress: running.job.progress, ended_at_ms: Date.now() };
     const job: Job = { ...running.job, ...end };
     this.#unstored.set(id, job);
+    await running.what
+      .ended?.(job)
+      .catch(error => this.#own.log.error({ err: error, job: id }, 'the end of a job was not told'));
     await this.#own
       .step('job.end', () => this.#own.store.updateJob(id, end))
       .then(
@@ -231,6 +222,19 @@ export class JobRunner {
     this.#publish(running, job);
     void this.#prune();
     return job;
+  }
+
+  /** Waits for its turn, if it has to, and is `running` then. */
+  async #inTurn<T>(running: Running, work: () => Promise<T>): Promise<T> {
+    using _turn = await running.turn;
+    const { id, kind, subject, state } = running.job;
+    if (state === 'queued') {
+      const begun = { state: 'running' as const, started_at_ms: Date.now() };
+      await this.#own.step('job.begin', () => this.#own.store.updateJob(id, begun));
+      running.job = { ...running.job, ...begun };
+      this.#own.events.emit('job.state', id, { state: 'running', kind, subject });
+    }
+    return await work();
   }
 
   #storeLater(id: string, end: Partial<Job>, first: unknown): void {

@@ -18,6 +18,8 @@ export interface Wish {
   sha256?: string | undefined;
   distro?: string | undefined;
   packages?: readonly string[];
+  /** What a file or URL is called of which nothing says it. */
+  otherwise?: { distro: string; version: string };
 }
 
 export interface Order {
@@ -62,7 +64,7 @@ const wordsOf = (text: (string | null | undefined)[]): string => text.filter(one
 /** A URL under a provider's tree is verified as that provider does; any other, and a file, by the hash that was given. */
 const orderFrom = async (host: Host, kind: AssetKind, wish: Wish, from: From): Promise<Order> => {
   if (wish.provider !== undefined) throw invalid('Name either a provider or a URL or file, not both.');
-  const { distro = null, packages = [], sha256 = null } = wish;
+  const { distro = wish.otherwise?.distro ?? null, packages = [], sha256 = null } = wish;
   if (packages.length > 0) throw invalid('Packages can only be added to a root file system that is made here.');
   const asked = wish.version === undefined ? undefined : bareVersion(wish.version);
   const base = { kind, from, packages, sha256 };
@@ -80,7 +82,7 @@ const orderFrom = async (host: Host, kind: AssetKind, wish: Wish, from: From): P
       `Cannot take ${from.name} from there: no provider knows that URL, so nothing proves what comes from it.`,
       'Give the SHA-256 that its maker publishes: --sha256 …',
     );
-  const version = asked ?? versionIn(from.name);
+  const version = asked ?? versionIn(from.name) ?? wish.otherwise?.version;
   if (version === undefined) throw invalid(`Name a version: there is none in '${from.name}'.`, '--version …');
   if (kind === 'rootfs' && distro === null)
     throw invalid('Name the distribution that this root file system is of.', '--distro …');

@@ -31,6 +31,9 @@ export const reconcile = async (host: Host): Promise<void> => {
   for (const job of await host.step('reconcile.jobs', () => host.store.interruptJobs(Date.now()))) {
     host.log.info({ job: job.id, kind: job.kind }, 'a job was interrupted by the end of the daemon');
   }
+  for (const build of await host.step('reconcile.builds', () => host.store.interruptBuilds(Date.now()))) {
+    host.log.info({ build }, 'a build was interrupted by the end of the daemon');
+  }
   const vms = await host.store.listVms();
   const rebooted = await hostRestarted(host, vms);
   const found = await host.vmms.find(host.paths.vms);

@@ -28,6 +28,7 @@ import { Joined } from '../lib/joined.ts';
 import { Locks } from '../lib/lock.ts';
 import type { Log } from '../lib/log.ts';
 import { run } from '../lib/proc.ts';
+import { Slots } from '../lib/slots.ts';
 import { faultyStep, plainStep, type Step } from '../lib/step.ts';
 import { Uses } from '../lib/uses.ts';
 import { VERSION } from '../lib/version.ts';
@@ -38,6 +39,9 @@ import { openHttp } from './http.ts';
 
 /** How long a start has to be undone when the daemon stops. */
 const UNWIND_MS = 12_000;
+
+/** A build keeps a core and the disk busy. */
+const BUILDS = 2;
 
 export interface DaemonOptions {
   data_dir: string;
@@ -50,6 +54,8 @@ export interface DaemonOptions {
   firecracker?: string | undefined;
   /** For GitHub's API. */
   github_token?: string | undefined;
+  /** How many images are built at once; default: 2. */
+  builds?: number | undefined;
   /** Of automatic restarts. */
   restart_times?: RestartTimes | undefined;
   log: Log;
@@ -109,6 +115,7 @@ export const bootDaemon = async (options: DaemonOptions): Promise<Daemon> => {
       events,
       metrics: makeMetrics(VERSION),
       jobs,
+      builds: new Slots(options.builds ?? BUILDS),
       live: new Map(),
       restarts,
       restart_times,

@@ -29,6 +29,7 @@ environment:
   HTTPS_PROXY         (and NO_PROXY) the proxy for downloads
   NEXUS_RESTART_MS    times of automatic restarts as LEAST:MOST:STEADY, in ms (default: 1000:60000:60000): the first delay,
                       the longest, and how long a VM must be up until the first delay counts again
+  NEXUS_BUILDS        how many images are built at once (default: 2); more wait for their turn
   NEXUS_MKE2FS        the mke2fs program (1.47.2 or later builds images without fakeroot)
 `;
 
@@ -77,6 +78,12 @@ const restartTimes = (text: string | undefined): RestartTimes | undefined => {
   return { least: Number(found[1]), most: Number(found[2]), steady: Number(found[3]) };
 };
 
+const buildsAtOnce = (text: string | undefined): number | undefined => {
+  if (text === undefined || text === '') return undefined;
+  if (/^[1-9]\d?$/.test(text)) return Number(text);
+  throw new Fault('invalid', `NEXUS_BUILDS is '${text}': it must be a number from 1 to 99.`, { hint: 'nexusd --help' });
+};
+
 const programs = () => ({
   agent_dir: process.env.NEXUS_AGENT_DIR ?? join(import.meta.dirname, 'agent'),
   qemu: process.env.NEXUS_QEMU,
@@ -109,6 +116,7 @@ export const main = async (argv: readonly string[]): Promise<number> => {
       data_dir: data,
       socket,
       ...programs(),
+      builds: buildsAtOnce(process.env.NEXUS_BUILDS),
       restart_times: restartTimes(process.env.NEXUS_RESTART_MS),
       check_output: process.env.NEXUS_CHECK_OUTPUT === '1',
       faults: process.env.NEXUS_FAULTS,

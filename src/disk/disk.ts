@@ -29,6 +29,8 @@ export interface Disks {
   readonly why: string;
   /** Makes the disk of an image from a file; with `move` the file is taken over where it can be. Gives the path; mode 0444. */
   importImage(source: string, id: string, signal: AbortSignal, options?: { move?: boolean }): Promise<string>;
+  /** Copies the disk of an image into a new file, holes kept, blocks shared where they can be. */
+  exportImage(id: string, to: string, signal: AbortSignal): Promise<void>;
   /** A writable clone of an image, grown to `size_bytes`. Never shrinks: `invalid`. Gives the path. */
   clone(image_id: string, ws_id: string, size_bytes: number, signal: AbortSignal): Promise<string>;
   /** An empty sparse disk. Gives the path. */
@@ -158,6 +160,13 @@ export class FileDisks implements Disks {
       await chmod(disk, 0o444);
       if (options.move === true && !moved) await rm(source, { force: true });
     });
+  }
+
+  async exportImage(id: string, to: string, signal: AbortSignal): Promise<void> {
+    const disk = this.path('images', id);
+    if (!(await exists(disk))) throw new Fault('not_found', `Cannot export image ${id}: its disk is missing.`);
+    if (!(await this.#way.reflink(disk, to))) await this.#way.copy(disk, to, signal);
+    await chmod(to, 0o644);
   }
 
   clone(image_id: string, ws_id: string, size_bytes: number, signal: AbortSignal): Promise<string> {

@@ -18,9 +18,11 @@ interface Sort<A> {
   name(asset: A): string;
   /** What makes two of them one: name and content. */
   same(asset: A): Record<string, string | null>;
-  /** The VM that needs it. */
-  usedBy?(db: Db, id: string): Promise<{ name: string } | undefined>;
+  /** What needs it, such as VM 'web'. */
+  usedBy?(db: Db, asset: A): Promise<string | undefined>;
 }
+
+const vmName = (vm: { name: string } | undefined): string | undefined => vm && `VM '${vm.name}'`;
 
 const KERNELS: Sort<Kernel> = {
   kind: 'kernel',
@@ -28,7 +30,8 @@ const KERNELS: Sort<Kernel> = {
   rows: codec('kernel', Kernel),
   name: a => `kernel '${a.version}'`,
   same: ({ version, arch, sha256, modules_sha256 }) => ({ version, arch, sha256, modules_sha256 }),
-  usedBy: (db, id) => db.selectFrom('vms').select('name').where('kernel_id', '=', id).executeTakeFirst(),
+  usedBy: async (db, { id }) =>
+    vmName(await db.selectFrom('vms').select('name').where('kernel_id', '=', id).executeTakeFirst()),
 };
 
 const ROOTFS: Sort<Rootfs> = {
@@ -37,6 +40,16 @@ const ROOTFS: Sort<Rootfs> = {
   rows: codec('rootfs', Rootfs),
   name: a => `archive '${a.distro}:${a.version}'`,
   same: ({ distro, version, arch, sha256 }) => ({ distro, version, arch, sha256 }),
+  usedBy: async (db, { id }) => {
+    const named = await db
+      .selectFrom('templates')
+      .select(['name', 'source'])
+      .where('source_type', '=', 'rootfs')
+      .execute();
+    const all = (await newest(db, ROOTFS).execute()) as unknown as Pick<Rootfs, 'id' | 'distro' | 'version'>[];
+    const user = named.find(({ source }) => (source === id ? id : byName('rootfs', all, source)?.id) === id);
+    return user && `template '${user.name}'`;
+  },
 };
 
 const FIRECRACKERS: Sort<Firecracker> = {
@@ -45,8 +58,8 @@ const FIRECRACKERS: Sort<Firecracker> = {
   rows: codec('Firecracker', Firecracker),
   name: a => `Firecracker '${a.version}'`,
   same: ({ version, arch, sha256, jailer_sha256 }) => ({ version, arch, sha256, jailer_sha256 }),
-  usedBy: (db, id) =>
-    db.selectFrom('vms').select('name').where(sql`run ->> 'firecracker_id'`, '=', id).executeTakeFirst(),
+  usedBy: async (db, { id }) =>
+    vmName(await db.selectFrom('vms').select('name').where(sql`run ->> 'firecracker_id'`, '=', id).executeTakeFirst()),
 };
 
 const newest = (db: Db, { table }: Pick<Sort<unknown>, 'table'>) =>
@@ -57,6 +70,14 @@ const partsOf = (kind: AssetKind, ref: string): { version?: string; distro?: str
   if (kind !== 'rootfs') return { version: ref };
   const colon = ref.indexOf(':');
   return colon < 0 ? { distro: ref } : { distro: ref.slice(0, colon), version: ref.slice(colon + 1) };
+};
+
+/** Of assets, the newest first: that of the version, or the newest of the series or the distro. */
+const byName = <A extends { version: string }>(kind: AssetKind, all: readonly A[], ref: string): A | undefined => {
+  const { version, distro } = partsOf(kind, ref);
+  const named = all.filter(one => !('distro' in one) || one.distro === distro);
+  if (version === undefined) return named[0];
+  return named.find(one => one.version === version) ?? named.find(one => one.version.startsWith(`${version}.`));
 };
 
 const table = <A extends AssetOf[AssetKind]>(db: Db, sort: Sort<A>): AssetTable<A> => {
@@ -82,10 +103,7 @@ const table = <A extends AssetOf[AssetKind]>(db: Db, sort: Sort<A>): AssetTable<
 
     find: async ref => {
       if (ID_PATTERN.test(ref)) return read(await newest(db, sort).where('id', '=', ref).executeTakeFirst());
-      const { version, distro } = partsOf(sort.kind, ref);
-      const named = (await all(db)).filter(one => !('distro' in one) || one.distro === distro);
-      if (version === undefined) return named[0];
-      return named.find(one => one.version === version) ?? named.find(one => one.version.startsWith(`${version}.`));
+      return byName(sort.kind, await all(db), ref);
     },
 
     list: () => all(db),
@@ -95,8 +113,8 @@ const table = <A extends AssetOf[AssetKind]>(db: Db, sort: Sort<A>): AssetTable<
         const asset = await need(trx, id);
         const refuse = (why: string, hint?: string) =>
           new Fault('in_use', `Cannot remove ${sort.name(asset)}: ${why}.`, { hint });
-        const vm = await sort.usedBy?.(trx, id);
-        if (vm !== undefined) throw refuse(`VM '${vm.name}' uses it`);
+        const user = await sort.usedBy?.(trx, asset);
+        if (user !== undefined) throw refuse(`${user} uses it`);
         if (asset.is_default) throw refuse('it is the default', `nexusctl ${sort.kind} set-default --off ${id}`);
         await trx.deleteFrom(sort.table).where('id', '=', id).execute();
       }),

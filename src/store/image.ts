@@ -1,41 +1,61 @@
 /** Images: read-only masters; one that a workspace came from stays. */
+import type { Transaction } from 'kysely';
 import { ID_PATTERN } from '../api/common.ts';
 import { Fault } from '../api/fault.ts';
 import { Image } from '../api/image.ts';
-import { codec, type Db, none, unlessTaken } from './sqlite.ts';
+import { codec, type Db, none, type Tables, unlessTaken } from './sqlite.ts';
 import type { ImageStore } from './store.ts';
 
 const rows = codec('image', Image);
 
+export const insertImage = async (trx: Transaction<Tables>, image: Image): Promise<void> => {
+  const { name } = image;
+  if ((await trx.selectFrom('templates').select('id').where('name', '=', name).executeTakeFirst()) !== undefined)
+    throw new Fault('exists', `Cannot make image '${name}': a template has that name.`, {
+      hint: 'where an image is meant, both are named: choose another name',
+    });
+  const row = rows.toRow(image);
+  await unlessTaken(`Image '${name}'`, () => trx.insertInto('images').values(row).execute());
+};
+
+/** The newest image of a template. A slow build of an old version is none. */
+const newestOf = (db: Db, key: 'id' | 'name', ref: string) =>
+  db
+    .selectFrom('images')
+    .innerJoin('builds', 'builds.id', 'images.build_id')
+    .innerJoin('templates', 'templates.id', 'builds.template_id')
+    .selectAll('images')
+    .where(`templates.${key}`, '=', ref)
+    .orderBy('builds.template_version', 'desc')
+    .orderBy('images.created_at_ms', 'desc')
+    .orderBy('images.id', 'desc')
+    .executeTakeFirst();
+
+const find = async (db: Db, ref: string): Promise<Image | undefined> => {
+  const key = ID_PATTERN.test(ref) ? 'id' : 'name';
+  const row = await db.selectFrom('images').selectAll().where(key, '=', ref).executeTakeFirst();
+  const found = row ?? (await newestOf(db, key, ref));
+  return found && rows.fromRow(found);
+};
+
+const remove = async (trx: Transaction<Tables>, id: string): Promise<void> => {
+  const image = await trx.selectFrom('images').select('name').where('id', '=', id).executeTakeFirst();
+  if (image === undefined) throw none('image', id);
+  const refuse = (why: string) => new Fault('in_use', `Cannot remove image '${image.name}': ${why}.`);
+  const ws = await trx.selectFrom('workspaces').select('name').where('image_id', '=', id).executeTakeFirst();
+  if (ws !== undefined) throw refuse(`workspace '${ws.name}' came from it`);
+  const on_images = trx.selectFrom('templates').select(['name', 'source']).where('source_type', '=', 'image');
+  for (const template of await on_images.execute())
+    if ((await find(trx, template.source))?.id === id) throw refuse(`template '${template.name}' builds on it`);
+  await trx.deleteFrom('images').where('id', '=', id).execute();
+};
+
 export const imageStore = (db: Db): ImageStore => ({
-  insertImage: async image => {
-    const row = rows.toRow(image);
-    await unlessTaken(`Image '${image.name}'`, () => db.insertInto('images').values(row).execute());
-  },
-
-  findImage: async ref => {
-    const key = ID_PATTERN.test(ref) ? 'id' : 'name';
-    const row = await db.selectFrom('images').selectAll().where(key, '=', ref).executeTakeFirst();
-    return row && rows.fromRow(row);
-  },
-
+  insertImage: image => db.transaction().execute(trx => insertImage(trx, image)),
+  findImage: ref => find(db, ref),
   listImages: async () => {
-    const found = await db
-      .selectFrom('images')
-      .selectAll()
-      .orderBy('created_at_ms', 'desc')
-      .orderBy('id', 'desc')
-      .execute();
-    return found.map(rows.fromRow);
+    const query = db.selectFrom('images').selectAll().orderBy('created_at_ms', 'desc').orderBy('id', 'desc');
+    return (await query.execute()).map(rows.fromRow);
   },
-
-  removeImage: id =>
-    db.transaction().execute(async trx => {
-      const image = await trx.selectFrom('images').select('name').where('id', '=', id).executeTakeFirst();
-      if (image === undefined) throw none('image', id);
-      const ws = await trx.selectFrom('workspaces').select('name').where('image_id', '=', id).executeTakeFirst();
-      if (ws !== undefined)
-        throw new Fault('in_use', `Cannot remove image '${image.name}': workspace '${ws.name}' came from it.`);
-      await trx.deleteFrom('images').where('id', '=', id).execute();
-    }),
+  removeImage: id => db.transaction().execute(trx => remove(trx, id)),
 });

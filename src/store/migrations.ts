@@ -227,11 +227,79 @@ alter table rootfs_new rename to rootfs;
 create unique index rootfs_default on rootfs (is_default) where is_default = 1;
 `;
 
+/** Templates and builds. Images are rebuilt, for an imported one has no agent that we know of. */
+const FIFTH = `
+create table templates (
+  id text primary key,
+  name text not null unique,
+  version integer not null,
+  source_type text not null check (source_type in ('rootfs', 'image')),
+  source text not null,
+  sha256 text,
+  overlays text not null check (json_valid(overlays)),
+  size_bytes integer,
+  init text not null,
+  environment text not null check (json_valid(environment)),
+  created_at_ms integer not null,
+  updated_at_ms integer not null
+) strict;
+
+create table builds (
+  id text primary key,
+  image_name text not null,
+  template_id text,
+  template text,
+  template_version integer,
+  source_type text not null check (source_type in ('rootfs', 'image')),
+  source text not null,
+  sha256 text,
+  overlays text not null check (json_valid(overlays)),
+  size_bytes integer,
+  init text not null,
+  environment text not null check (json_valid(environment)),
+  base_image_id text,
+  rootfs_id text,
+  state text not null check (state in ('building', 'success', 'failed', 'canceled')),
+  job_id text not null,
+  image_id text,
+  inputs_sha256 text,
+  image_sha256 text,
+  error text check (json_valid(error)),
+  created_at_ms integer not null,
+  ended_at_ms integer,
+  check ((state = 'success') = (image_id is not null)),
+  check ((state = 'building') = (ended_at_ms is null))
+) strict;
+create index builds_template on builds (template_id);
+create index builds_state on builds (state);
+
+create table images_new (
+  id text primary key,
+  name text not null unique,
+  arch text not null,
+  init text not null,
+  os text not null,
+  build_id text,
+  rootfs_id text,
+  agent_version text,
+  warning text,
+  sha256 text not null,
+  size_bytes integer not null,
+  created_at_ms integer not null
+) strict;
+insert into images_new
+  select id, name, arch, init, os, null, rootfs_id, agent_version, null, sha256, size_bytes, created_at_ms from images;
+drop table images;
+alter table images_new rename to images;
+create index images_build on images (build_id);
+`;
+
 export const MIGRATIONS: readonly Migration[] = [
   { version: 1, sql: FIRST },
   { version: 2, sql: SECOND },
   { version: 3, sql: THIRD },
   { version: 4, sql: FOURTH },
+  { version: 5, sql: FIFTH },
 ];
 
 const versionOf = (db: DatabaseSync): number => Number(db.prepare('pragma user_version').get()?.user_version ?? 0);

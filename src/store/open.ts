@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { ensureDir } from '../lib/files.ts';
 import { assetStore } from './asset.ts';
+import { buildStore } from './build.ts';
 import { imageStore } from './image.ts';
 import { jobStore } from './job.ts';
 import { MIGRATIONS, migrate, refuseNewer } from './migrations.ts';
@@ -11,6 +12,7 @@ import { noteStore } from './note.ts';
 import { providerStore } from './provider.ts';
 import { type Db, guarded, openDb } from './sqlite.ts';
 import type { StateStore } from './store.ts';
+import { templateStore } from './template.ts';
 import { vmStore } from './vm.ts';
 import { wsStore } from './ws.ts';
 
@@ -61,6 +63,8 @@ export const openStore = async (data_dir: string, migrations = MIGRATIONS): Prom
       ...vmStore(db),
       ...wsStore(db),
       ...imageStore(db),
+      ...templateStore(db),
+      ...buildStore(db),
       ...providerStore(db),
       ...jobStore(db),
       ...noteStore(db),

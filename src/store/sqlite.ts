@@ -18,6 +18,7 @@ import {
   SqliteQueryCompiler,
 } from 'kysely';
 import { z } from 'zod';
+import type { Build } from '../api/build.ts';
 import { Fault } from '../api/fault.ts';
 import type { Firecracker } from '../api/firecracker.ts';
 import type { Image } from '../api/image.ts';
@@ -25,6 +26,7 @@ import type { Job } from '../api/job.ts';
 import type { Kernel } from '../api/kernel.ts';
 import type { Provider } from '../api/provider.ts';
 import type { Rootfs } from '../api/rootfs.ts';
+import type { Template } from '../api/template.ts';
 import type { VmHistoryEntry } from '../api/vm.ts';
 import type { Workspace } from '../api/ws.ts';
 import type { VmRecord } from './store.ts';
@@ -38,6 +40,8 @@ export interface Tables {
   vm_history: Row<VmHistoryEntry> & { seq: Generated<number>; vm_id: string };
   workspaces: Row<Workspace>;
   images: Row<Image>;
+  templates: Row<Template>;
+  builds: Row<Build>;
   kernels: Row<Kernel>;
   rootfs: Row<Rootfs>;
   firecrackers: Row<Firecracker>;

@@ -5,12 +5,14 @@
  * Faults: `exists` (a name is taken), `not_found`, `bad_state` (an illegal transition), `in_use`, `no_room` (the disk is full).
  */
 import type { AssetKind } from '../api/asset.ts';
+import type { Build, BuildState } from '../api/build.ts';
 import type { Firecracker } from '../api/firecracker.ts';
 import type { Image } from '../api/image.ts';
 import type { Job, JobState } from '../api/job.ts';
 import type { Kernel } from '../api/kernel.ts';
 import type { Provider } from '../api/provider.ts';
 import type { Rootfs } from '../api/rootfs.ts';
+import type { Template } from '../api/template.ts';
 import type { Vm, VmHistoryEntry } from '../api/vm.ts';
 import type { VmState } from '../api/vm_state.ts';
 import type { Workspace } from '../api/ws.ts';
@@ -87,11 +89,56 @@ export interface WorkspaceStore {
 }
 
 export interface ImageStore {
+  /** `exists` if an image or a template has the name. */
   insertImage(image: Image): Promise<void>;
+  /** By ID, by name, or by a template: its newest image, by the version of the template and then by its age. */
   findImage(ref: string): Promise<Image | undefined>;
   listImages(): Promise<Image[]>;
-  /** `in_use` while a workspace came from it. */
+  /** `in_use` while a workspace came from it, or a template builds on it. */
   removeImage(id: string): Promise<void>;
+}
+
+export interface TemplateStore {
+  /** `exists` if a template or an image has the name. */
+  insertTemplate(template: Template): Promise<void>;
+  findTemplate(ref: string): Promise<Template | undefined>;
+  /** Newest first. */
+  listTemplates(): Promise<Template[]>;
+  /** Writes what `change` gives; where that is another blueprint, as the next version. */
+  updateTemplate(id: string, change: (template: Template) => Template): Promise<Template>;
+  /** `in_use` while a build of it runs, or a template builds on its images. */
+  removeTemplate(id: string): Promise<void>;
+}
+
+export interface BuildFilter {
+  template_id?: string;
+  state?: BuildState;
+  limit: number;
+}
+
+/** What is found out about a build while it runs. */
+export type BuildPatch = Partial<Pick<Build, 'overlays' | 'rootfs_id' | 'sha256'>>;
+
+export interface BuildStore {
+  insertBuild(build: Build): Promise<void>;
+  /** By ID, or the newest of a template. */
+  findBuild(ref: string): Promise<Build | undefined>;
+  /** Newest first. */
+  listBuilds(filter: BuildFilter): Promise<Build[]>;
+  patchBuild(id: string, patch: BuildPatch): Promise<Build>;
+  /** The image and the success of its build, both or neither. */
+  finishBuild(id: string, image: Image, inputs_sha256: string, at_ms: number): Promise<void>;
+  /** The end of a build without image; nothing if it has ended. */
+  endBuild(
+    id: string,
+    end: Pick<Build, 'error'> & { state: 'failed' | 'canceled'; ended_at_ms: number },
+  ): Promise<void>;
+  /** Builds that a dead daemon left become `failed`; gives their IDs. */
+  interruptBuilds(at_ms: number): Promise<string[]>;
+  /** Drops ended builds without image beyond the newest `keep`. */
+  pruneBuilds(keep: number): Promise<void>;
+  /** A build that never began. */
+  removeBuild(id: string): Promise<void>;
 }
 
 /** Assets of one kind. A version may be there more than once (a rebuilt package); the newest counts. */
@@ -104,7 +151,7 @@ export interface AssetTable<A> {
   find(ref: string): Promise<A | undefined>;
   /** Newest first. */
   list(): Promise<A[]>;
-  /** `in_use` if it is the default, or a VM needs it. */
+  /** `in_use` if it is the default, or a VM or a template needs it. */
   remove(id: string): Promise<void>;
   /** The one default, or with `on` false none. */
   setDefault(id: string, on: boolean): Promise<A>;
@@ -153,6 +200,8 @@ export interface StateStore
   extends VmStore,
     WorkspaceStore,
     ImageStore,
+    TemplateStore,
+    BuildStore,
     ProviderStore,
     JobStore,
     NoteStore,

@@ -1,0 +1,87 @@
+/** Images that come from files of the host, and go into them. */
+import { link, rm } from 'node:fs/promises';
+import { basename, dirname, join } from 'node:path';
+import { Fault } from '../api/fault.ts';
+import type { Image } from '../api/image.ts';
+import type { Job } from '../api/job.ts';
+import type { OpIn } from '../api/ops.ts';
+import { examine, looksLikeExt4 } from '../images/foreign.ts';
+import { hostArch } from '../lib/arch.ts';
+import { exists, sha256File } from '../lib/files.ts';
+import { plain } from '../lib/text.ts';
+import { needImage } from './find.ts';
+import type { Host } from './host.ts';
+import { newId } from './ids.ts';
+import type { JobContext } from './jobs.ts';
+import { inTemp } from './land.ts';
+import { workEnv } from './stray.ts';
+import { useAsset } from './using.ts';
+
+const NO_AGENT =
+  'It has no guest agent (/usr/lib/nexus/nexus-agent): no command can be run in a VM of it, its console is all there is.';
+
+export const importImage = async (host: Host, input: OpIn<'image.import'>): Promise<Job> => {
+  await looksLikeExt4(input.from); // refused now, not later
+  const what = { kind: 'image.import', subject: input.name, input };
+  return host.jobs.start(what, job => takeIn(host, job, input));
+};
+
+/** The copy is what is looked at: the file may change meanwhile. */
+const takeIn = async (host: Host, job: JobContext, input: OpIn<'image.import'>): Promise<string> => {
+  const id = newId('img');
+  const { name, from } = input;
+  job.progress({ stage: 'copy', done: 0, total: null, unit: 'bytes' });
+  const path = await host.step('import.copy', () => host.disks.importImage(from, id, job.signal));
+  try {
+    job.progress({ stage: 'check', done: 0, total: null, unit: 'steps' });
+    const { signal, log: onLog } = job;
+    const found = await inTemp(host, job.job_id, dir =>
+      examine(path, { dir, env: workEnv(host.paths), signal, onLog }),
+    );
+    const sha256 = await sha256File(path, signal);
+    const { size_bytes } = await host.disks.usage('images', id);
+    const { os, agent_version } = found;
+    const image: Image = {
+      ...{ id, name, os, agent_version, size_bytes, sha256 },
+      arch: input.arch ?? found.arch ?? hostArch() ?? 'x86_64',
+      init: input.init ?? found.init,
+      ...{ build_id: null, rootfs_id: null, created_at_ms: Date.now() },
+      warning: agent_version === null ? NO_AGENT : null,
+    };
+    await host.step('import.insert', () => host.store.insertImage(image));
+    if (image.warning !== null) job.log(image.warning);
+    return id;
+  } catch (error) {
+    await host.disks.removeImage(id);
+    throw error;
+  }
+};
+
+const cannotExport = ({ name }: Image, code: 'exists' | 'invalid', why: string, cause?: unknown): Fault =>
+  new Fault(code, `Cannot export image '${name}': ${why}.`, { cause });
+
+export const exportImage = async (host: Host, image: Image, to: string): Promise<Job> => {
+  if (await exists(to)) throw cannotExport(image, 'exists', `${plain(to)} exists already`);
+  if (!(await exists(dirname(to)))) throw cannotExport(image, 'invalid', `there is no folder ${plain(dirname(to))}`);
+  const what = { kind: 'image.export', subject: `${image.name} to ${plain(to)}`, input: { id: image.id, to } };
+  return host.jobs.start(what, job => writeOut(host, job, image, to));
+};
+
+/** Beside its place first, and linked there: what is there is never written over. */
+const writeOut = async (host: Host, job: JobContext, image: Image, to: string): Promise<string> => {
+  using _used = await useAsset(host, image, needImage);
+  const temp = join(dirname(to), `.${basename(to).slice(0, 200)}.${job.job_id}.part`);
+  job.progress({ stage: 'copy', done: 0, total: null, unit: 'bytes' });
+  try {
+    await host.step('export.copy', () => host.disks.exportImage(image.id, temp, job.signal));
+    job.signal.throwIfAborted();
+    await host.step('export.link', () => link(temp, to));
+  } catch (cause) {
+    if (cause instanceof Error && 'code' in cause && cause.code === 'EEXIST')
+      throw cannotExport(image, 'exists', `${plain(to)} exists already`, cause);
+    throw cause;
+  } finally {
+    await rm(temp, { force: true });
+  }
+  return image.id;
+};

@@ -1,0 +1,103 @@
+/** A new VM: its record, and a root workspace of its own or one that is there. */
+import { Name } from '../api/common.ts';
+import { Fault } from '../api/fault.ts';
+import type { OpIn } from '../api/ops.ts';
+import type { Vm } from '../api/vm.ts';
+import { blankVm } from '../api/vm_ops.ts';
+import type { Workspace } from '../api/ws.ts';
+import type { NewVm, VmRecord } from '../store/store.ts';
+import { needImage, needKernel, needWs, publicVm } from './find.ts';
+import type { Host } from './host.ts';
+import { newId } from './ids.ts';
+import { tellState } from './move.ts';
+import { useAsset } from './using.ts';
+
+/** A full copy of a large image on a slow disk. */
+const CLONE_MS = 600_000;
+
+export const createVm = async (host: Host, input: OpIn<'vm.create'>, _actor: string): Promise<Vm> => {
+  if ((await host.store.findVm(input.name)) !== undefined) {
+    throw new Fault('exists', `VM '${input.name}' exists already.`, { hint: `nexusctl vm get ${input.name}` });
+  }
+  if (input.ws !== undefined && input.image !== undefined) {
+    throw new Fault('invalid', 'Give either an image or a workspace, not both.');
+  }
+  const kernel_id = input.kernel === undefined ? null : (await needKernel(host, input.kernel)).id;
+  const id = newId('vm');
+  return input.ws === undefined
+    ? createWithImage(host, input, id, kernel_id)
+    : createWithWs(host, input, id, kernel_id, input.ws);
+};
+
+const blank = (input: OpIn<'vm.create'>, id: string, kernel_id: string | null): NewVm => ({
+  ...blankVm(input, id, Date.now()),
+  kernel_id,
+  run: null,
+});
+
+const uidOption = (host: Host) => (host.first_host_uid === null ? {} : { first_host_uid: host.first_host_uid });
+
+/** <vm>-root, or a name made of the ID where that is taken or too long. */
+const rootName = async (host: Host, vm: string, ws_id: string): Promise<string> => {
+  const name = `${vm}-root`;
+  const good = Name.safeParse(name).success && (await host.store.findWs(name)) === undefined;
+  return good ? name : ws_id.replace('_', '-');
+};
+
+const createWithImage = async (
+  host: Host,
+  input: OpIn<'vm.create'>,
+  id: string,
+  kernel_id: string | null,
+): Promise<Vm> => {
+  const image = input.image === undefined ? (await host.store.listImages())[0] : await needImage(host, input.image);
+  if (image === undefined) {
+    throw new Fault('not_found', `Cannot create VM '${input.name}': there is no image.`, {
+      hint: 'nexusctl rootfs download debian 12, then nexusctl image build base --rootfs debian:12',
+    });
+  }
+  using _used = await useAsset(host, image, needImage);
+  const ws_id = newId('ws');
+  const ws: Workspace = {
+    id: ws_id,
+    name: await rootName(host, input.name, ws_id),
+    image_id: image.id,
+    size_bytes: input.root_size_bytes,
+    vm_id: id,
+    role: 'root',
+    owned: true,
+    created_at_ms: Date.now(),
+  };
+  const deadline = AbortSignal.any([AbortSignal.timeout(CLONE_MS), host.closing]);
+  await host.step('create.clone', () => host.disks.clone(image.id, ws_id, input.root_size_bytes, deadline));
+  try {
+    const vm = { ...blank(input, id, kernel_id), image_id: image.id, root_ws_id: ws_id };
+    const inserted = await host.step('create.insert', () => host.store.insertVm(vm, { ws, ...uidOption(host) }));
+    return created(host, inserted);
+  } catch (error) {
+    await host.disks.removeWs(ws_id);
+    throw error;
+  }
+};
+
+const createWithWs = async (
+  host: Host,
+  input: OpIn<'vm.create'>,
+  id: string,
+  kernel_id: string | null,
+  ref: string,
+): Promise<Vm> => {
+  const ws = await needWs(host, ref);
+  if (ws.vm_id !== null) {
+    throw new Fault('in_use', `Workspace '${ws.name}' is attached to another VM.`, {
+      hint: `nexusctl ws detach ${ws.name}`,
+    });
+  }
+  const vm = { ...blank(input, id, kernel_id), image_id: ws.image_id, root_ws_id: ws.id };
+  return created(host, await host.step('create.insert', () => host.store.insertVm(vm, uidOption(host))));
+};
+
+const created = (host: Host, vm: VmRecord): Vm => {
+  tellState(host, vm, { to: 'created', why: 'created', actor: 'api' });
+  return publicVm(vm);
+};
