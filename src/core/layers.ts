@@ -1,5 +1,6 @@
 /** What is laid over the archive of a build: the overlays of its template, and below them those of the image that it is built on. */
 import { createHash } from 'node:crypto';
+import { constants } from 'node:fs';
 import { open } from 'node:fs/promises';
 import type { Build } from '../api/build.ts';
 import { Fault } from '../api/fault.ts';
@@ -12,6 +13,9 @@ import type { Host } from './host.ts';
 
 /** A file of the host is held in memory while the image is built. */
 const MAX_HOST_FILE = 64 * 1024 * 1024;
+
+/** A named pipe would be waited for. */
+const READ = constants.O_RDONLY | constants.O_NONBLOCK;
 
 export type Layers = Pick<Build, 'overlays' | 'environment' | 'init' | 'size_bytes' | 'base_image_id' | 'rootfs_id'>;
 
@@ -63,7 +67,7 @@ const cannotRead = ({ path, host_file }: Overlay, why: string, cause?: unknown):
 
 const readHostFile = async (overlay: Overlay, path: string): Promise<Buffer> => {
   try {
-    await using handle = await open(path, 'r');
+    await using handle = await open(path, READ);
     const stat = await handle.stat();
     if (!stat.isFile()) throw cannotRead(overlay, 'is no file');
     if (stat.size > MAX_HOST_FILE) throw cannotRead(overlay, 'is larger than 64 MiB');

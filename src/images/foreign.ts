@@ -1,4 +1,5 @@
 /** A file system that somebody else made: whether it is one, and what is in it. It is read by e2fsck and debugfs alone, and never written. */
+import { constants } from 'node:fs';
 import { open } from 'node:fs/promises';
 import { Arch } from '../api/common.ts';
 import { Fault } from '../api/fault.ts';
@@ -35,9 +36,11 @@ const MAX_TEXT = 64 * 1024;
 export const looksLikeExt4 = async (path: string): Promise<void> => {
   const cannot = (why: string, cause?: unknown) =>
     new Fault('invalid', `Cannot import ${plain(path)}: ${why}.`, { cause });
-  await using handle = await open(path, 'r').catch((cause: NodeJS.ErrnoException) => {
-    throw cannot(cause.code === 'ENOENT' ? 'it is not there' : `it cannot be read: ${cause.code}`, cause);
-  });
+  await using handle = await open(path, constants.O_RDONLY | constants.O_NONBLOCK).catch(
+    (cause: NodeJS.ErrnoException) => {
+      throw cannot(cause.code === 'ENOENT' ? 'it is not there' : `it cannot be read: ${cause.code}`, cause);
+    },
+  );
   if (!(await handle.stat()).isFile()) throw cannot('it is no file');
   const magic = Buffer.alloc(2);
   await handle.read(magic, 0, 2, MAGIC_AT);

@@ -1,0 +1,187 @@
+/** Builds, and images that come from files: their turns, their ends, and the whole way up to a VM. */
+import assert from 'node:assert/strict';
+import { mkdtemp, rm, truncate, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, before, test } from 'node:test';
+import type { BuildItem } from '../src/api/build.ts';
+import type { JobMessage } from '../src/api/job.ts';
+import { sha256File } from '../src/lib/files.ts';
+import { run } from '../src/lib/proc.ts';
+import { rejects } from './kit/behave.ts';
+import { settle } from './kit/crash_deeds.ts';
+import { type Ground, ground } from './kit/ground.ts';
+import { archive } from './kit/tar.ts';
+import { SBIN, templateDeeds } from './kit/templates.ts';
+
+let g: Ground;
+let dir: string;
+const { client, ended, built, job, clear } = templateDeeds(() => g);
+const SOURCE = 'debian:12';
+
+before(async () => {
+  dir = await mkdtemp(join(tmpdir(), 'nexus-templates-'));
+  g = await ground();
+  await settle(() => g);
+});
+after(async () => {
+  await g[Symbol.asyncDispose]();
+  await rm(dir, { recursive: true, force: true });
+});
+
+test('so many builds at once; the others wait; each can be canceled; the daemon that ends fails them', async () => {
+  await client().template.create({ name: 'tpl', source: SOURCE });
+  const jobOf = async (build: BuildItem) => (await client().job.get({ job: build.job_id })).state;
+  const four: BuildItem[] = [];
+  for (let n = 0; n < 4; n++) four.push(await client().build.trigger({ template: 'tpl' }));
+  const states = await Promise.all(four.map(jobOf));
+  const [a, b, c, d] = four;
+  assert.ok(a && b && c && d);
+  assert.ok(states.filter(s => s === 'running').length <= 2 && states[3] === 'queued', states.join(' '));
+  await rejects(client().template.remove({ template: 'tpl' }), 'in_use', /build 'bld_.*' of it runs/);
+  assert.equal((await client().build.cancel({ build: d.id })).state, 'canceled');
+  const canceled = await client()
+    .build.cancel({ build: b.id })
+    .then(
+      build => build.state,
+      error => error.code,
+    );
+  assert.ok(['canceled', 'bad_state'].includes(canceled), canceled);
+  for (const build of [a, c]) assert.equal((await ended(build)).state, 'success');
+  await rejects(client().build.cancel({ build: a.id }), 'bad_state', /it is success/);
+  assert.deepEqual((await client().build.inspect({ build: d.id })).error?.code, 'canceled');
+  const lines: JobMessage[] = [];
+  for await (const message of client().build.logs({ build: d.id })) lines.push(message);
+  assert.equal(lines.at(-1)?.type, 'end');
+  assert.equal((await client().build.list({ state: 'building' })).length, 0);
+
+  const left = await client().build.trigger({ template: 'tpl' });
+  await g.w.kill();
+  await g.w.start();
+  const dead = await client().build.inspect({ build: left.id });
+  assert.ok(dead.state === 'failed' && /interrupted/.test(dead.error?.detail ?? ''), JSON.stringify(dead));
+  assert.deepEqual([dead.image_id, (await client().image.list()).some(i => i.build_id === left.id)], [null, false]);
+  await clear();
+});
+
+test('a build that cannot succeed says why, and leaves nothing', async () => {
+  const fails = async (more: object, detail: RegExp) => {
+    await client().template.create({ name: 'tpl', source: SOURCE, ...more });
+    const build = await ended(await client().build.trigger({ template: 'tpl' }));
+    assert.equal(build.state, 'failed');
+    assert.match(build.error?.detail ?? '', detail);
+    assert.ok(!/\n/.test(build.error?.detail ?? ''));
+    await clear();
+  };
+  await fails(
+    { overlays: [{ path: '/etc', content: '' }] },
+    /Cannot overlay '\/etc' in the image: there is a directory/,
+  );
+  await fails(
+    {
+      overlays: [
+        { path: '/l', symlink: '/etc' },
+        { path: '/l', content: '' },
+      ],
+    },
+    /Cannot overlay '\/l' in the image: there is a link/,
+  );
+  await fails({ overlays: [{ path: '/x', host_file: '/nowhere' }] }, /Cannot overlay '\/x': \/nowhere is not there/);
+  await fails({ overlays: [{ path: '/x', host_file: '/proc' }] }, /is no file/);
+  await fails({ init: 'systemd' }, /Cannot build image 'tpl-v1-.*' with init systemd: the archive has no init/);
+  await fails({ size_bytes: 16 * 1024 * 1024, overlays: [{ path: '/x', host_file: await large() }] }, /MiB/);
+  const cut = join(dir, 'cut.tar.gz');
+  await writeFile(cut, Buffer.from('1f8b080000000000000bedc1', 'hex'));
+  await fails({ source: cut }, /./);
+  const wrong = join(dir, 'wrong.tar.xz');
+  await writeFile(wrong, archive({ name: 'a', data: 'x' }));
+  await fails({ source: wrong }, /./);
+  await fails({ source: join(dir, 'gone.tar') }, /gone\.tar/);
+});
+
+/** 32 MiB that do not go into an image of 16. */
+const large = async (): Promise<string> => {
+  const path = join(dir, 'large');
+  await writeFile(path, Buffer.alloc(32 * 1024 * 1024, 1));
+  return path;
+};
+
+test('a file of the host as source; built again it is the same image', async () => {
+  const path = join(dir, 'My Rootfs.tar');
+  await writeFile(path, archive({ name: 'etc', type: '5' }, { name: 'etc/os-release', data: 'PRETTY_NAME="Mine"\n' }));
+  await client().template.create({ name: 'tpl', source: path });
+  const [first, second] = [await built('tpl'), await built('tpl')];
+  assert.deepEqual([first.image.os, first.build.inputs_sha256], ['Mine', second.build.inputs_sha256]);
+  const mine = (await client().rootfs.list({})).filter(r => r.distro === 'my-rootfs');
+  assert.deepEqual([mine.length, mine[0]?.source], [1, path]);
+  await clear();
+  await client().rootfs.remove({ rootfs: mine[0]?.id ?? '' });
+});
+
+test('an image goes into a file and comes back from it; what is no file system does not', async () => {
+  const base = await client().image.inspect({ image: 'base' });
+  const to = join(dir, 'base.raw');
+  assert.equal((await job(client().image.export({ image: 'base', to }))).state, 'succeeded');
+  assert.equal(await sha256File(to), base.sha256);
+  await rejects(client().image.export({ image: 'base', to }), 'exists', /exists already/);
+  await rejects(client().image.export({ image: 'base', to: join(dir, 'no', 'x') }), 'invalid', /there is no folder/);
+  const back = await job(client().image.import({ name: 'back', from: to }));
+  assert.equal(back.state, 'succeeded', back.error?.detail ?? '');
+  const image = await client().image.inspect({ image: 'back' });
+  assert.deepEqual(
+    [image.sha256, image.os, image.init, image.agent_version],
+    [base.sha256, base.os, base.init, base.agent_version],
+  );
+  assert.deepEqual([image.build, image.rootfs, image.warning], [null, null, null]);
+  await client().template.create({ name: 'top', source_type: 'image', source: 'back' });
+  await rejects(
+    client().build.trigger({ template: 'top' }),
+    'unsupported',
+    /Cannot build on image 'back': it was imported/,
+  );
+  await rejects(client().image.import({ name: 'back', from: to }), 'exists', /'back' exists already/);
+
+  const bare = join(dir, 'bare.raw');
+  await writeFile(bare, '');
+  await truncate(bare, 4 * 1024 * 1024);
+  await rejects(client().image.import({ name: 'bare', from: bare }), 'invalid', /no ext4 file system begins/);
+  await rejects(client().image.import({ name: 'bare', from: join(dir, 'gone') }), 'invalid', /it is not there/);
+  await rejects(client().image.import({ name: 'bare', from: dir }), 'invalid', /it is no file|it cannot be read/);
+  await run(['mke2fs', '-q', '-F', '-t', 'ext4', bare], { env: { ...process.env, PATH: SBIN } });
+  assert.equal((await job(client().image.import({ name: 'bare', from: bare }))).state, 'succeeded');
+  const none = await client().image.inspect({ image: 'bare' });
+  assert.equal(none.agent_version, null);
+  assert.match(none.warning ?? '', /no guest agent/);
+  await run(['dd', 'if=/dev/urandom', `of=${bare}`, 'bs=1k', 'seek=2', 'count=40', 'conv=notrunc']);
+  const broken = await job(client().image.import({ name: 'broken', from: bare }));
+  assert.deepEqual([broken.state, broken.error?.code], ['failed', 'invalid']);
+  await clear();
+});
+
+test('up: the steps are told, done, and not done twice', async () => {
+  const plan = async () =>
+    (await client().vm.up_plan({ rootfs: SOURCE, name: 'web' })).map(s => `${s.step} ${s.what} ${s.done}`);
+  const steps = ['kernel', 'rootfs', 'template', 'image', 'vm', 'start'];
+  const is = (done: number) => steps.map((what, n) => `${n + 1} ${what} ${n < done}`);
+  assert.deepEqual(await plan(), is(2));
+  assert.deepEqual([(await client().template.list()).length, (await client().vm.list()).length], [0, 0]);
+  const up = { rootfs: SOURCE, name: 'web', memory_mib: 64 };
+  const first = await job(client().vm.up(up));
+  assert.equal(first.state, 'succeeded', first.error?.detail ?? '');
+  assert.deepEqual(await plan(), is(6));
+  const vm = await client().vm.get({ vm: 'web' });
+  assert.deepEqual([vm.id, vm.state, vm.guest], [first.result_id, 'running', 'ready']);
+  await client().vm.stop({ vm: 'web', force: true });
+  assert.deepEqual(await plan(), is(5));
+  assert.equal((await job(client().vm.up(up))).result_id, vm.id);
+  assert.equal((await client().image.list()).length, 2, 'nothing was built again');
+  await client().vm.create({ name: 'other', memory_mib: 64, image: 'base' });
+  await rejects(
+    client().vm.up({ rootfs: SOURCE, name: 'other' }),
+    'exists',
+    /'other' exists already, and is not of debian:12/,
+  );
+  await rejects(client().vm.up({ rootfs: 'plan9:4' }), 'not_found', /no provider/);
+  await rejects(client().vm.up({ rootfs: '/etc/passwd' }), 'invalid', /distro:version/);
+  await clear();
+});
