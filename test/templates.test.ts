@@ -31,7 +31,7 @@ test('a template: its versions, and what a change adds, replaces and takes away'
   const motd = { path: '/etc/motd', content: 'hello\n' };
   const made = await template.create({ name: 'tpl', source: SOURCE, overlays: [motd], environment: { A: '1' } });
   assert.deepEqual([made.version, made.source_type, made.init, made.size_bytes], [1, 'rootfs', 'auto', null]);
-  assert.deepEqual(await template.inspect({ template: 'tpl' }), made);
+  assert.deepEqual(await client().template.inspect({ template: 'tpl' }), made);
   const [item] = await template.list();
   assert.deepEqual([item?.name, item && 'overlays' in item], ['tpl', false]);
   await rejects(template.update({ template: 'tpl' }), 'invalid', /no change was given/);

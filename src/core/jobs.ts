@@ -122,10 +122,7 @@ export class JobRunner {
     } catch (error) {
       this.#running.delete(job.id);
       abort.abort(error);
-      void running.turn?.then(
-        turn => turn[Symbol.dispose](),
-        () => {},
-      );
+      void running.turn?.then(turn => turn[Symbol.dispose]()).catch(() => {});
       throw error;
     }
     this.#own.events.emit('job.state', job.id, { state: job.state, kind, subject });

@@ -51,6 +51,7 @@ export const assetVerbs = (ground: () => Ground): readonly Verb[] => {
     },
     {
       name: 'image.build',
+      // and those of build.trigger
       steps: ['build.programs', 'build.import', 'disk.publish', 'build.insert'],
       run: () => image('other'),
       already: 'exists',

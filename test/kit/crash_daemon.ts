@@ -37,6 +37,7 @@ export const bootVerb = (ground: () => Ground): Verb => {
       ...[
         'reconcile.work',
         'reconcile.jobs',
+        'reconcile.builds',
         'reconcile.end',
         'reconcile.sockets',
         'reconcile.record',

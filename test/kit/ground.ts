@@ -6,6 +6,7 @@ import { chmod, copyFile, mkdir, mkdtemp, readdir, readFile, rm, writeFile } fro
 import { arch, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import process from 'node:process';
+import { JOB_ENDED } from '../../src/api/job.ts';
 import type { VmmKind } from '../../src/api/vm.ts';
 import { VM_LIVE } from '../../src/api/vm_state.ts';
 import { exists } from '../../src/lib/files.ts';
@@ -78,10 +79,12 @@ export const ground = async (vmm: VmmKind = 'qemu'): Promise<Ground> => {
 
 /** Where the API and this host disagree; each a line. A VM whose start is `hung` is no lie as long as it has a VMM. */
 const lies = async (w: World, hung: readonly string[]): Promise<string[]> => {
-  const [vms, all, images, vmms] = await Promise.all([
+  const [vms, all, images, builds, running, vmms] = await Promise.all([
     w.client.vm.list({}),
     w.client.ws.list({}),
     w.client.image.list({}),
+    w.client.build.list({ limit: 1000 }),
+    w.client.job.list({ limit: 1000 }),
     vmmsByVm(w),
   ]);
   const found: string[] = [];
@@ -99,6 +102,9 @@ const lies = async (w: World, hung: readonly string[]): Promise<string[]> => {
       found.push(`${name}: its root`);
   }
   for (const [id, pids] of vmms) if (!vms.some(vm => vm.id === id)) found.push(`${id} is unknown and has ${pids}`);
+  for (const { id, state, job_id } of builds)
+    if (state === 'building' && !running.some(job => job.id === job_id && !JOB_ENDED.includes(job.state)))
+      found.push(`${id} is building, its job is not at work`);
   for (const [dir, records] of [['workspaces', all] as const, ['images', images] as const]) {
     for (const { id } of records)
       if (!(await exists(join(w.data_dir, dir, id, 'disk.raw')))) found.push(`${id}: no disk`);
