@@ -151,6 +151,7 @@ const binOf = async (t: TestContext): Promise<string> => {
   const main = join(ROOT, 'src/main.ts');
   const text = `#!/bin/sh\nexec '${process.execPath}' '${main}' nexusctl "$@"\n`;
   await writeFile(join(dir, 'nexusctl'), text, { mode: 0o755 });
+  await writeFile(join(dir, 'motd.txt'), 'Welcome.\n');
   return dir;
 };
 
@@ -160,19 +161,24 @@ const OUTPUT: [command: RegExp, output: RegExp][] = [
   [/note/, /^13 \/root\/note\n$/],
   [/vm history/, /stopped.*\n[\s\S]*running.*\n[\s\S]*created/],
   [/--json vm list/, /^\[\]\n$/],
-  [/vm inspect/, /^seen: running, guest ready[\s\S]*\nimage +base: /],
+  [/vm inspect seen/, /^seen: running, guest ready[\s\S]*\nimage +base: /],
   [/vm logs seen --boot 0/, /start of VM 'seen', kernel /],
   [/top --count 1/, /\nseen +running +ready /],
   [/rootfs verify debian 12/, /\nproofs:\n {2}apt\n/],
   [/kernel list --available --provider debian/, /^VERSION[^\n]*\n\S+-cloud-amd64 /],
   [/provider list/, /\nanvil +kernel +anvil +/],
   [/provider inspect anvil/, /7BD0B182881105F43DB50C6CD970B699651ABCFA/],
+  [/build trigger/, /^bld_\w+\n$/],
+  [/build list$/, /base-agent +4 +success/],
+  [/image inspect base-agent/, /version: +4/],
+  [/--dry-run/, /\n4 +image +no +build 'debian-12'/],
+  [/vm inspect quick/, /template +debian-12, version 1, tpl_/],
   [/curl/, /\nnexus_vms\{state="running"\} 1\n/],
 ];
 
 const show = async (w: World, bin: string, { page, line, command }: Shown): Promise<void> => {
   const env = { ...process.env, PATH: `${bin}:${process.env.PATH}`, NEXUS_SOCKET: w.socket };
-  const said = await runAny(['sh', '-c', command], { env, timeout_ms: 180_000 });
+  const said = await runAny(['sh', '-c', command], { env, cwd: bin, timeout_ms: 180_000 });
   assert.equal(said.code, 0, `${page}:${line}: ${command}\n${said.stderr}${said.stdout}`);
   for (const [pattern, output] of OUTPUT) if (pattern.test(command)) assert.match(said.stdout, output, command);
 };
