@@ -93,13 +93,8 @@ export class JobRunner {
       if (job.kind !== kind || job.subject !== subject) continue;
       if (request === other) return job;
       if (what.side_by_side === true) continue;
-      throw new Fault(
-        'busy',
-        `Cannot do ${kind} of '${subject}': job ${job.id} does it already, with other settings.`,
-        {
-          hint: `nexusctl job log ${job.id}`,
-        },
-      );
+      const why = `job ${job.id} does it already, with other settings`;
+      throw new Fault('busy', `Cannot do ${kind} of '${subject}': ${why}.`, { hint: `nexusctl job log ${job.id}` });
     }
     const waits = queue !== undefined && queue.free < 1;
     const job = newJob(what.id ?? newId('job'), kind, subject, waits ? 'queued' : 'running', Date.now());
