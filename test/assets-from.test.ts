@@ -196,7 +196,9 @@ test('GitHub limits those without a token: the fault says until when; a token is
       /its rate limit is used up; it answers again at 2031-01-02T03:04:05Z/,
     );
     assert.match(fault.hint ?? '', /NEXUS_GITHUB_TOKEN/);
-    await refused(w.client.kernel.download({}), 'host', /2031-01-02T03:04:05Z/);
+    const job = await ended(await w.client.kernel.download({}));
+    assert.deepEqual([job.error?.code, job.error?.detail], ['host', fault.message]);
+    assert.match(job.error?.hint ?? '', /NEXUS_GITHUB_TOKEN.* Or: nexusctl kernel download --provider debian$/);
     await w.client.provider.update({
       provider: 'anvil',
       config: { token_file: await file('token', Buffer.from('sesame\n')) },

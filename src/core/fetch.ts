@@ -39,6 +39,8 @@ export const startDownload = async <K extends AssetKind>(
       const id = await fetchOrder(host, kind, order, job, temp);
       await landed();
       return id;
+    }).catch(async error => {
+      throw await orPackages(host, order, error);
     }),
   );
 };
@@ -53,6 +55,15 @@ export const fetchOrder = async (
 ): Promise<string> => {
   const goal = await resolve(host, job, order, temp);
   return host.downloads.run(goal.key, job, shared => fetchGoal(host, kind, goal, shared));
+};
+
+/** Where a source of kernels cannot be reached, the machine's own package archive often can. */
+const orPackages = async ({ store }: Host, { kind, provider }: Order, error: unknown): Promise<unknown> => {
+  if (!(error instanceof Fault) || error.code !== 'host' || kind !== 'kernel') return error;
+  const other = (await store.listProviders(kind)).find(p => p.type === 'debian');
+  if (other === undefined || other.id === provider) return error;
+  const hint = `${error.hint ?? ''} Or: nexusctl kernel download --provider ${other.name}`.trimStart();
+  return new Fault('host', error.message, { hint, cause: error });
 };
 
 /** One version of one asset, from one place. */
