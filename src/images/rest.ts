@@ -31,7 +31,8 @@ const quoted = (path: string, what: string): string => {
 
 /** Gives the path of a file with the commands, or nothing if there is nothing to do. */
 const writeCommands = async (dir: string, { root, closed = [], xattrs }: Rest): Promise<string | undefined> => {
-  const lines: string[] = [];
+  // how much was written at all depends on the number of commands, and that on who builds; once it is 0 it stays so
+  const lines = ['set_super_value kbytes_written 0'];
   if (root !== undefined && root.ranges.length > 0) {
     const { mode, uid, gid, mtime } = root;
     const fields = { mode: `04${mode.toString(8).padStart(4, '0')}`, uid, gid, mtime: `@${Math.floor(mtime)}` };
@@ -44,7 +45,7 @@ const writeCommands = async (dir: string, { root, closed = [], xattrs }: Rest): 
     await writeFile(join(values, String(i)), value);
     lines.push(`ea_set -f "${join(values, String(i))}" ${quoted(path, 'extended attributes')} ${name}`);
   }
-  if (lines.length === 0) return undefined;
+  if (lines.length === 1) return undefined;
   const file = join(dir, 'debugfs');
   await writeFile(file, Buffer.from(`${lines.join('\n')}\n`, 'latin1'));
   return file;
