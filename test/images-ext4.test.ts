@@ -1,56 +1,17 @@
 /** Archives become ext4: both ways of writing it, compared with what the archive says, through debugfs. */
 import assert from 'node:assert/strict';
-import { chmod, chown, cp, mkdir, mkdtemp, readdir, readFile, rm, stat, statfs, writeFile } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
+import { mkdir, mkdtemp, readdir, readFile, rm, stat, statfs, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { after, test } from 'node:test';
+import { test } from 'node:test';
 import { Fault } from '../src/api/fault.ts';
-import { buildExt4 } from '../src/images/build.ts';
-import { guestOverlays } from '../src/images/overlays.ts';
-import type { BuildOptions } from '../src/images/work.ts';
+import type { Overlay } from '../src/images/merge.ts';
 import { sha256File } from '../src/lib/files.ts';
-import { run, runAny } from '../src/lib/proc.ts';
-import { testRootfs } from './kit/assets.ts';
+import { run } from '../src/lib/proc.ts';
+import { bench, env } from './kit/build.ts';
 import { loopFs } from './kit/loop-fs.ts';
 import { archive, type Found, type Item, inspect } from './kit/tar.ts';
 
-const root = join(import.meta.dirname, '..');
-const dir = await mkdtemp(join(tmpdir(), 'nexus-ext4-'));
-after(() => rm(dir, { recursive: true, force: true }));
-const env = { PATH: `${process.env.PATH}:/usr/sbin:/sbin`, LC_ALL: 'C.UTF-8' };
-
-/** A mke2fs that reads archives: the one that is named, else one that is brought as the start script does it. */
-const bring = async (): Promise<string | undefined> => {
-  if (process.env.NEXUS_MKE2FS) return process.env.NEXUS_MKE2FS;
-  const place = join(root, '.cache/e2fsprogs');
-  const brought = await runAny([join(root, 'packaging/e2fsprogs.sh'), place], { timeout_ms: 120_000 });
-  return brought.code === 0 ? join(place, 'mke2fs') : undefined;
-};
-const newer = await bring();
-const no_newer = newer === undefined ? 'no mke2fs of 1.47.2 or newer can be had' : false;
-const tools = newer === undefined ? {} : { tools: { mke2fs: newer } };
-
-const label = { template: null, template_version: null, rootfs: null, rootfs_sha256: null, agent_version: '9' };
-let count = 0;
-const build = async (options: Partial<BuildOptions> & { archive: string }) => {
-  const out = join(dir, `${count++}.raw`);
-  const lines: string[] = [];
-  const built = await buildExt4({
-    overlays: [],
-    out,
-    signal: AbortSignal.timeout(120_000),
-    onLog: line => lines.push(line),
-    ...tools,
-    ...options,
-  });
-  return { ...built, out: options.out ?? out, lines };
-};
-const put = async (bytes: Buffer): Promise<string> => {
-  const path = join(dir, `${count++}.tar`);
-  await writeFile(path, bytes);
-  return path;
-};
-const fsck = (raw: string) => run(['e2fsck', '-f', '-n', raw], { env });
+const { dir, no_newer, build, put, fsck } = await bench();
 
 /** VFS_CAP_REVISION_2 with bytes that no text survives. */
 const capability = Buffer.from([1, 0, 0, 2, 0x80, 0x20, 0, 0, 0xff, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
@@ -74,7 +35,33 @@ const ITEMS: Item[] = [
   { name: `${'deep/'.repeat(19)}x`, data: 'deep' },
   { name: 'zeros', data: Buffer.alloc(300_000) },
   { name: 'empty', mode: 0o644 },
+  { name: 'bin/old', mode: 0o755, data: 'old', pax: [['SCHILY.xattr.security.capability', capability]] },
+  { name: 'gone/deep/file', data: 'x' },
 ];
+
+const OVERLAYS: Overlay[] = [
+  { path: '/bin/tool', type: 'file', mode: 0o4711, uid: 3, gid: 4, data: Buffer.from([0, 0x80, 0xff]) },
+  { path: '/bin/old', type: 'file', data: Buffer.from('new') },
+  { path: '/opt/tool', type: 'symlink', target: '../bin/tool', uid: 9 },
+  { path: '/opt/shared', type: 'dir', mode: 0o3770, gid: 8 },
+  { path: '/gone', type: 'delete' },
+];
+
+const overlaid = async (raw: string): Promise<void> => {
+  const found = await inspect(raw, ['bin/tool', 'bin/old', 'opt', 'opt/tool', 'opt/shared', 'gone', 'gone/deep']);
+  const is = (path: string) => {
+    const node = found.get(path) ?? assert.fail(`${path} is missing`);
+    return [node.type, node.mode.toString(8), node.uid, node.gid, node.target ?? node.xattrs.length].join(' ');
+  };
+  assert.equal(is('bin/tool'), 'regular 4711 3 4 0');
+  assert.equal(is('bin/old'), 'regular 755 0 0 0', 'the capability went with the old file');
+  assert.equal(is('opt'), 'directory 755 0 0 0');
+  assert.equal(is('opt/tool'), 'symlink 777 9 0 ../bin/tool');
+  assert.equal(is('opt/shared'), 'directory 3770 0 8 0');
+  assert.deepEqual([found.get('gone'), found.get('gone/deep')], [undefined, undefined]);
+  const { stderr } = await run(['debugfs', '-R', `dump /bin/tool ${join(dir, 'tool')}`, raw], { env });
+  assert.deepEqual(await readFile(join(dir, 'tool')), Buffer.from([0, 0x80, 0xff]), stderr);
+};
 
 const expected = (paths: Map<string, Found | undefined>) => {
   const at = (path: string) => paths.get(path) ?? assert.fail(`${path} is missing`);
@@ -108,12 +95,13 @@ const PATHS = ['', ...ITEMS.map(item => Buffer.from(item.name, 'latin1').toStrin
 
 for (const method of ['tar', 'tree'] as const) {
   const options = { skip: method === 'tar' && no_newer, timeout: 180_000 };
-  test(`everything in an archive arrives, by ${method}`, options, async () => {
+  test(`everything in an archive and its overlays arrives, by ${method}`, options, async () => {
     const path = await put(archive(...ITEMS));
-    const built = await build({ archive: path, ...(method === 'tree' ? { method } : {}) });
+    const built = await build({ archive: path, overlays: OVERLAYS, ...(method === 'tree' ? { method } : {}) });
     assert.equal(built.method, method, built.lines.join('\n'));
     await fsck(built.out);
     expected(await inspect(built.out, PATHS));
+    await overlaid(built.out);
     const value = await run(
       ['debugfs', '-R', `ea_get -f ${join(dir, 'cap')} /bin/ping security.capability`, built.out],
       { env },
@@ -174,15 +162,6 @@ test('names that libarchive would change take the way through a tree', { skip: n
   assert.equal((await inspect(built.out, [apart])).get(apart)?.type, 'regular');
 });
 
-test('the same inputs give the same bytes, others an other identity', { skip: no_newer }, async () => {
-  const path = await put(archive(...ITEMS));
-  const [one, two] = [await build({ archive: path }), await build({ archive: path })];
-  assert.equal(one.sha256, two.sha256);
-  const other = await build({ archive: path, overlays: [{ path: 'x', type: 'file' }] });
-  const uuid = async (raw: string) => /UUID: +(\S+)/.exec((await run(['dumpe2fs', '-h', raw], { env })).stdout)?.[1];
-  assert.notEqual(await uuid(one.out), await uuid(other.out));
-});
-
 test('the file system can grow to 64 GiB and more, and the first boot has no tables to write', async () => {
   const built = await build({ archive: await put(archive(...ITEMS)) });
   const { stdout } = await run(['dumpe2fs', built.out], { env });
@@ -237,7 +216,7 @@ for (const stage of ['read', 'write', 'unpack', 'check', 'hash']) {
       signal: stop.signal,
       onProgress: (progress: { stage: string }) =>
         progress.stage === stage && stop.abort(new Fault('canceled', 'stop')),
-      ...(stage === 'unpack' || newer === undefined ? { method: 'tree' as const } : {}),
+      ...(stage === 'unpack' || no_newer ? { method: 'tree' as const } : {}),
     };
     await assert.rejects(build(options), (error: unknown) => error instanceof Fault && error.code === 'canceled');
     assert.deepEqual(await readdir(place), []);
@@ -285,124 +264,3 @@ for (const method of ['tar', 'tree'] as const) {
     }
   });
 }
-
-/** What GNU tar lists of an archive: path -> type letter and mode, owner, size. */
-const listed = async (path: string): Promise<Map<string, string>> => {
-  const argv = ['tar', '--numeric-owner', '--full-time', '--quoting-style=literal', '-tvf', path];
-  const { stdout } = await run(argv, { env: { ...env, TZ: 'UTC' }, max_output: 64 * 1024 * 1024 });
-  const entries = new Map<string, string>();
-  for (const line of stdout.split('\n').slice(0, -1)) {
-    const [mode = '', owner = '', size = '', day = '', time = '', ...rest] = line.split(/ +/);
-    const name = rest.join(' ').replace(/ (?:->|link to) .*$/, '');
-    const seconds = Math.floor(Date.parse(`${day}T${time.slice(0, 8)}Z`) / 1000);
-    const kept = mode[0] === '-' || mode[0] === 'l' ? size : '';
-    entries.set(name.replace(/^\.?\/*|\/$/g, ''), `${mode.slice(1)} ${owner} ${kept} ${seconds}`);
-  }
-  return entries;
-};
-
-const rwx = (mode: number): string => {
-  const bits = [...'rwxrwxrwx'].map((letter, i) => ((mode >> (8 - i)) & 1 ? letter : '-'));
-  const special: [number, number, string][] = [
-    [0o4000, 2, 's'],
-    [0o2000, 5, 's'],
-    [0o1000, 8, 't'],
-  ];
-  for (const [bit, at, letter] of special) if (mode & bit) bits[at] = bits[at] === 'x' ? letter : letter.toUpperCase();
-  return bits.join('');
-};
-
-for (const method of ['tar', 'tree'] as const) {
-  const options = { skip: method === 'tar' && no_newer, timeout: 240_000 };
-  test(`a whole Debian arrives with all owners, modes, sizes and times, by ${method}`, options, async () => {
-    const rootfs = await testRootfs();
-    const built = await build({
-      archive: rootfs.tar,
-      ...(method === 'tree' ? { method } : {}),
-      defaults: (scan, facts) =>
-        guestOverlays(scan, facts, { name: 'x', init: facts.init, agent: Buffer.from('agent'), label }),
-    });
-    assert.match(built.facts.os, /^Debian GNU\/Linux 12/);
-    assert.equal(built.method, method);
-    const wanted = await listed(rootfs.tar);
-    const paths = [...wanted.keys()].filter(path => path !== '' && !path.includes('"'));
-    assert.ok(paths.length > 3000);
-    const found = await inspect(built.out, paths);
-    const wrong: string[] = [];
-    for (const path of paths) {
-      const node = found.get(path);
-      if (node === undefined) wrong.push(`${path}: missing`);
-      if (node === undefined || node.links > 1 === (node.type === 'regular')) continue; // the size of hard links is listed once
-      const size = node.type === 'regular' ? String(node.size) : node.type === 'symlink' ? '0' : '';
-      const is = `${rwx(node.mode)} ${node.uid}/${node.gid} ${size} ${node.mtime}`;
-      if (is !== wanted.get(path)) wrong.push(`${path}: ${is}, not ${wanted.get(path)}`);
-    }
-    assert.deepEqual(wrong.slice(0, 5), []);
-    const ours = await inspect(built.out, ['usr/lib/nexus/nexus-agent', 'usr/sbin/reboot', 'etc/nexus/image.yaml']);
-    for (const [path, node] of ours) assert.deepEqual([node?.uid, node?.gid, node?.links], [0, 0, 1], path);
-    if (process.getuid?.() === 0) await sameContent(rootfs.tar, built.out);
-  });
-}
-
-/** As root: GNU tar compares every byte with the mounted image. */
-const sameContent = async (tar: string, raw: string): Promise<void> => {
-  const mount = await mkdtemp(join(dir, 'mnt-'));
-  const mounted = await runAny(['mount', '-o', 'ro,loop,noload', raw, mount], { env });
-  if (mounted.code !== 0) return console.log(`# contents not compared: ${mounted.stderr.trim()}`);
-  try {
-    const diff = await runAny(['tar', '--compare', '--numeric-owner', '-f', tar, '-C', mount], {
-      env,
-      timeout_ms: 120_000,
-    });
-    assert.equal(diff.code, 0, (diff.stdout + diff.stderr).slice(0, 2000));
-  } finally {
-    await run(['umount', '-l', mount], { env });
-  }
-};
-
-test('an ordinary user builds the same, both ways', async t => {
-  if (process.getuid?.() !== 0) return t.skip('this run is an ordinary user already');
-  const place = await mkdtemp(join(tmpdir(), 'nexus-user-'));
-  t.after(() => rm(place, { recursive: true, force: true }));
-  await chmod(place, 0o755);
-  const mine = join(place, 'mine');
-  await mkdir(mine);
-  await chown(mine, 65_534, 65_534);
-  // A copy: the checkout, or the cache of the tools, may be closed to others.
-  for (const part of ['src/images', 'src/lib', 'src/api'])
-    await cp(join(root, part), join(place, part), { recursive: true });
-  await cp(join(root, 'node_modules/zod'), join(place, 'node_modules/zod'), { recursive: true });
-  await writeFile(join(place, 'package.json'), '{"type":"module"}');
-  await writeFile(join(place, 'in.tar'), archive(...ITEMS));
-  await writeFile(
-    join(place, 'user.ts'),
-    `import { buildExt4 } from './src/images/build.ts';
-    const [, , out, method, mke2fs] = process.argv;
-    const more = { ...(method === 'tree' ? { method } : {}), ...(mke2fs ? { tools: { mke2fs } } : {}) };
-    const stop = new AbortController();
-    const onProgress = ({ stage }) => stage === process.env.STOP_AT && stop.abort(new Error('stopped'));
-    const built = await buildExt4({ archive: '${place}/in.tar', out, overlays: [], signal: stop.signal, onProgress, ...more });
-    console.log(JSON.stringify([process.getuid(), built.method, built.sha256]));`,
-  );
-  const as = (argv: string[]) =>
-    runAny(['setpriv', '--reuid', '65534', '--regid', '65534', '--clear-groups', ...argv], { cwd: place });
-  for (const method of ['tar', 'tree']) {
-    const mke2fs = newer !== undefined && (await as([newer, '-V'])).code === 0 ? newer : undefined;
-    if (method === 'tar' && mke2fs === undefined) {
-      t.diagnostic('by tar: left out, no mke2fs of 1.47.2 that another user may run');
-      continue;
-    }
-    const out = join(mine, `${method}.raw`);
-    const result = await as([process.execPath, join(place, 'user.ts'), out, method, ...(mke2fs ? [mke2fs] : [])]);
-    assert.equal(result.code, 0, result.stderr);
-    const [uid, by, sha256] = JSON.parse(result.stdout);
-    assert.deepEqual([uid, by], [65_534, method]);
-    await fsck(out);
-    expected(await inspect(out, PATHS));
-    if (method === 'tar') assert.equal(sha256, (await build({ archive: join(place, 'in.tar') })).sha256);
-  }
-  assert.deepEqual(
-    (await readdir(mine)).filter(name => !name.endsWith('.raw')),
-    [],
-  );
-});

@@ -1,5 +1,5 @@
 /**
- * Archives with random damage: each is refused with a fault, or GNU tar reads the merged result as we did.
+ * Archives with random damage under random overlays: each is refused with a fault, or GNU tar reads the merged result as we did.
  * NEXUS_FUZZ_SEED repeats a run, NEXUS_FUZZ_ROUNDS makes it longer.
  */
 import assert from 'node:assert/strict';
@@ -8,9 +8,9 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { Fault } from '../src/api/fault.ts';
-import { mergedTar, planMerge } from '../src/images/merge.ts';
-import { scanArchive } from '../src/images/scan.ts';
-import { normalise } from '../src/images/tree.ts';
+import { type Default, mergedTar, type Overlay, planMerge } from '../src/images/merge.ts';
+import { type Scan, scanArchive } from '../src/images/scan.ts';
+import { normalise, parentOf } from '../src/images/tree.ts';
 import { archive, entry, gnuNames, type Item } from './kit/tar.ts';
 
 /** mulberry32 */
@@ -68,6 +68,37 @@ const damage = (bytes: Buffer, next: () => number): Buffer => {
   return out;
 };
 
+const PATHS =
+  `/a/ours /a/file /a/link /a/link/x /a/hard /a/longer /a /b /b/c /b/c/p /null /null/x /new/deep/er /new/deep /new /cut
+  a/./last /a/last/ / /. /../x /a/../b // ${`/${'o'.repeat(150)}`} /\u0151`.split(/\s+/);
+const TARGETS = ['a', '/b/c', '../..', 'x/../link', 't'.repeat(150), ''];
+const WHENS = ['replace', 'missing', 'extend'] as const;
+
+/** Some overlays and defaults, good and bad ones. */
+const overlaysOf = (next: () => number): { overlays: Overlay[]; defaults: Default[] } => {
+  const one = <T>(from: readonly T[]): T | undefined => from[Math.floor(next() * from.length)];
+  const overlay = (kinds: readonly Default['type'][]): Default => ({
+    path: one(PATHS) ?? '/',
+    type: one(kinds) ?? 'file',
+    ...(next() < 0.5 ? { data: Buffer.alloc(Math.floor(next() * 1500), 'o'), uid: 7 } : {}),
+    ...(next() < 0.8 ? { target: one(TARGETS) ?? '' } : {}),
+  });
+  const count = () => Array.from({ length: Math.floor(next() * 4) });
+  const kinds = ['file', 'file', 'dir', 'symlink'] as const;
+  return {
+    overlays: count().map(() => (next() < 0.3 ? { path: one(PATHS) ?? '/', type: 'delete' } : overlay(kinds))),
+    defaults: count().map(() => ({ ...overlay(kinds), when: one(WHENS) ?? 'replace' })),
+  };
+};
+
+/** Names are what the invariants of the tree say, whatever the overlays did to it. */
+const isTree = ({ tree }: Scan): boolean =>
+  [...tree.nodes].every(([path, node]) => {
+    const parent = tree.nodes.get(parentOf(path));
+    const target = node.kind === 'hardlink' ? tree.nodes.get(node.target) : node;
+    return parent?.kind === 'dir' && target !== undefined && (node.kind !== 'hardlink' || target.kind !== 'dir');
+  });
+
 test(`damaged archives are refused or mean to GNU tar what they mean to us (seed ${seed})`, async t => {
   const dir = await mkdtemp(join(tmpdir(), 'nexus-fuzz-'));
   t.after(() => rm(dir, { recursive: true, force: true }));
@@ -80,11 +111,13 @@ test(`damaged archives are refused or mean to GNU tar what they mean to us (seed
     await using handle = await open(path, 'r');
     const parts: Buffer[] = [];
     let names: string[];
+    const { overlays, defaults } = overlaysOf(next);
     try {
       const scan = await scanArchive(handle, { signal });
-      const plan = planMerge(scan, [{ path: 'a/ours', type: 'file', data: Buffer.from('o') }]);
+      const plan = planMerge(scan, overlays, () => defaults);
       for await (const part of mergedTar(handle, scan, plan, { signal })) parts.push(part);
       names = [...scan.tree.nodes.keys()];
+      assert.ok(isTree(scan) && plan.blocks >= 0, `round ${round}: ${JSON.stringify([overlays, names])}`);
     } catch (error) {
       assert.ok(error instanceof Fault, `round ${round}: ${error instanceof Error ? error.stack : error}`);
       assert.equal(error.code, 'invalid');

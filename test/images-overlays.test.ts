@@ -99,6 +99,9 @@ const WRONG: [Overlay, RegExp][] = [
   [{ path: '/usr', type: 'symlink', target: 'x' }, /there is a directory/],
   [{ path: '/sbin', type: 'dir' }, /there is a link to 'usr\/sbin'/],
   [{ path: '/link', type: 'file' }, /there is a link to '\/etc\/passwd'/],
+  [{ path: '/new', type: 'symlink' }, /no link can lead to ''/],
+  [{ path: '/new', type: 'symlink', target: 'a\0' }, /no link can lead/],
+  [{ path: '/new', type: 'symlink', target: '\u0151'.repeat(2048) }, /no link can lead/],
   [{ path: '/file', type: 'file' }, /the hard link '\/hard' leads to it/],
   [{ path: '/file', type: 'delete' }, /Cannot delete '\/file' in the image: the hard link '\/hard' leads to it/],
 ];
@@ -111,6 +114,14 @@ test('an overlay that cannot be is refused in a sentence', async () => {
       assert.match(error.message, /^Cannot (?:overlay|delete) '.*' in the image: [^.]*(?:'\.\.')?[^.]*\.$/s);
       return true;
     });
+});
+
+test('a link target that mke2fs would get wrong is kept from it', async () => {
+  for (const [target, why] of [
+    ['t'.repeat(1023), undefined],
+    ['t'.repeat(1024), 'a link target of 1024 bytes'],
+  ] as const)
+    assert.equal((await merge(OVERLAID, [{ path: '/new', type: 'symlink', target }])).scan.needs_tree, why);
 });
 
 test('what is deleted is gone with all below it, comes not back as a default, and may be put anew', async () => {

@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { open, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import { gzipSync, zstdCompressSync } from 'node:zlib';
 import { Fault } from '../src/api/fault.ts';
 import { factsOf, prettyName } from '../src/images/facts.ts';
 import { mergedTar, planMerge } from '../src/images/merge.ts';
@@ -85,6 +86,9 @@ const file = (name: string, more: Partial<Item> = {}): Item => ({ name, data: 'x
 
 const HOSTILE: [string, Buffer, RegExp][] = [
   ['no archive', Buffer.from('hello'.repeat(300)), /wrong checksum, or this is not a tar/],
+  ['an archive packed with gzip', gzipSync(archive(file('a'))), /packed with gzip\.$/],
+  ['an archive packed with zstd', zstdCompressSync(archive(file('a'))), /packed with zstd\.$/],
+  ['a piece of an archive packed with xz', Buffer.from('fd377a585a000004', 'hex'), /packed with xz\.$/],
   ['an empty archive', archive(), /archive is empty/],
   ['an empty file', Buffer.alloc(0), /archive is empty/],
   ['dot dot', archive(file('../etc/passwd')), /'\.\.' in its name/],
@@ -309,6 +313,17 @@ test('memory does not grow with the archive', async () => {
   const found = await scanArchive(handle, { signal });
   assert.equal(found.end, 512 + size);
   assert.ok(process.memoryUsage().rss - before < 256 * 1024 * 1024);
+});
+
+test('100,000 entries pass, and an overlay finds what it takes away', async () => {
+  const items = Array.from({ length: 100_000 }, (_, i): Item => ({ name: `d${i % 997}/file-${i}` }));
+  const { scan: found, plan } = await merge(archive(...items), [
+    { path: '/d5', type: 'delete' },
+    { path: '/d6/new', type: 'file', data: Buffer.from('x') },
+  ]);
+  const gone = items.filter(({ name }) => name.startsWith('d5/')).length;
+  assert.equal(found.tree.nodes.size, 1 + 996 + 100_000 - gone + 1);
+  assert.equal(plan.entries, found.tree.nodes.size);
 });
 
 test('long numbers and names that we write are read by GNU tar as they are', async () => {

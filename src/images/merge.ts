@@ -7,8 +7,8 @@
 import { createHash } from 'node:crypto';
 import type { FileHandle } from 'node:fs/promises';
 import { Fault } from '../api/fault.ts';
-import { MAX_WANTED, type Progress, type Scan, WANTED } from './scan.ts';
-import { endOfArchive, shown, type Written, writeEntry } from './tar.ts';
+import { MAX_WANTED, type Progress, type Scan, WANTED, whyTarget } from './scan.ts';
+import { endOfArchive, MAX_PATH, shown, type Written, writeEntry } from './tar.ts';
 import { type Node, normalise, parentOf, type Range } from './tree.ts';
 
 const CHUNK = 1024 * 1024;
@@ -87,6 +87,7 @@ const put = (scan: Scan, merge: Merge, entry: Written): void => {
     merge.added.set(dir, { path: dir, type: 'dir', mode: 0o755, uid: 0, gid: 0, mtime });
   merge.added.set(path, entry);
   merge.blocks += blocks;
+  scan.needs_tree ??= whyTarget(node.target);
   if (data !== undefined && WANTED.has(path) && data.length <= MAX_WANTED) scan.texts.set(path, Buffer.from(data));
 };
 
@@ -94,6 +95,9 @@ const put = (scan: Scan, merge: Merge, entry: Written): void => {
 const find = (scan: Scan, overlay: Overlay): { path: string; old: Node | undefined } => {
   const relative = bytesOf(overlay.path.replace(/^\//, ''));
   const name = normalise(relative, why => cannot(overlay, `it ${why}`));
+  const { type, target = '' } = overlay;
+  if (type === 'symlink' && (target === '' || target.includes('\0') || Buffer.byteLength(target) >= MAX_PATH))
+    throw cannot(overlay, `no link can lead to '${target.slice(0, 100)}'`);
   const path = scan.tree.resolve(name, false);
   if (path === undefined) throw cannot(overlay, 'there is a file in its way, or a circle of links');
   if (path === '') throw cannot(overlay, 'it is the root');
@@ -105,7 +109,10 @@ const written = (scan: Scan, overlay: Overlay & { type: Written['type'] }, path:
   const plain = { dir: 0o755, file: 0o644, symlink: 0o777 }[type];
   const mode = overlay.mode ?? (old?.kind === type && type === 'file' ? old.mode : plain);
   const [uid, gid] = [overlay.uid ?? old?.uid ?? 0, overlay.gid ?? old?.gid ?? 0];
-  const body = { ...(data && { data }), ...(target !== undefined && { target: bytesOf(target) }) };
+  const body = {
+    ...(type === 'file' && data && { data }),
+    ...(type === 'symlink' && target !== undefined && { target: bytesOf(target) }),
+  };
   return { path, type, mode, uid, gid, mtime: scan.newest_s, ...body };
 };
 

@@ -8,6 +8,7 @@
 import { createHash } from 'node:crypto';
 import type { FileHandle } from 'node:fs/promises';
 import type { Arch } from '../api/common.ts';
+import { Fault } from '../api/fault.ts';
 import { Blocks } from './blocks.ts';
 import { sparseBytes } from './sparse.ts';
 import {
@@ -123,10 +124,14 @@ const KINDS: Record<string, 'file' | 'hardlink' | 'symlink' | 'node' | 'dir'> = 
   '6': 'node',
 };
 
+/** mke2fs copies a link's target into a buffer rounded up to 1024 and forgets the byte after it. */
+export const whyTarget = (target: string): string | undefined =>
+  target.length > 0 && target.length % 1024 === 0 ? 'a link target of 1024 bytes' : undefined;
+
 /** libarchive composes and converts the names of pax headers. Attributes are set afterwards either way (rest.ts). */
 const whyTree = (pax: Pax | undefined, target: string): string | undefined => {
-  // mke2fs copies a link's target into a buffer rounded up to 1024 and forgets the byte after it.
-  if (target.length > 0 && target.length % 1024 === 0) return 'a link target of 1024 bytes';
+  const why = whyTarget(target);
+  if (why !== undefined) return why;
   for (const [key, value] of pax?.values ?? []) {
     if (/^SCHILY\.acl|fflags$/.test(key)) return shown(key);
     if (key === 'hdrcharset') return 'names in a character set of their own';
@@ -223,12 +228,27 @@ const readEntry = async (blocks: Blocks, scan: Scan): Promise<boolean> => {
   return true;
 };
 
+/** First bytes of what archives are packed with. */
+const PACKERS: [string, string][] = [
+  ['gzip', '1f8b'],
+  ['xz', 'fd377a585a00'],
+  ['zstd', '28b52ffd'],
+  ['bzip2', '425a68'],
+];
+
+const refusePacked = async (handle: FileHandle): Promise<void> => {
+  const { buffer } = await handle.read(Buffer.alloc(6), 0, 6, 0);
+  const packer = PACKERS.find(([, magic]) => buffer.toString('hex').startsWith(magic))?.[0];
+  if (packer !== undefined) throw new Fault('invalid', `Cannot use the archive: it is packed with ${packer}.`);
+};
+
 /** Reads and checks a whole archive. */
 export const scanArchive = async (
   handle: FileHandle,
   options: { signal: AbortSignal; onProgress?: Progress },
 ): Promise<Scan> => {
   const total = (await handle.stat()).size;
+  await refusePacked(handle);
   const hash = createHash('sha256');
   const blocks: Blocks = new Blocks(handle, hash, () => {
     options.signal.throwIfAborted();

@@ -1,0 +1,100 @@
+/** Images built by a test: in its own process, and in one of an ordinary user. */
+import { chmod, chown, copyFile, cp, mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after } from 'node:test';
+import { type Built, buildExt4 } from '../../src/images/build.ts';
+import type { BuildOptions } from '../../src/images/work.ts';
+import { run, runAny } from '../../src/lib/proc.ts';
+
+const REPO = join(import.meta.dirname, '../..');
+/** Where the programs of e2fsprogs are, for an ordinary user too. */
+export const env = { PATH: `${process.env.PATH}:/usr/sbin:/sbin`, LC_ALL: 'C.UTF-8' };
+
+/** A mke2fs that reads archives: the one that is named, else one that is brought as the start script does it. */
+export const newMke2fs = async (): Promise<string | undefined> => {
+  if (process.env.NEXUS_MKE2FS) return process.env.NEXUS_MKE2FS;
+  const place = join(REPO, '.cache/e2fsprogs');
+  const brought = await runAny([join(REPO, 'packaging/e2fsprogs.sh'), place], { timeout_ms: 120_000 });
+  return brought.code === 0 ? join(place, 'mke2fs') : undefined;
+};
+
+export interface Bench {
+  dir: string;
+  /** Why nothing can be built by tar here. */
+  no_newer: string | false;
+  /** Builds with that mke2fs, if there is one, into a file of its own. */
+  build(options: Partial<BuildOptions> & { archive: string }): Promise<Built & { out: string; lines: string[] }>;
+  /** Gives the path of a new archive. */
+  put(bytes: Buffer): Promise<string>;
+  fsck(raw: string): Promise<unknown>;
+  /** The same for that archive in a process of user 1000, in folders of its own; or why that cannot be. */
+  asUser(archive: string, method: Built['method']): Promise<(Built & { out: string; left: string[] }) | string>;
+}
+
+const SCRIPT = `import { readdir } from 'node:fs/promises';
+import { buildExt4 } from './src/images/build.ts';
+const [, , archive, dir, method, mke2fs] = process.argv;
+const more = { ...(method === 'tree' ? { method } : {}), ...(mke2fs ? { tools: { mke2fs } } : {}) };
+const out = dir + '/' + method + '.raw';
+const built = await buildExt4({ archive, out, signal: new AbortController().signal, ...more });
+console.log(JSON.stringify({ ...built, out, left: (await readdir(dir)).filter(name => !name.endsWith('.raw')) }));
+`;
+
+/** A copy of the builder: the checkout may be closed to others. */
+const userPlace = async (dir: string): Promise<void> => {
+  await chmod(dir, 0o755);
+  for (const part of ['src/images', 'src/lib', 'src/api', 'node_modules/zod'])
+    await cp(join(REPO, part), join(dir, part), { recursive: true });
+  await writeFile(join(dir, 'package.json'), '{"type":"module"}');
+  await writeFile(join(dir, 'user.ts'), SCRIPT);
+  await mkdir(join(dir, 'mine'));
+  await chown(join(dir, 'mine'), 1000, 1000);
+};
+
+/** Folders of the file's tests, removed after them. */
+export const bench = async (): Promise<Bench> => {
+  const dir = await mkdtemp(join(tmpdir(), 'nexus-ext4-'));
+  const user = await mkdtemp(join(tmpdir(), 'nexus-ext4-user-'));
+  after(() => Promise.all([dir, user].map(path => rm(path, { recursive: true, force: true }))));
+  const newer = await newMke2fs();
+  let count = 0;
+  let placed: Promise<void> | undefined;
+  const as = (argv: string[]) =>
+    runAny(['setpriv', '--reuid', '1000', '--regid', '1000', '--clear-groups', ...argv], {
+      cwd: user,
+      timeout_ms: 600_000,
+    });
+  return {
+    dir,
+    no_newer: newer === undefined && 'no mke2fs of 1.47.2 or newer can be had',
+    build: async options => {
+      const lines: string[] = [];
+      const given = { out: join(dir, `${count++}.raw`), ...options };
+      const tools = newer === undefined ? {} : { tools: { mke2fs: newer } };
+      const signal = AbortSignal.timeout(600_000);
+      const built = await buildExt4({ signal, onLog: line => lines.push(line), ...tools, ...given });
+      return { ...built, out: given.out, lines };
+    },
+    put: async bytes => {
+      const path = join(dir, `${count++}.tar`);
+      await writeFile(path, bytes);
+      return path;
+    },
+    fsck: raw => run(['e2fsck', '-f', '-n', raw], { env, timeout_ms: 600_000 }),
+    asUser: async (archive, method) => {
+      if (process.getuid?.() !== 0) return 'this run is an ordinary user already';
+      placed ??= userPlace(user);
+      await placed;
+      const mke2fs = newer !== undefined && (await as([newer, '-V'])).code === 0 ? newer : undefined;
+      if (mke2fs === undefined && method === 'tar') return 'no mke2fs of 1.47.2 that another user may run';
+      const copy = join(user, 'in.tar');
+      await copyFile(archive, copy);
+      const argv = [process.execPath, join(user, 'user.ts'), copy, join(user, 'mine'), method];
+      await rm(join(user, 'mine', `${method}.raw`), { force: true });
+      const made = await as([...argv, ...(mke2fs === undefined ? [] : [mke2fs])]);
+      if (made.code !== 0) throw new Error(`as an ordinary user: ${made.stderr}`);
+      return JSON.parse(made.stdout);
+    },
+  };
+};
