@@ -42,16 +42,20 @@ export class AnswerError extends Error {
   override name = 'AnswerError';
 }
 
-const textOf = async (answer: IncomingMessage): Promise<string> => {
-  const chunks: Buffer[] = [];
-  let size = 0;
-  for await (const chunk of answer) {
-    size += chunk.length;
-    if (size > MAX_ANSWER) throw new AnswerError(`the API answered with more than ${MAX_ANSWER} bytes`);
-    chunks.push(chunk);
-  }
-  return Buffer.concat(chunks).toString('utf8');
-};
+/** By its events: to iterate over an answer that has no body costs a start more than the body of any other does. */
+const textOf = (answer: IncomingMessage): Promise<string> =>
+  new Promise((resolve, reject) => {
+    const chunks: Buffer[] = [];
+    let size = 0;
+    answer.on('data', (chunk: Buffer) => {
+      size += chunk.length;
+      if (size > MAX_ANSWER) reject(new AnswerError(`the API answered with more than ${MAX_ANSWER} bytes`));
+      else chunks.push(chunk);
+    });
+    answer.once('end', () => resolve(Buffer.concat(chunks).toString('utf8')));
+    answer.once('error', reject);
+    answer.once('close', () => reject(new AnswerError('the API broke off in the middle of an answer')));
+  });
 
 const jsonOf = (text: string): unknown => {
   try {
@@ -119,36 +123,46 @@ export class FirecrackerApi {
     if (bytes !== undefined && bytes.length > MAX_REQUEST) {
       throw new ApiError(what, 413, `its body has ${bytes.length} bytes, more than the ${MAX_REQUEST} it takes`);
     }
-    const late = new AbortController();
-    const timer = setTimeout(() => late.abort(new DeadlineError(`${what} on Firecracker`, ms)), ms);
-    const limit = signal === undefined ? late.signal : AbortSignal.any([late.signal, signal]);
     try {
-      const { status, text } = await this.#exchange(method, path, bytes, limit);
+      const { status, text } = await this.#exchange({ method, path, bytes, ms, what }, signal);
       if (status === 200 || status === 204) return text;
       throw refusal(what, status, text);
     } catch (error) {
-      limit.throwIfAborted();
+      signal?.throwIfAborted();
       throw named(error);
-    } finally {
-      clearTimeout(timer);
     }
   }
 
-  #exchange(method: string, path: string, bytes: Buffer | undefined, signal: AbortSignal) {
-    return new Promise<{ status: number; text: string }>((resolve, reject) => {
-      const headers = { accept: 'application/json', ...(bytes && { 'content-type': 'application/json' }) };
-      const asked = request({ agent: this.#agent, host: 'localhost', method, path, headers, signal });
-      asked.on('error', reject);
-      asked.once('response', answer => {
-        textOf(answer).then(
-          text => resolve({ status: answer.statusCode ?? 0, text }),
-          error => {
-            answer.destroy();
-            reject(error);
-          },
-        );
-      });
-      asked.end(bytes);
+  /** With one timer and one listener: a request with a signal composed of both costs half as much again. */
+  #exchange(
+    {
+      method,
+      path,
+      bytes,
+      ms,
+      what,
+    }: { method: string; path: string; bytes: Buffer | undefined; ms: number; what: string },
+    signal: AbortSignal | undefined,
+  ): Promise<{ status: number; text: string }> {
+    signal?.throwIfAborted();
+    const { promise, resolve, reject } = Promise.withResolvers<{ status: number; text: string }>();
+    const headers = { accept: 'application/json', ...(bytes && { 'content-type': 'application/json' }) };
+    const asked = request({ agent: this.#agent, host: 'localhost', method, path, headers });
+    const giveUp = (why: unknown) => {
+      reject(why);
+      asked.destroy();
+    };
+    const timer = setTimeout(() => giveUp(new DeadlineError(`${what} on Firecracker`, ms)), ms);
+    const onAbort = () => giveUp(signal?.reason);
+    signal?.addEventListener('abort', onAbort, { once: true });
+    asked.on('error', reject);
+    asked.once('response', answer => {
+      textOf(answer).then(text => resolve({ status: answer.statusCode ?? 0, text }), giveUp);
+    });
+    asked.end(bytes);
+    return promise.finally(() => {
+      clearTimeout(timer);
+      signal?.removeEventListener('abort', onAbort);
     });
   }
 }
