@@ -188,7 +188,7 @@ test('killed during a build: what it had started ends, the job says so, nothing 
 });
 
 test('a daemon that is told to stop: VMs go on, starts are undone, streams and waits end', {
-  timeout: 60_000,
+  timeout: 180_000,
 }, async () => {
   const kept = await create('kept');
   const { pid } = await w.client.vm.start({ vm: kept.id });

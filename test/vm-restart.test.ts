@@ -216,7 +216,7 @@ for (const vmm of ['qemu', 'firecracker'] as const) {
     });
 
     test('after a start of the host: dead states for what ran, then starts in their order; a failed one holds back nobody', {
-      timeout: 60_000,
+      timeout: 180_000,
     }, async () => {
       const auto = { auto_start: true };
       const names = ['third', 'second', 'first', 'broken', 'policy', 'plain', 'fresh'];

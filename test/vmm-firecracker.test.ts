@@ -246,7 +246,8 @@ test('a log that grows is cut, also one that is not appended to, and what lies i
   for (let n = 0; n < 140; n++) await assert.rejects(c.api.put(`/${long}`, {}));
   assert.ok((await stat(path)).size > 1_500_000);
   await c.dir.boundLogs();
-  assert.equal((await stat(path)).blocks, 0);
+  // it is cut by itself too, now and then: then some of it is there again
+  assert.ok((await stat(path)).blocks * 512 <= 1024 * 1024);
   await assert.rejects(c.api.put('/what', {}));
   await c.dir.boundLogs();
   assert.match((await c.dir.lastWords()).at(-1) ?? '', /PUT \/what: Invalid request method/);
