@@ -8,7 +8,7 @@ import { sleep } from '../src/lib/deadline.ts';
 import { exists } from '../src/lib/files.ts';
 import { world } from '../test/kit/world.ts';
 import { crashNoticed } from './crash.ts';
-import { BUNDLE, type Figure, machine, report, VMMS } from './kit.ts';
+import { BUNDLE, type Figure, machine, report, shipped, VMMS } from './kit.ts';
 import { cliList, thousandVms, vmGet } from './list.ts';
 import { manyAtOnce, startCpu, startShare } from './start.ts';
 
@@ -31,7 +31,7 @@ const idleMemory = async (): Promise<Figure> => {
 
 /** On one daemon. */
 const small = async (): Promise<Figure[]> => {
-  await using w = await world({ main: BUNDLE, seed: 'booted' });
+  await using w = await shipped('qemu');
   return [await startShare(w), await vmGet(w), await cliList(w)];
 };
 
