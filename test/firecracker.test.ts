@@ -15,7 +15,7 @@ const toldOf = async (w: World): Promise<string> => {
   return /\0NEXUS_FIRECRACKER=([^\0]+)/.exec(`\0${environ}`)?.[1] ?? '';
 };
 
-test('none, then one, then another: which one starts VMs, and which one may go', { timeout: 300_000 }, async t => {
+test('none, then one, then another: which one starts VMs, and which one may go', async t => {
   await using w = await world({ firecracker: 'standin', seed: 'booted' });
   const dir = await mkdtemp(join(tmpdir(), 'nexus-firecracker-'));
   t.after(() => rm(dir, { recursive: true, force: true }));
