@@ -42,6 +42,7 @@ test('overlays and variables as they are typed; a build is its ID, and its log h
     'template.create': keep(template),
     'template.update': keep(template),
     'build.trigger': keep(build),
+    'vm.up_plan': keep([{ step: 1, what: 'kernel' as const, done: false, detail: 'get it', id: null }]),
     'build.logs': async (_ctx, { follow }) =>
       (async function* () {
         yield { type: 'log' as const, at_ms: 1, line: 'a line' };
@@ -95,6 +96,13 @@ test('overlays and variables as they are typed; a build is its ID, and its log h
     const refused = await ctl(socket, 'template', 'update', 'base', '--overlay', bad);
     assert.deepEqual([refused.code, message.test(refused.stderr)], [2, true], refused.stderr);
   }
+  const plan = ['--rootfs', 'debian:12', '--name', 'web', '--memory', '512M', '--dry-run'];
+  const planned = await ctl(socket, 'up', ...plan);
+  assert.deepEqual(
+    [planned.code, planned.stdout],
+    [0, 'STEP  WHAT    DONE  DETAIL  ID\n1     kernel  no    get it  -\n'],
+  );
+  assert.deepEqual(seen.at(-1), { rootfs: 'debian:12', name: 'web' });
   const nameless = await ctl(socket, 'template', 'create', '--source', 'debian:12');
   assert.deepEqual([nameless.code, /NAME is missing/.test(nameless.stderr)], [2, true], nameless.stderr);
 });

@@ -131,7 +131,7 @@ const optionsOf = (field: Field): Option[] => {
 };
 
 /** commander's name of a flag: --memory-mib is memoryMib. */
-const camel = (flag: string): string => flag.replaceAll(/-(\w)/g, (_, letter: string) => letter.toUpperCase());
+export const camel = (flag: string): string => flag.replaceAll(/-(\w)/g, (_, letter: string) => letter.toUpperCase());
 
 /** The name of something new is a positional, and a flag for those who like it better. */
 const NAME = 'name';

@@ -3,7 +3,7 @@ import { Command, Option } from 'commander';
 import type { Row } from '../api/derive.ts';
 import { TABLE } from '../api/table.ts';
 import type { Cli } from './cli.ts';
-import { addInputs, inputOf, kebab } from './flags.ts';
+import { addInputs, camel, inputOf, kebab } from './flags.ts';
 import { runRow } from './run.ts';
 import { DESTRUCTIVE, NOUN_ALIASES, NOUNS, VERB_ALIASES } from './words.ts';
 
@@ -62,7 +62,7 @@ const leaf = (cli: Cli, parent: Command, name: string, row: Row): Command => {
     const flag = other?.by_flag?.flag;
     return runRow(
       cli,
-      other !== undefined && flag !== undefined && options[flag] === true ? other : row,
+      other !== undefined && flag !== undefined && options[camel(flag)] === true ? other : row,
       positionals,
       options,
     );
