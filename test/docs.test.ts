@@ -172,6 +172,7 @@ const OUTPUT: [command: RegExp, output: RegExp][] = [
   [/build list$/, /base-agent +5 +success/],
   [/image inspect base-agent/, /version: +5/],
   [/--dry-run/, /\n4 +image +no +build 'debian-12'/],
+  [/image\.yaml/, /^image: "img_\w+"\nimage_name: "debian-12-v1-\w+"\nbuild: "bld_\w+"\ntemplate: "debian-12"\n/],
   [/vm inspect quick/, /template +debian-12, version 1, tpl_/],
   [/curl/, /\nnexus_vms\{state="running"\} 1\n/],
 ];
