@@ -16,7 +16,7 @@ import type { World } from './kit/world.ts';
 
 const MIB = 1024 * 1024;
 const FLOOD_MIB = Number(process.env.NEXUS_TEST_FLOOD_MIB ?? 48);
-const GROWN_MIB = 200;
+const GROWN_MIB = 256;
 /** Two files of 4 MiB, each with what may be written in one piece. */
 const LOG_BYTES = 2 * 5 * MIB;
 /** Generous: others work on this machine. */

@@ -1,6 +1,7 @@
 /** Ends that nobody asked for, ends that the guest brings about, and what follows them; on both stand-ins. */
 import assert from 'node:assert/strict';
 import { join } from 'node:path';
+import process from 'node:process';
 import { DatabaseSync } from 'node:sqlite';
 import { after, before, describe, test } from 'node:test';
 import type { Vm } from '../src/api/vm.ts';
@@ -212,6 +213,54 @@ for (const vmm of ['qemu', 'firecracker'] as const) {
       await s.behave();
       await w.start();
       await w.client.vm.wait({ vm: id });
+      await clear();
+    });
+
+    test('an end while no daemon was there is told by what was said last, and answered as the policy wants', async () => {
+      const begun = async (
+        name: string,
+        more: Parameters<typeof create>[1],
+        manner: Record<string, string | number>,
+      ) => {
+        const { id } = await create(name, more);
+        await s.behave(manner, id);
+        return w.client.vm.start({ vm: id, wait: 'running' });
+      };
+      const panic = 'Kernel panic - not syncing: no init';
+      const [off, again, mute, bad, dead] = await Promise.all([
+        begun('off', { restart: 'on-crash' }, { LAST: '[    9.1] reboot: Power down' }),
+        begun('again', {}, {}),
+        begun('mute', {}, { LAST: '' }),
+        begun('bad', {}, { LAST: `[    9.1] ${panic}\r\n[    9.2] ---[ end` }),
+        begun('dead', { restart: 'on-crash' }, {}),
+      ]);
+      await w.kill();
+      for (const { pid } of [off, again, mute, bad]) process.kill(pid ?? assert.fail('no process'), 'SIGUSR2');
+      assert.ok(await killVmm(w, dead.id));
+      await noVmm(w);
+      await w.start();
+      const ended = async ({ id }: Vm) => (await w.client.vm.get({ vm: id })).last_exit;
+      const last = async ({ id }: Vm) => {
+        const { to, why, actor } = (await history(id))[3] ?? assert.fail('no end');
+        return [to, why, actor];
+      };
+      assert.deepEqual(await last(off), ['stopped', 'The guest powered off itself.', 'guest']);
+      assert.equal((await w.client.vm.get({ vm: off.id })).restart_at_ms, null);
+      assert.deepEqual(await last(again), ['stopped', 'The guest rebooted itself.', 'guest']);
+      await readyAfter(again.id, again.pid);
+      const unknown = 'The VMM ended while no daemon was there; its exit status is unknown.';
+      const reset = 'The guest reset its machine without a word.'; // which a Firecracker counts
+      assert.deepEqual(await last(mute), ['crashed', vmm === 'qemu' ? unknown : reset, 'daemon']);
+      assert.deepEqual(await last(bad), ['crashed', `The guest's kernel panicked: [    9.1] ${panic}`, 'daemon']);
+      assert.deepEqual(await last(dead), ['crashed', unknown, 'daemon']);
+      await readyAfter(dead.id, dead.pid);
+      assert.ok((await ended(off))?.console_tail.includes('[    9.1] reboot: Power down'));
+      for (const vm of [off, mute, dead]) {
+        const { exit_code, signal, console_tail } = (await ended(vm)) ?? assert.fail('no end');
+        assert.deepEqual([exit_code, signal], [null, null]);
+        assert.match(console_tail.at(-1) ?? '', /beyond 64 KiB is lost$/);
+      }
+      assert.ok((await Array.fromAsync(w.client.vm.logs({ vm: off.id }))).some(item => item.type === 'gap'));
       await clear();
     });
 

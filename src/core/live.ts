@@ -11,10 +11,12 @@ import type { GuestFacts } from '../api/vm.ts';
 import { openGuest } from '../guest/guest.ts';
 import type { VmRecord } from '../store/store.ts';
 import type { Console } from '../vmm/console.ts';
+import { endKeeper } from '../vmm/keeper.ts';
 import type { Machine, MachineEnd } from '../vmm/machine.ts';
 import type { Host, Live, StartTimes } from './host.ts';
 import { insist } from './insist.ts';
 import { moveVm } from './move.ts';
+import { runDir } from './paths.ts';
 import { watchStops } from './paused.ts';
 import { afterEnd } from './restarts.ts';
 import { attend } from './silence.ts';
@@ -194,6 +196,9 @@ export const letGo = async (host: Host, live: Live): Promise<void> => {
 
 /** After the end is stored: another start may come. */
 export const forget = (host: Host, live: Live): void => {
-  if (host.live.get(live.vm_id) === live) host.live.delete(live.vm_id);
+  if (host.live.get(live.vm_id) === live) {
+    host.live.delete(live.vm_id);
+    endKeeper(runDir(host.paths, live.vm_id));
+  }
   live.end_stored.resolve();
 };

@@ -18,7 +18,8 @@ export type Step =
   /** A VMM that nobody may own: its VM is unknown, not live, or it is not the process that was recorded. */
   | { do: 'end'; vm_id: string; proc: FoundVmm['proc']; why: string }
   | { do: 'adopt'; vm_id: string; kind: VmmKind; proc: FoundVmm['proc']; stopping: boolean }
-  | { do: 'write'; vm_id: string; to: VmState; why: string };
+  /** `judged`: what was said last may tell another end, and so another state. */
+  | { do: 'write'; vm_id: string; to: VmState; why: string; judged?: boolean };
 
 const same = (a: FoundVmm['proc'], b: WantedVm['run']): boolean =>
   b !== null && a.pid === b.pid && a.start_ticks === b.start_ticks && a.boot_id === b.boot_id;
@@ -56,10 +57,11 @@ export const plan = (
       const why = rebooted ? 'The host was restarted during the stop.' : 'It ended while no daemon was there.';
       rest.push({ do: 'write', vm_id: vm.id, to: 'stopped', why });
     } else {
-      const why = (vm.run === null ? rebooted : vm.run.boot_id !== boot_id)
-        ? 'The host was restarted.'
-        : 'The VMM ended while no daemon was there; its exit status is unknown.';
-      rest.push({ do: 'write', vm_id: vm.id, to: 'crashed', why });
+      const judged = vm.run === null ? !rebooted : vm.run.boot_id === boot_id;
+      const why = judged
+        ? 'The VMM ended while no daemon was there; its exit status is unknown.'
+        : 'The host was restarted.';
+      rest.push({ do: 'write', vm_id: vm.id, to: 'crashed', why, judged });
     }
   }
   return [...ends, ...rest];

@@ -6,23 +6,20 @@ import { VM_LIVE } from '../api/vm_state.ts';
 import { sweepScratch } from '../assets/scratch.ts';
 import { removeTree } from '../lib/files.ts';
 import { bootId, isAlive } from '../lib/proc.ts';
-import type { VmPatch, VmRecord } from '../store/store.ts';
-import { type Console, openConsole, readConsole } from '../vmm/console.ts';
+import type { VmRecord } from '../store/store.ts';
+import { type Console, openConsole } from '../vmm/console.ts';
+import { hasKeeper, startKeeper } from '../vmm/keeper.ts';
 import type { Machine } from '../vmm/machine.ts';
-import { SOCKET } from '../vmm/run_dir.ts';
 import type { Host } from './host.ts';
 import { sweepInitrds } from './initrd.ts';
 import { hold } from './live.ts';
-import { moveVm } from './move.ts';
 import { consoleLog, runDir } from './paths.ts';
 import { recordPaused } from './paused.ts';
 import { plan, type Step } from './plan.ts';
-import { afterEnd } from './restarts.ts';
 import { stopVm } from './stop.ts';
 import { endOldWork, endVmm } from './stray.ts';
+import { endKeepers, noteGap, writeEnd } from './unseen.ts';
 
-/** The last lines of the console of a VM that ended while no daemon was there. */
-const CONSOLE_TAIL = 20;
 /** The boot of the host in which the last daemon came up. */
 const BOOT_NOTE = 'boot_id';
 
@@ -45,7 +42,7 @@ export const reconcile = async (host: Host): Promise<void> => {
     if (step.do === 'end') await end(host, step).catch(() => undone.add(step.vm_id));
     else if (undone.has(step.vm_id))
       continue; // its state stays, so that nobody starts it beside that process
-    else if (step.do === 'write') await write(host, step, rebooted);
+    else if (step.do === 'write') await writeEnd(host, step, rebooted);
     else if (vm !== undefined) adoptions.push(() => adopt(host, vm, step));
   }
   // side by side: a silent VMM takes its time
@@ -54,6 +51,7 @@ export const reconcile = async (host: Host): Promise<void> => {
   }
   if (rebooted) await oweAutoStarts(host);
   await host.step('reconcile.boot', () => host.store.writeNote(BOOT_NOTE, bootId()));
+  await endKeepers(host);
   await sweep(host);
 };
 
@@ -84,49 +82,6 @@ const end = async (host: Host, step: Extract<Step, { do: 'end' }>): Promise<void
   }
 };
 
-const write = async (
-  host: Host,
-  step: Pick<Extract<Step, { do: 'write' }>, 'vm_id' | 'to' | 'why'>,
-  rebooted = false,
-): Promise<void> => {
-  const { vm_id, to, why } = step;
-  const at_ms = Date.now();
-  const told =
-    to === 'failed'
-      ? { error: { at_ms, code: 'vmm' as const, detail: why } }
-      : {
-          stopped_at_ms: at_ms,
-          last_exit: { at_ms, reason: why, exit_code: null, signal: null, console_tail: await lastLines(host, vm_id) },
-        };
-  const owed = to === 'crashed' ? await owedAfterCrash(host, vm_id, at_ms, rebooted) : {};
-  const patch = { pid: null, run: null, guest: null, ...told, ...owed };
-  // the record last: it is what brings the next daemon here, should this one be killed
-  await host.step('reconcile.sockets', () => removeSockets(host, vm_id));
-  await host.step('reconcile.record', () => moveVm(host, vm_id, { to, why, actor: 'daemon', patch }));
-};
-
-/** As the VM's policy wants it. The end of a host is no crash loop: after it the VM is started at once. */
-const owedAfterCrash = async (host: Host, id: string, now_ms: number, rebooted: boolean): Promise<VmPatch> => {
-  const vm = await host.store.findVm(id);
-  if (vm === undefined) return {};
-  const up_ms = now_ms - (vm.started_at_ms ?? now_ms);
-  const owed = afterEnd(vm, { ending: 'crash', up_ms, now_ms, times: host.restart_times });
-  return rebooted && owed.restart_at_ms !== null ? { restart_at_ms: now_ms, restart_count: 0 } : owed;
-};
-
-const lastLines = async (host: Host, id: string): Promise<string[]> => {
-  const lines = await readConsole(consoleLog(host.paths, id), CONSOLE_TAIL).catch(() => []);
-  return [...lines, '--- what it wrote while no daemon was there is lost'];
-};
-
-/** A VMM that ended without a daemon leaves its sockets. */
-const removeSockets = async (host: Host, id: string): Promise<void> => {
-  const dir = runDir(host.paths, id);
-  for (const name of await readdir(dir).catch(() => [])) {
-    if (SOCKET.test(name)) await removeTree(host.paths.data, join(dir, name));
-  }
-};
-
 /**
  * A live VMM is never called crashed, even if it does not answer: then its guest is `unreachable`. What cannot be adopted goes on
  * unheld; stop and delete find its process.
@@ -147,7 +102,7 @@ const adopt = async (host: Host, vm: VmRecord, step: Extract<Step, { do: 'adopt'
       await host.store.patchVm(vm.id, { guest: 'unreachable' });
     } else {
       const why = 'The VMM ended as the daemon came back.';
-      await write(host, { vm_id: vm.id, to: step.stopping ? 'stopped' : 'crashed', why });
+      await writeEnd(host, { vm_id: vm.id, to: step.stopping ? 'stopped' : 'crashed', why, judged: !step.stopping });
     }
   }
 };
@@ -170,16 +125,14 @@ const goOnStopping = async (host: Host, { id, restart_at_ms }: VmRecord): Promis
 const takeUp = async (host: Host, vm: VmRecord, step: Extract<Step, { do: 'adopt' }>): Promise<[Machine, Console]> => {
   const dir = runDir(host.paths, vm.id);
   const console = await openConsole({ fifo: join(dir, 'console'), log: consoleLog(host.paths, vm.id) });
-  console.note('no daemon was there; what the guest wrote beyond 64 KiB is lost', {
-    kind: 'gap',
-    ...(console.written_ms === null ? {} : { since_ms: console.written_ms }),
-  });
+  noteGap(console);
   try {
     // the driver has its own deadline for a VMM that does not answer
     const { id, vsock_cid } = vm;
     const options = { id, dir, vsock_cid, proc: step.proc, accel: vm.accel ?? 'tcg' } as const;
     const machine = await host.step('reconcile.adopt', () => host.vmms.of(step.kind).adopt(options, host.closing));
     await host.store.patchVm(vm.id, { guest: 'connecting' });
+    if (!hasKeeper(dir)) startKeeper(vm.id, dir, host.log);
     return [machine, console];
   } catch (error) {
     await console.close();

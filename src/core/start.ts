@@ -7,6 +7,7 @@ import { ensureDir } from '../lib/files.ts';
 import { Undo } from '../lib/undo.ts';
 import type { VmPatch, VmRecord } from '../store/store.ts';
 import { openConsole } from '../vmm/console.ts';
+import { startKeeper } from '../vmm/keeper.ts';
 import { type Assets, admitAssets } from './admission.ts';
 import { admit, lockVm, named, needVm, publicVm } from './find.ts';
 import type { Host, Live, StartTimes } from './host.ts';
@@ -241,6 +242,7 @@ const boot = async (
     },
   );
   const live = hold(host, vm, machine, console, times);
+  startKeeper(vm.id, dir, host.log); // its own start takes its time, the guest's takes longer
   undo.push('machine', async () => {
     live.end_owner = 'stop';
     await machine.signal('SIGKILL');

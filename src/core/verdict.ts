@@ -9,6 +9,7 @@ const TAIL = 20;
 /** A panic is followed by a trace, a last word by complaints. */
 const PANIC_LINES = 200;
 const PANIC_CHARS = 200;
+const UNKNOWN = 'The VMM ended; its exit status is unknown, for an earlier daemon started it.';
 
 type Kind = 'poweroff' | 'reboot' | 'halt';
 
@@ -22,7 +23,7 @@ const LAST_LINES: readonly [RegExp, Kind][] = [
 const STAMP = /^\[ *(\d+\.\d+)\] /;
 
 /** The last lines that the guest wrote since its start; notes of ours are left out. */
-const linesOf = async (live: Live, tail: number): Promise<string[]> => {
+const linesOf = async (live: Pick<Live, 'console'>, tail: number): Promise<string[]> => {
   const lines: string[] = [];
   try {
     for await (const item of live.console.past({ boot: 0, tail })) {
@@ -53,7 +54,8 @@ export const lastWord = (lines: readonly string[]): Kind | undefined => {
 };
 
 /** How the guest's kernel went down, if that is the last that it said. */
-export const kernelWord = async (live: Live): Promise<Kind | undefined> => lastWord(await linesOf(live, PANIC_LINES));
+export const kernelWord = async (live: Pick<Live, 'console'>): Promise<Kind | undefined> =>
+  lastWord(await linesOf(live, PANIC_LINES));
 
 export interface Verdict {
   exit: LastExit;
@@ -63,7 +65,11 @@ export interface Verdict {
   ending: Ending | undefined;
 }
 
-export const judge = async (live: Live, end: MachineEnd): Promise<Verdict> => {
+/** What is known of a VM that ended. */
+type Known = Pick<Live, 'console' | 'ending' | 'times'>;
+
+/** `unknown`: what is said where nothing tells how it ended. */
+export const judge = async (live: Known, end: MachineEnd, unknown = UNKNOWN): Promise<Verdict> => {
   const lines = await linesOf(live, PANIC_LINES);
   const panic =
     lines.find(line => line.includes('Kernel panic - ')) ?? lines.find(line => line.includes('Kernel panic'));
@@ -78,17 +84,18 @@ export const judge = async (live: Live, end: MachineEnd): Promise<Verdict> => {
   });
   if (live.ending?.by === 'host') return { exit: exit('The guest was shut down.'), by: 'host', ending: undefined };
   const kind = kindOf(live, end, lastWord(lines));
-  if (kind === undefined) return { exit: exit(crashReason(live, end, panic)), by: 'nobody', ending: 'crash' };
+  if (kind === undefined)
+    return { exit: exit(crashReason(live, end, panic) ?? unknown), by: 'nobody', ending: 'crash' };
   const did = { poweroff: 'powered off', reboot: 'rebooted', halt: 'halted' }[kind];
   const ending = kind === 'reboot' ? 'reboot' : 'poweroff';
   return { exit: exit(`The guest ${did} itself.`), by: 'guest', ending };
 };
 
 /** Of one that an earlier daemon started nobody knows. */
-const neverRang = ({ times }: Live): boolean => times !== null && times.bell === null;
+const neverRang = ({ times }: Known): boolean => times !== null && times.bell === null;
 
 /** How the guest itself went down; undefined: it did not. */
-const kindOf = (live: Live, end: MachineEnd, word: Kind | undefined): Kind | undefined => {
+const kindOf = (live: Known, end: MachineEnd, word: Kind | undefined): Kind | undefined => {
   const { ending } = live;
   if (ending !== undefined && ending.kind !== 'down') return ending.kind;
   // a machine that was killed has not ended by its guest, whatever that printed
@@ -98,12 +105,12 @@ const kindOf = (live: Live, end: MachineEnd, word: Kind | undefined): Kind | und
   return word ?? (itself ? 'reboot' : 'poweroff'); // an init that does not say which: only a reboot resets a machine
 };
 
-const crashReason = (live: Live, end: MachineEnd, panic: string | undefined): string => {
+const crashReason = (live: Known, end: MachineEnd, panic: string | undefined): string | undefined => {
   if (end.signal !== null) return `The VMM was ended by ${end.signal}.`;
   if (panic !== undefined) return `The guest's kernel panicked: ${panic.trim().slice(0, PANIC_CHARS)}`;
   if (end.guest_panicked) return "The guest's kernel panicked.";
   if (end.guest_reset && neverRang(live)) return 'The guest reset its machine before it was ready.';
   if (end.guest_reset) return 'The guest reset its machine without a word.';
-  if (!end.known) return 'The VMM ended; its exit status is unknown, for an earlier daemon started it.';
+  if (!end.known) return undefined;
   return `The VMM ended with exit code ${end.exit_code ?? 'unknown'}.`;
 };

@@ -16,7 +16,7 @@ import { type LogView, viewOf, type Wanted } from './console_view.ts';
 import { ensureFifos } from './fifo.ts';
 import { Follower } from './follower.ts';
 import { LineCutter } from './lines.ts';
-import { METRICS_FIFO } from './run_dir.ts';
+import { KEEPER_FIFO, METRICS_FIFO } from './run_dir.ts';
 
 const { O_NOFOLLOW, O_NONBLOCK, O_RDWR } = constants;
 /** The capacity of a pipe. */
@@ -52,8 +52,8 @@ export interface Console {
 }
 
 export const openConsole = async (options: ConsoleOptions): Promise<Console> => {
-  // the one for metrics too, which a VMM beside it may want
-  await ensureFifos([options.fifo, join(dirname(options.fifo), METRICS_FIFO)]);
+  // those too that a VMM beside it may want
+  await ensureFifos([options.fifo, ...[METRICS_FIFO, KEEPER_FIFO].map(name => join(dirname(options.fifo), name))]);
   const log = await ConsoleLog.open(options.log, options.max_log_bytes);
   try {
     const console = new FifoConsole(options.fifo, log);

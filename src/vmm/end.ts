@@ -1,11 +1,13 @@
 /** The end of a VMM's process: seen, told, and cleaned up after. */
 import type { ChildProcess } from 'node:child_process';
+import type { VmmKind } from '../api/vm.ts';
 import { removeCgroup } from '../lib/cgroup.ts';
 import { sleep } from '../lib/deadline.ts';
 import type { Log } from '../lib/log.ts';
 import { isAlive, type ProcRef } from '../lib/proc.ts';
 import type { MachineEnd } from './machine.ts';
-import type { RunDir } from './run_dir.ts';
+import { Metrics } from './metrics.ts';
+import { COUNTED, METRICS_FIFO, RunDir } from './run_dir.ts';
 
 /** An adopted process leaves no exit event: /proc is asked this often. */
 const POLL_MS = 100;
@@ -55,6 +57,26 @@ export const watchEnd = async (watched: Watched): Promise<MachineEnd> => {
   dir[Symbol.dispose]();
   if (cgroup !== null) await removeCgroup(cgroup);
   return { ...exit, ...signs, last_words };
+};
+
+/** What a VMM has left that ended while nobody watched. */
+export const signsAfter = async (path: string, kind: VmmKind | null): Promise<MachineEnd> => {
+  using dir = new RunDir(path);
+  const guest_reset = kind === 'firecracker' && (await countedReset(dir));
+  const last_words = await dir.lastWords();
+  return { exit_code: null, signal: null, known: false, guest_reset, guest_panicked: false, last_words };
+};
+
+const countedReset = async (dir: RunDir): Promise<boolean> => {
+  const load = () => dir.kept(COUNTED);
+  const metrics = new Metrics({ fd: dir.openReader(METRICS_FIFO), load, keep: async () => {} });
+  try {
+    await metrics.loaded;
+    metrics.drain();
+    return (metrics.counters?.resets ?? 0) > 0;
+  } finally {
+    metrics.close();
+  }
 };
 
 const boundLogs = async ({ dir, released }: Watched): Promise<void> => {

@@ -33,6 +33,8 @@ export const API_SOCKET = 'api.sock';
 export const VSOCK_SOCKET = 'v.sock';
 export const CONSOLE_FIFO = 'console';
 export const METRICS_FIFO = 'metrics';
+/** Ends the keeper of the two. */
+export const KEEPER_FIFO = 'keeper';
 /** The sums of what came through that FIFO. */
 export const COUNTED = 'counted';
 /** The VMM's stderr. */

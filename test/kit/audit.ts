@@ -55,7 +55,7 @@ const known = async ({ client }: Audited): Promise<Known> => {
   const running = jobs.filter(job => job.state === 'running');
   const parts = [
     'nexusd\\.(log|sock)|daemon\\.lock(-.*)?|state\\.db(-.*)?|faults|kernels|rootfs|firecrackers|images|initrd|jobs|vms|workspaces|tmp',
-    `vms/${ids(vms)}(/(run(/(console|counted|metrics|(vmm|own)\\.log))?|console\\.log(\\.\\d+)?))?`,
+    `vms/${ids(vms)}(/(run(/(console|counted|keeper|metrics|(vmm|own)\\.log))?|console\\.log(\\.\\d+)?))?`,
     `vms/${ids(live)}/run/.*`,
     `(workspaces/${ids(ws)}|images/${ids(images)})(/disk\\.raw)?`,
     `kernels/${ids(kernels)}(/(vmlinux|modules\\.cpio))?`,
