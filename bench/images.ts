@@ -21,6 +21,9 @@ const make = async (mb: number): Promise<string> => {
   await using file = await open(path, 'w');
   const noise = randomBytes(16 * 1024 * 1024);
   const mean = (mb * 1e6) / FILES;
+  const dirs = ['usr', 'usr/share', ...Array.from({ length: 300 }, (_, n) => `usr/share/part-${n}`)];
+  // mke2fs does not make the folders that an archive leaves out
+  await file.write(Buffer.concat(dirs.map(dir => headerOf({ name: `${dir}/`, type: '5', mode: 0o755 }, 0))));
   for (let n = 0; n < FILES; n++) {
     // nine of ten have a fifth of the mean, the tenth the rest
     const size = Math.floor(n % 10 === 0 ? mean * 8.2 : mean * 0.2);

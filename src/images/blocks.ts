@@ -21,9 +21,11 @@ export class Blocks {
 
   async #fill(): Promise<boolean> {
     this.#tick();
-    const chunk = Buffer.allocUnsafe(CHUNK);
-    const { bytesRead } = await this.#handle.read(chunk, 0, CHUNK, this.at + this.#buffer.length);
-    this.#buffer = Buffer.concat([this.#buffer, chunk.subarray(0, bytesRead)]);
+    const left = this.#buffer.length;
+    const next = Buffer.allocUnsafe(left + CHUNK);
+    this.#buffer.copy(next);
+    const { bytesRead } = await this.#handle.read(next, left, CHUNK, this.at + left);
+    this.#buffer = next.subarray(0, left + bytesRead);
     return bytesRead > 0;
   }
 

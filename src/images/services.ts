@@ -46,6 +46,8 @@ description="Nexus guest agent"
 supervisor=supervise-daemon
 command=/${AGENT_PATH}
 command_args=service
+# not every root has a /var/run
+pidfile=/run/nexus-agent.pid
 
 depend() {
   after localmount

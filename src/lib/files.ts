@@ -1,9 +1,8 @@
 /** Files: atomic writes, and the removal of trees inside one directory only. */
 import { createHash } from 'node:crypto';
-import { createReadStream, lstatSync, statSync } from 'node:fs';
+import { lstatSync, statSync } from 'node:fs';
 import { lstat, mkdir, open, realpath, rename, rm } from 'node:fs/promises';
 import { basename, dirname, join, relative, resolve, sep } from 'node:path';
-import { pipeline } from 'node:stream/promises';
 
 export const syncDir = async (dir: string): Promise<void> => {
   const handle = await open(dir, 'r');
@@ -87,9 +86,15 @@ export const ensureDir = async (path: string, mode = 0o755): Promise<string> => 
   return path;
 };
 
-/** SHA-256 of a file, lower-case hex. Reads it as a stream. */
+/** SHA-256 of a file, lower-case hex. */
 export const sha256File = async (path: string, signal?: AbortSignal): Promise<string> => {
+  await using handle = await open(path, 'r');
   const hash = createHash('sha256');
-  await pipeline(createReadStream(path, { highWaterMark: 1024 * 1024 }), hash, signal === undefined ? {} : { signal });
-  return hash.digest('hex');
+  const chunk = Buffer.allocUnsafe(1024 * 1024); // one for all: a stream would make a new one each time
+  for (;;) {
+    signal?.throwIfAborted();
+    const { bytesRead } = await handle.read(chunk, 0, chunk.length, null);
+    if (bytesRead === 0) return hash.digest('hex');
+    hash.update(chunk.subarray(0, bytesRead));
+  }
 };

@@ -1,6 +1,9 @@
 /** A root file system of BusyBox, out of the distribution's static program: what it is made of comes from `busybox --list-full`. */
-import { readFile } from 'node:fs/promises';
+import { lstat, mkdtemp, readdir, readFile, readlink, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { run } from '../../src/lib/proc.ts';
+import { testRootfs } from './assets.ts';
 import { archive, type Item } from './tar.ts';
 
 const BUSYBOX = '/bin/busybox';
@@ -20,8 +23,8 @@ const DEVICES: [string, [number, number]][] = [
   ['tty', [5, 0]],
 ];
 
-/** Its archive. Its init is BusyBox's, without an inittab. */
-export const busyboxRootfs = async (): Promise<Buffer> => {
+/** Its archive, with further entries. Its init is BusyBox's, without an inittab. */
+export const busyboxRootfs = async (more_items: readonly Item[] = []): Promise<Buffer> => {
   const { stdout } = await run([BUSYBOX, '--list-full']);
   const applets = stdout.split('\n').filter(path => path !== '' && path !== 'bin/busybox' && path !== 'linuxrc');
   const homes = applets.flatMap(path =>
@@ -48,5 +51,50 @@ export const busyboxRootfs = async (): Promise<Buffer> => {
     { name: 'etc/group', data: 'root:x:0:\nuser:x:1000:\n' },
     { name: 'etc/shadow', mode: 0o640, gid: 42, data: 'root::19000::::::\n' },
     { name: 'etc/os-release', data: 'ID=busybox\nPRETTY_NAME="BusyBox of the test"\n' },
+    ...more_items,
   );
+};
+
+/** What OpenRC is of a Debian, by where it is there: with these it runs anywhere. */
+const OPENRC = [
+  ...['openrc', 'openrc-run', 'supervise-daemon', 'rc-service', 'rc-update'].map(name => `usr/sbin/${name}`),
+  ...['usr/bin/rc-status', 'usr/lib/rc', 'usr/lib64/ld-linux-x86-64.so.2', 'etc/rc.conf'],
+  'usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2',
+  ...['einfo', 'rc', 'audit', 'cap-ng', 'pam', 'pam_misc', 'selinux', 'pcre2-8', 'c'].map(
+    name => `usr/lib/x86_64-linux-gnu/lib${name}.so.*`,
+  ),
+];
+
+/** An inittab in the manner of Alpine: BusyBox's init, and OpenRC from its run levels. */
+const INITTAB = `::sysinit:/sbin/openrc sysinit
+::sysinit:/sbin/openrc boot
+::wait:/sbin/openrc default
+::ctrlaltdel:/sbin/reboot
+::shutdown:/sbin/openrc shutdown
+`;
+
+const itemOf = async (base: string, path: string): Promise<Item> => {
+  const full = join(base, path);
+  const info = await lstat(full);
+  const name = path.replace(/^usr\//, '');
+  if (info.isSymbolicLink()) return { name, type: '2', link: await readlink(full), mode: 0o777 };
+  return { name, mode: info.mode & 0o7777, data: await readFile(full) };
+};
+
+/** The same with OpenRC, out of Debian's packages. */
+export const openrcRootfs = async (): Promise<Buffer> => {
+  const { tar } = await testRootfs(['openrc']);
+  const base = await mkdtemp(join(tmpdir(), 'nexus-openrc-'));
+  try {
+    await run(['tar', '-xf', tar, '-C', base, '--wildcards', '--no-same-owner', ...OPENRC.map(path => `./${path}`)]);
+    const found = await readdir(base, { recursive: true, withFileTypes: true });
+    const paths = found.filter(file => !file.isDirectory()).map(file => join(file.parentPath, file.name));
+    const items = await Promise.all(paths.map(path => itemOf(base, path.slice(base.length + 1))));
+    const levels = ['sysinit', 'boot', 'default', 'shutdown'].map(
+      (level): Item => ({ name: `etc/runlevels/${level}/`, type: '5', mode: 0o755 }),
+    );
+    return await busyboxRootfs([...items, ...levels, { name: 'etc/inittab', data: INITTAB }]);
+  } finally {
+    await rm(base, { recursive: true, force: true });
+  }
 };
