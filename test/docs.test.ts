@@ -59,6 +59,11 @@ const ELSEWHERE: [command: RegExp, file: string, words: string][] = [
   [/^npx tsc --noEmit$/, 'nexus', 'bin/tsc --noEmit'],
   [/^npx biome check --write src$/, 'nexus', 'bin/biome check'],
   [/^node --test test\/[a-z-]+\.test\.ts$/, 'nexus', '--test '],
+  [
+    /^NEXUS_TEST_FLOOD_MIB=\d+ node --test test\/logs-flood\.test\.ts$/,
+    'test/logs-flood.test.ts',
+    'NEXUS_TEST_FLOOD_MIB',
+  ],
   [/^NEXUS_TEST_WALK=\d+ node --test test\/vm-walk\.test\.ts$/, 'test/vm-walk.test.ts', 'NEXUS_TEST_WALK'],
   [/^npm run openapi$/, 'package.json', '"openapi": "node packaging/openapi.ts"'],
   [/^npm run bench$/, 'package.json', '"bench": "node bench/run.ts"'],
