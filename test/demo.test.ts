@@ -76,7 +76,7 @@ test('the demo shows what came from inside, how long it took, and leaves nothing
     assert.match(first.output, /uid=0\(root\) gid=0\(root\)/);
     assert.match(first.output, /VMM: qemu .* with (emulation \(TCG\)|KVM)/);
     for (const row of ['daemon', 'image', 'boot', 'uname -a', 'all of it']) {
-      assert.match(first.output, new RegExp(`^${row} +[\\d.]+ m?s$`, 'm'), row);
+      assert.match(first.output, new RegExp(`^${row} +(\\d+m )?[\\d.]+ ?m?s$`, 'm'), row);
     }
     await nothingLeft(dir);
     const second = await demo(dir);
