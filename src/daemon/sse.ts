@@ -36,10 +36,15 @@ export interface SseOptions {
   problemOf: (error: unknown) => unknown;
 }
 
-/** Until the socket has taken it, where it does not at once. Not until 'drain': under load Node 26 does not tell it of some responses. */
+/**
+ * Until the socket has taken it, where it does not at once. Not until 'drain': under load Node 26 does not tell it of some responses.
+ * Rejects when the response is closed: a source that never waits would else be read without a turn of the loop, for ever.
+ */
 const write = async (raw: ServerResponse, text: string, signal: AbortSignal): Promise<void> => {
   const taken = Promise.withResolvers<void>();
-  if (!raw.write(text, () => taken.resolve())) await raced(taken.promise, signal);
+  taken.promise.catch(() => {}); // of a write that nobody waits for
+  const settle = (error?: Error | null) => (error == null ? taken.resolve() : taken.reject(error));
+  if (!raw.write(text, settle)) await raced(taken.promise, signal);
 };
 
 /** The first message, or `held` if there is none yet after the hold-back time. */
