@@ -38,13 +38,15 @@ export interface SseOptions {
 
 /**
  * Until the socket has taken it, where it does not at once. Not until 'drain': under load Node 26 does not tell it of some responses.
- * Rejects when the response is closed: a source that never waits would else be read without a turn of the loop, for ever.
+ * Of a response that is closed nothing is taken: its 'close' comes, and aborts the signal. Without that wait a source that never
+ * waits itself would be read for ever, and the loop would not turn.
  */
 const write = async (raw: ServerResponse, text: string, signal: AbortSignal): Promise<void> => {
   const taken = Promise.withResolvers<void>();
-  taken.promise.catch(() => {}); // of a write that nobody waits for
-  const settle = (error?: Error | null) => (error == null ? taken.resolve() : taken.reject(error));
-  if (!raw.write(text, settle)) await raced(taken.promise, signal);
+  const told = (error?: Error | null) => {
+    if (error == null) taken.resolve();
+  };
+  if (!raw.write(text, told)) await raced(taken.promise, signal);
 };
 
 /** The first message, or `held` if there is none yet after the hold-back time. */
