@@ -23,8 +23,10 @@ const DEVICES: [string, [number, number]][] = [
   ['tty', [5, 0]],
 ];
 
+const RELEASE = 'ID=busybox\nPRETTY_NAME="BusyBox of the test"\n';
+
 /** Its archive, with further entries. Its init is BusyBox's, without an inittab. */
-export const busyboxRootfs = async (more_items: readonly Item[] = []): Promise<Buffer> => {
+export const busyboxRootfs = async (more_items: readonly Item[] = [], release = RELEASE): Promise<Buffer> => {
   const { stdout } = await run([BUSYBOX, '--list-full']);
   const applets = stdout.split('\n').filter(path => path !== '' && path !== 'bin/busybox' && path !== 'linuxrc');
   const homes = applets.flatMap(path =>
@@ -50,7 +52,7 @@ export const busyboxRootfs = async (more_items: readonly Item[] = []): Promise<B
     { name: 'etc/passwd', data: 'root::0:0:root:/root:/bin/sh\nuser:x:1000:1000::/:/bin/sh\n' },
     { name: 'etc/group', data: 'root:x:0:\nuser:x:1000:\n' },
     { name: 'etc/shadow', mode: 0o640, gid: 42, data: 'root::19000::::::\n' },
-    { name: 'etc/os-release', data: 'ID=busybox\nPRETTY_NAME="BusyBox of the test"\n' },
+    { name: 'etc/os-release', data: release },
     ...more_items,
   );
 };
@@ -97,4 +99,19 @@ export const openrcRootfs = async (): Promise<Buffer> => {
   } finally {
     await rm(base, { recursive: true, force: true });
   }
+};
+
+/** What OpenRC is asked for is not in Alpine's minimal system, nor are terminals in a VM: BusyBox's init passes over both. */
+const GETTYS = [1, 2].map(n => `tty${n}::respawn:/sbin/getty 38400 tty${n}\n`).join('');
+
+/** The same in the manner of Alpine's minimal system: its init is BusyBox's, its inittab is written for OpenRC. */
+export const alpineRootfs = (version: string): Promise<Buffer> => {
+  const release = `NAME="Alpine Linux"\nID=alpine\nVERSION_ID=${version}\nPRETTY_NAME="Alpine Linux v${version.slice(0, 4)}"\n`;
+  return busyboxRootfs(
+    [
+      { name: 'etc/inittab', data: `${INITTAB}${GETTYS}` },
+      { name: 'etc/alpine-release', data: `${version}\n` },
+    ],
+    release,
+  );
 };

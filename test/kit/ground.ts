@@ -48,8 +48,8 @@ const makeAgent = async (dir: string, vmm: VmmKind): Promise<void> => {
   await chmod(join(dir, 'nexus-probe'), 0o755);
 };
 
-/** Makes it with a kernel, an archive and an image `base`. */
-export const ground = async (vmm: VmmKind = 'qemu'): Promise<Ground> => {
+/** Makes it, empty: see `settle`. `more` goes into the environment of the daemon. */
+export const ground = async (vmm: VmmKind = 'qemu', more: Record<string, string> = {}): Promise<Ground> => {
   const dir = await mkdtemp(join(tmpdir(), 'nxg-'));
   const faults = join(dir, 'faults');
   const fault = (text = '') => writeFile(faults, text);
@@ -63,6 +63,7 @@ export const ground = async (vmm: VmmKind = 'qemu'): Promise<Ground> => {
       NEXUS_RESTART_MS: '2000:4000:60000',
       NEXUS_AGENT_DIR: join(dir, 'agent'),
       PATH: `${join(dir, 'bin')}:${process.env.PATH}`,
+      ...more,
     };
     const s = await stage(vmm, { seed: 'empty', main: await bundledMain(), env });
     const dispose = async () => {
