@@ -21,8 +21,8 @@ export class Downloads {
 
   /** Does `work`, or joins who does it; gives the ID of what was made. */
   async run(key: string, job: JobContext, work: (shared: JobContext) => Promise<string>): Promise<string> {
+    // it is a member before this goes on: else the last one could leave in between, and end it
     const running = await this.#join(key, job, work);
-    running.members.add(job);
     try {
       return await raced(running.done, job.signal);
     } finally {
@@ -41,6 +41,7 @@ export class Downloads {
       if (!running.abort.signal.aborted) {
         job.log('another job downloads it already; waiting for that');
         if (running.progress !== undefined) job.progress(running.progress);
+        running.members.add(job);
         return running;
       }
       await raced(
@@ -50,11 +51,11 @@ export class Downloads {
     }
   }
 
-  #begin(key: string, { job_id }: JobContext, work: (shared: JobContext) => Promise<string>): Running {
-    const members = new Set<JobContext>();
+  #begin(key: string, job: JobContext, work: (shared: JobContext) => Promise<string>): Running {
+    const members = new Set<JobContext>([job]);
     const abort = new AbortController();
     const shared: JobContext = {
-      job_id,
+      job_id: job.job_id,
       signal: abort.signal,
       progress: progress => {
         running.progress = progress;
@@ -64,7 +65,7 @@ export class Downloads {
         for (const member of members) member.log(line);
       },
     };
-    // not before the first is a member, who hears its first words
+    // not before it is in the map
     const done = Promise.resolve()
       .then(() => work(shared))
       .finally(() => this.#running.delete(key));
