@@ -251,6 +251,14 @@ test('nobody there, nobody who speaks TLS, nobody to be trusted', async () => {
   await assert.rejects(getBytes('https://nobody.invalid/', options), code('host', /nobody.invalid/));
   await using stranger = await new Mirror().open(); // its certificate is not trusted here
   await assert.rejects(getBytes(stranger.put('/x', 'x'), options), code('unverified', /Cannot trust localhost/));
+  const before = process.env.NODE_TLS_REJECT_UNAUTHORIZED;
+  process.env.NODE_TLS_REJECT_UNAUTHORIZED = '0';
+  try {
+    await assert.rejects(getBytes(stranger.put('/y', 'y'), options), code('unverified', /Cannot trust localhost/));
+  } finally {
+    if (before === undefined) delete process.env.NODE_TLS_REJECT_UNAUTHORIZED;
+    else process.env.NODE_TLS_REJECT_UNAUTHORIZED = before;
+  }
 });
 
 test('through the proxy of the environment', async () => {

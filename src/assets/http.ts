@@ -61,9 +61,12 @@ export class Passing extends Error {
   }
 }
 
-/** Connections of one download, its lists and its signatures. The caller destroys it. HTTPS_PROXY and NO_PROXY count. */
+/** Connections of one download, its lists and its signatures. The caller destroys it. HTTPS_PROXY and NO_PROXY count; NODE_TLS_REJECT_UNAUTHORIZED does not. */
 export const makeAgent = (): Agent =>
-  new Agent({ keepAlive: true, keepAliveMsecs: 10_000, maxSockets: 8, maxFreeSockets: 2, proxyEnv: process.env });
+  new Agent({
+    ...{ keepAlive: true, keepAliveMsecs: 10_000, maxSockets: 8, maxFreeSockets: 2 },
+    ...{ proxyEnv: process.env, rejectUnauthorized: true },
+  });
 
 /** A URL as text without what could be a secret in it. */
 export const shown = (url: URL): string => plain(`${url.origin}${url.pathname}`).slice(0, 300);
