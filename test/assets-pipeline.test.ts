@@ -273,6 +273,21 @@ test('a signed text: what stands outside of it does not count', async () => {
   }
 });
 
+test('a signed hash without a name proves nothing: it could be of another version', async () => {
+  const data = Buffer.from('some file');
+  const url = mirror.put('/lone/file.bin', data);
+  const list = `${mirror.origin}/lone/list`;
+  const pipeline: Pipeline = [
+    { stage: 'http', url },
+    { stage: 'pgp', document: list },
+    { stage: 'sha256', expect: { url: list, name: 'file.bin' } },
+  ];
+  mirror.put('/lone/list', await signer.clear(`${sha256(data)}  file.bin\n`));
+  assert.deepEqual((await t.land(pipeline, { keys: [signer.pinned] })).proofs, ['pgp', 'sha256']);
+  mirror.put('/lone/list', await signer.clear(`${sha256(data)}\n`));
+  await t.refused('unverified', /a hash without a name/, pipeline, { keys: [signer.pinned] });
+});
+
 test('a detached signature of the stream itself', async () => {
   const data = kernel(2_000_000);
   const sub = await makeSigner({ subkey: true });

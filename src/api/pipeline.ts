@@ -8,7 +8,7 @@ import { Sha256 } from './common.ts';
 /** Text with `{name}` for what is known of the asset: `{version} {arch} {distro} …` and the `config` of the provider. */
 const Template = z.string().min(1).max(2048);
 
-/** Where an expected SHA-256 stands: the hash itself, or a list of `hash name` lines (GNU, BSD or a lone hash) at a URL. */
+/** Where an expected SHA-256 stands: the hash itself, or a list of `hash name` lines (GNU, BSD, or a lone hash where nobody signs it) at a URL. */
 const Expected = z.union([
   z.strictObject({ hash: Template.describe('64 hexadecimal digits, or a template for them') }),
   z.strictObject({
@@ -73,14 +73,29 @@ export const Pipeline = z
   });
 export type Pipeline = z.infer<typeof Pipeline>;
 
+const takesFrom = (all: readonly Stage[], document: string): boolean =>
+  all.some(s => s.stage === 'sha256' && 'url' in s.expect && s.expect.url === document);
+
+/** A signed text from which no hash is taken: its signature looks like a proof and is none. */
+export const unusedDocument = (pipeline: readonly Stage[]): string | undefined =>
+  pipeline
+    .flatMap(s => (s.stage === 'pgp' && s.document !== undefined ? s.document : []))
+    .find(document => !takesFrom(pipeline, document));
+
 /** True if the stage proves what the stream was. A signed text does so only by a checksum that is taken from it; apt checks signatures itself. */
 const isProof = (stage: Stage, all: readonly Stage[]): boolean => {
   if (stage.stage !== 'pgp' || stage.document === undefined) return ['apt', 'sha256', 'pgp'].includes(stage.stage);
-  return all.some(s => s.stage === 'sha256' && 'url' in s.expect && s.expect.url === stage.document);
+  return takesFrom(all, stage.document);
 };
 
 /** The stages that prove something, in their order. */
 export const proofsOf = (pipeline: readonly Stage[]): Stage[] => pipeline.filter(stage => isProof(stage, pipeline));
+
+/** What a record says of it, each once, in their order; `none` if nothing is proven. */
+export const proofNames = (pipeline: readonly Stage[]): Proof[] => {
+  const proofs = [...new Set(proofsOf(pipeline).map(({ stage }) => Proof.parse(stage)))];
+  return proofs.length === 0 ? ['none'] : proofs;
+};
 
 /** True if all that this pipeline lands is proven: what lands beside the stream has to be proven before they part. */
 export const proves = (pipeline: readonly Stage[]): boolean => {

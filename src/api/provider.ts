@@ -3,7 +3,7 @@ import { z } from 'zod';
 import { AssetKind } from './asset.ts';
 import { id, Name, Ref, TimeMs } from './common.ts';
 import { Nothing, op } from './op.ts';
-import { Pipeline, ProviderKey, proves } from './pipeline.ts';
+import { Pipeline, ProviderKey, proves, unusedDocument } from './pipeline.ts';
 
 /**
  * How versions are found and named at the source. `github`: releases of a repository; `anvil`: the same, of kernels; `alpine`: the tree of
@@ -47,6 +47,8 @@ export const providerProblem = ({ kind, type, pipeline, keys, unverified }: Prov
   if (!TYPES_OF[kind].includes(type)) return `a ${kind} comes by ${TYPES_OF[kind].join(', ')}, not by ${type}`;
   if (pipeline.some(s => s.stage === 'pgp') && keys.length === 0)
     return 'its pipeline has a pgp stage, and it has no keys';
+  const unused = unusedDocument(pipeline);
+  if (unused !== undefined) return `no sha256 stage of its pipeline takes its hash from the signed text ${unused}`;
   const proven = proves(pipeline);
   if (!proven && !unverified)
     return 'no stage of its pipeline proves anything (sha256, pgp or apt); say so with unverified if it must be so';

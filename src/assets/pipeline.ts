@@ -8,7 +8,7 @@
 import { mkdir, readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Fault } from '../api/fault.ts';
-import { type LandedFile, Proof, proofsOf, proves, type Stage } from '../api/pipeline.ts';
+import { type LandedFile, proofNames, proves, type Stage } from '../api/pipeline.ts';
 import { syncDir } from '../lib/files.ts';
 import { plain } from '../lib/text.ts';
 import { elfOfBzImage } from './bzimage.ts';
@@ -96,8 +96,7 @@ const once = async (run: Run, agent: ReturnType<typeof makeAgent>, patience: Pat
     throw new Fault('unverified', `Cannot trust ${source.what}: stage ${missed + 1} did not see all of it.`);
   await rm(work, { recursive: true });
   await syncDir(input.dir);
-  const proofs = [...new Set(proofsOf(stages).map(({ stage }) => Proof.parse(stage)))];
-  return { file, beside: run.beside, source: source.what, proofs: proofs.length === 0 ? ['none'] : proofs };
+  return { file, beside: run.beside, source: source.what, proofs: proofNames(stages) };
 };
 
 const clear = async (dir: string): Promise<void> => {

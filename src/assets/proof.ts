@@ -53,13 +53,14 @@ const hashOf = (text: string): string => {
 export const gather = async (stages: readonly Stage[], input: PipelineInput, agent: Agent): Promise<Evidence> => {
   const get = fetcher(input, agent);
   const evidence: Evidence = { sums: new Map(), signatures: new Map() };
-  const texts = new Map<string, string>();
+  const texts = new Map<string, { text: string; signed: boolean }>();
   if (stages.some(s => s.stage === 'pgp' || (s.stage === 'sha256' && 'url' in s.expect)))
     input.onProgress({ stage: 'checksums', done: 0, total: 1, unit: 'steps' });
   for (const [at, stage] of stages.entries())
     if (stage.stage === 'pgp') {
       const { document, signature } = stage;
-      if (document !== undefined) texts.set(document, await signedText({ document, signature }, input, get));
+      if (document !== undefined) 
+        texts.set(document, { text: await signedText({ document, signature }, input, get), signed: true });
       else if (signature !== undefined) evidence.signatures.set(at, await get(signature, MAX_SIGNATURE));
     }
   for (const [at, stage] of stages.entries()) {
@@ -69,9 +70,10 @@ export const gather = async (stages: readonly Stage[], input: PipelineInput, age
       evidence.sums.set(at, hashOf(expect.hash));
       continue;
     }
-    const text = texts.get(expect.url) ?? listText(await get(expect.url, MAX_LIST), expect.url);
-    texts.set(expect.url, text);
-    evidence.sums.set(at, sumFor(text, expect.name, expect.url));
+    const { url, name } = expect;
+    const list = texts.get(url) ?? { text: listText(await get(url, MAX_LIST), url), signed: false };
+    texts.set(url, list);
+    evidence.sums.set(at, sumFor(list.text, name, url, list));
   }
   return evidence;
 };

@@ -1,6 +1,7 @@
 /**
  * Lists of SHA-256 sums: what sha256sum writes (`hash  name`, `hash *name`), what the BSDs write (`SHA256 (name) = hash`), or a
- * hash alone for a list of one. Whatever could be read in two ways is refused.
+ * hash alone for a list of one, unless it is signed: a signature over a hash without a name says nothing of what it is the hash of,
+ * and could be that of another version. Whatever could be read in two ways is refused.
  */
 import { Fault } from '../api/fault.ts';
 import { plain } from '../lib/text.ts';
@@ -32,13 +33,16 @@ export const listText = (bytes: Uint8Array, list: string): string => {
 };
 
 /** The hash of `name` in the list, lower case. */
-export const sumFor = (text: string, name: string, list: string): string => {
+export const sumFor = (text: string, name: string, list: string, { signed = false } = {}): string => {
   const bad = (why: string) => new Fault('unverified', `Cannot use the checksums of ${plain(list)}: ${why}.`);
   const lines = text.split('\n').map(line => line.replace(/\r$/, ''));
   if (lines.length > MAX_LINES) throw bad('they are too many');
   const filled = lines.filter(line => line.trim() !== '');
   const [first = ''] = filled;
-  if (filled.length === 1 && HASH.test(first.trim())) return first.trim().toLowerCase();
+  if (filled.length === 1 && HASH.test(first.trim())) {
+    if (signed) throw bad('what is signed is a hash without a name');
+    return first.trim().toLowerCase();
+  }
   const found = new Set(filled.flatMap(line => entry(line) ?? []).flatMap(e => (e.name === bare(name) ? e.hash : [])));
   const [hash] = found;
   if (hash === undefined) throw bad(`there is none for ${plain(name)}`);
