@@ -152,6 +152,13 @@ test('rootfs download alpine 3.21: the newest 3.21.x, unpacked to a tar, verifie
   assert.equal((await json('rootfs', 'list', 'alpine')).length, 2);
   assert.match(await fails(4, 'rootfs', 'download', 'gentoo'), /no provider of a rootfs 'gentoo'/);
   assert.match(await fails(4, 'rootfs', 'download', 'alpine', '3.99'), /Cannot find '3\.99'/);
+  const list = '/alpine/v3.19/releases/x86_64/latest-releases.yaml';
+  for (const version of ['3.21.3', '../../x', '3.19.1/../../3.21.3']) {
+    const item = `- flavor: alpine-minirootfs\n  arch: x86_64\n  version: '${version}'\n`;
+    sources.mirror.put(list, item);
+    assert.match(await fails(12, 'rootfs', 'download', 'alpine', '3.19'), /which it names, is no version of 3\.19/);
+  }
+  sources.mirror.misbehave(list, { status: 404 });
   await ctl('rootfs', 'set-default', 'alpine', '3.21');
   assert.equal((await json('rootfs', 'inspect', 'alpine', '3.21')).is_default, true);
   assert.match(await fails(5, 'rootfs', 'remove', '--yes', 'alpine', '3.21'), /it is the default/);
@@ -218,6 +225,10 @@ test('providers: shown, made, changed, made the default, removed; what proves no
   const create = ['provider', 'create', 'own', '--kind', 'kernel', '--pipeline', pipeline];
   assert.match(await fails(2, ...create), /no stage of its pipeline proves anything/);
   assert.match(await fails(2, ...create.with(-1, '[{"stage":"gunzip"}]')), /pipeline/);
+  const hash = { stage: 'sha256', expect: { hash: '0'.repeat(64) } };
+  const idle = [{ stage: 'http', url }, { stage: 'pgp', document: 'https://example.org/sums' }, hash];
+  const keyed = [...create.with(-1, JSON.stringify(idle)), '--keys', JSON.stringify([sources.signer.pinned])];
+  assert.match(await fails(2, ...keyed), /no sha256 stage .* takes its hash from .*example\.org\/sums/);
   assert.match(
     await fails(
       2,
