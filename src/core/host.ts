@@ -39,6 +39,8 @@ export interface Host {
   readonly downloads: Downloads;
   /** For GitHub's API. */
   readonly github_token: string | undefined;
+  /** The API that the token is for; undefined: GitHub's own. */
+  readonly github_api: string | undefined;
   /** Initramfs files that are being made, by path. */
   readonly initrds: Joined<void>;
   readonly events: Events;

@@ -54,6 +54,8 @@ export interface DaemonOptions {
   firecracker?: string | undefined;
   /** For GitHub's API. */
   github_token?: string | undefined;
+  /** The https origin that the token is for; default: GitHub's API. */
+  github_api?: string | undefined;
   /** How many images are built at once; default: 2. */
   builds?: number | undefined;
   /** Of automatic restarts. */
@@ -110,6 +112,7 @@ export const bootDaemon = async (options: DaemonOptions): Promise<Daemon> => {
       uses: new Uses(),
       downloads: new Downloads(),
       github_token: options.github_token,
+      github_api: options.github_api,
       initrds: new Joined(),
       usages: new Joined(),
       events,

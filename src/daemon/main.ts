@@ -26,6 +26,7 @@ environment:
   NEXUS_QEMU          the QEMU program (default: qemu-system-<arch> from PATH)
   NEXUS_FIRECRACKER   the Firecracker program (default: a downloaded one, else firecracker from PATH)
   NEXUS_GITHUB_TOKEN  (or GITHUB_TOKEN) a token for GitHub's API, which lists releases
+  NEXUS_GITHUB_API    the https origin that the token is for (default: https://api.github.com); no other gets it
   HTTPS_PROXY         (and NO_PROXY) the proxy for downloads
   NEXUS_RESTART_MS    times of automatic restarts as LEAST:MOST:STEADY, in ms (default: 1000:60000:60000): the first delay,
                       the longest, and how long a VM must be up until the first delay counts again
@@ -84,11 +85,20 @@ const buildsAtOnce = (text: string | undefined): number | undefined => {
   throw new Fault('invalid', `NEXUS_BUILDS is '${text}': it must be a number from 1 to 99.`, { hint: 'nexusd --help' });
 };
 
+/** A misspelt one is told at the start, not by a token that is missing. */
+const apiOrigin = (text: string | undefined): string | undefined => {
+  if (text === undefined || text === '') return undefined;
+  const url = URL.parse(text);
+  if (url?.protocol === 'https:') return url.origin;
+  throw new Fault('invalid', `NEXUS_GITHUB_API is '${text}': it must be an https URL.`, { hint: 'nexusd --help' });
+};
+
 const programs = () => ({
   agent_dir: process.env.NEXUS_AGENT_DIR ?? join(import.meta.dirname, 'agent'),
   qemu: process.env.NEXUS_QEMU,
   firecracker: process.env.NEXUS_FIRECRACKER || undefined,
   github_token: process.env.NEXUS_GITHUB_TOKEN || process.env.GITHUB_TOKEN || undefined,
+  github_api: apiOrigin(process.env.NEXUS_GITHUB_API),
 });
 
 const doctor = async (data_dir: string, level: string): Promise<number> => {

@@ -139,7 +139,7 @@ export const openSources = async (): Promise<Sources> => {
   };
   return {
     ...{ mirror, signer, anvil, firecracker },
-    env: { NODE_EXTRA_CA_CERTS: mirror.ca, NEXUS_GITHUB_TOKEN: '', GITHUB_TOKEN: '' },
+    env: { NODE_EXTRA_CA_CERTS: mirror.ca, NEXUS_GITHUB_TOKEN: '', GITHUB_TOKEN: '', NEXUS_GITHUB_API: '' },
     point: async w => {
       const hub = ['--config', `api=${mirror.origin}/api`, '--config', `base=${mirror.origin}`];
       await Promise.all([
