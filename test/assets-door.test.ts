@@ -136,6 +136,9 @@ test('an archive goes; what was built from it stays', async () => {
   const vm = await w.client.vm.create({ name: 'still', memory_mib: 64 });
   assert.equal(vm.image_id, image.id);
   await w.client.vm.start({ vm: vm.id });
+  assert.equal(vm.kernel_id, null);
+  for (const { id } of await w.client.kernel.list({}))
+    await rejects(w.client.kernel.remove({ kernel: id }), 'in_use', /VM 'still' uses it/);
   await w.client.vm.delete({ vm: vm.id });
   await w.client.image.remove({ image: image.id });
   await nothingLeft(w);

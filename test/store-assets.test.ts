@@ -11,6 +11,7 @@ import type { Kernel } from '../src/api/kernel.ts';
 import type { Provider } from '../src/api/provider.ts';
 import { blankVm, vmOps } from '../src/api/vm_ops.ts';
 import { newId } from '../src/core/ids.ts';
+import { hostArch } from '../src/lib/arch.ts';
 import { MIGRATIONS } from '../src/store/migrations.ts';
 import { openStore } from '../src/store/open.ts';
 import type { ShippedProvider, StateStore } from '../src/store/store.ts';
@@ -60,7 +61,45 @@ test('an asset is found by ID, version and series; a series is not a beginning o
   assert.equal((await kernel.find('6.12'))?.id, other.id);
   assert.equal(await kernel.find('6.'), undefined);
   assert.equal(await kernel.find('5'), undefined);
-  assert.deepEqual(await kernel.insert({ ...young, id: newId('krn'), provider: 'mirror' }), young, 'the same content');
+});
+
+test('the same content again is one record, which says how it was proven best', async () => {
+  await using temp = await dataDir();
+  await using store = await openStore(temp.dir);
+  const { kernel } = store.assets;
+  const file = { provider: null, source: '/tmp/vmlinux', proofs: ['none' as const] };
+  const kept = await kernel.insert({ ...kernelOf('6.1.5'), ...file });
+  await kernel.setDefault(kept.id, true);
+  const again = async (more: Partial<Kernel>): Promise<Kernel> => {
+    const now = await kernel.insert({ ...kernelOf('6.1.5'), ...more });
+    assert.deepEqual(await kernel.list(), [now], 'what is given is what is on disk');
+    assert.deepEqual([now.id, now.is_default], [kept.id, true]);
+    return now;
+  };
+  const says = ({ provider, source, proofs }: Kernel) => [provider, source, proofs];
+  const better = await again({});
+  assert.deepEqual(says(better), ['anvil', 'https://example.org/x', ['pgp', 'sha256']]);
+  assert.ok(better.created_at_ms > kept.created_at_ms);
+  assert.deepEqual(await again(file), better, 'what proves less changes nothing');
+  assert.deepEqual(await again({ provider: 'own', proofs: ['sha256'] }), better);
+  assert.deepEqual(await again({ provider: null, source: 'https://example.org/y' }), better, 'as well, but of nobody');
+  assert.deepEqual(says(await again({ provider: 'debian', source: 'apt', proofs: ['apt'] })), ['debian', 'apt', ['apt']]);
+});
+
+test("a reference means the one for this host's processor, whichever came last", async () => {
+  await using temp = await dataDir();
+  await using store = await openStore(temp.dir);
+  const { kernel } = store.assets;
+  const arch = hostArch();
+  if (arch === undefined) throw new Error('no guest runs on this processor');
+  const other = arch === 'x86_64' ? 'aarch64' : 'x86_64';
+  const own = await kernel.insert({ ...kernelOf('6.18.9'), arch });
+  const foreign = await kernel.insert({ ...kernelOf('6.18.9', 'b'), arch: other });
+  const only = await kernel.insert({ ...kernelOf('6.18.10', 'c'), arch: other });
+  assert.deepEqual(await kernel.find('6.18.9'), own);
+  assert.deepEqual(await kernel.find('6.18'), own);
+  assert.deepEqual(await kernel.find('6.18.10'), only, 'where there is no other');
+  assert.deepEqual(await kernel.find(foreign.id), foreign);
 });
 
 test('one default of a kind, which stays until it is no more the default', async () => {
@@ -85,21 +124,25 @@ test('one default of a kind, which stays until it is no more the default', async
   await fails(firecracker.setDefault(two.id, true), 'not_found', /./);
 });
 
-test('a Firecracker that runs a VM stays', async () => {
+test('a Firecracker and a kernel that run a VM stay', async () => {
   await using temp = await dataDir();
   await using store = await openStore(temp.dir);
   const one = await store.assets.firecracker.insert(firecrackerOf('1.12.0'));
+  const kernel = await store.assets.kernel.insert(kernelOf('6.1.5'));
   const vm = {
     ...blankVm(vmOps['vm.create'].input.parse({ name: 'web' }), newId('vm'), 1),
     kernel_id: null,
     run: null,
   };
   await store.insertVm(vm, {});
-  await store.patchVm(vm.id, { run: { pid: 2, start_ticks: 3, boot_id: 'b', firecracker_id: one.id } });
+  const run = { pid: 2, start_ticks: 3, boot_id: 'b' };
+  await store.patchVm(vm.id, { run: { ...run, firecracker_id: one.id, kernel_id: kernel.id } });
+  await fails(store.assets.kernel.remove(kernel.id), 'in_use', /VM 'web' uses it/);
   assert.equal((await store.findVm('web'))?.run?.firecracker_id, one.id);
   await fails(store.assets.firecracker.remove(one.id), 'in_use', /VM 'web' uses it/);
-  await store.patchVm(vm.id, { run: { pid: 2, start_ticks: 3, boot_id: 'b' } });
+  await store.patchVm(vm.id, { run });
   await store.assets.firecracker.remove(one.id);
+  await store.assets.kernel.remove(kernel.id);
 });
 
 const providerOf = (name: string, more: Partial<Provider> = {}): Provider => ({

@@ -237,7 +237,10 @@ const boot = async (
     async proc => {
       times.spawned = performance.now();
       await host.step('start.process', () =>
-        host.store.patchVm(vm.id, { run: { ...proc, firecracker_id: assets.firecracker_id }, pid: proc.pid }),
+        host.store.patchVm(vm.id, {
+          run: { ...proc, firecracker_id: assets.firecracker_id, kernel_id: assets.kernel.id },
+          pid: proc.pid,
+        }),
       );
     },
   );

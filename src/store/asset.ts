@@ -5,7 +5,9 @@ import { ID_PATTERN } from '../api/common.ts';
 import { Fault } from '../api/fault.ts';
 import { Firecracker } from '../api/firecracker.ts';
 import { Kernel } from '../api/kernel.ts';
+import type { Proof } from '../api/pipeline.ts';
 import { Rootfs } from '../api/rootfs.ts';
+import { hostArch } from '../lib/arch.ts';
 import { type Codec, codec, type Db, none, type Row, unlessTaken } from './sqlite.ts';
 import type { AssetOf, AssetStore, AssetTable } from './store.ts';
 
@@ -31,7 +33,13 @@ const KERNELS: Sort<Kernel> = {
   name: a => `kernel '${a.version}'`,
   same: ({ version, arch, sha256, modules_sha256 }) => ({ version, arch, sha256, modules_sha256 }),
   usedBy: async (db, { id }) =>
-    vmName(await db.selectFrom('vms').select('name').where('kernel_id', '=', id).executeTakeFirst()),
+    vmName(
+      await db
+        .selectFrom('vms')
+        .select('name')
+        .where(eb => eb.or([eb('kernel_id', '=', id), eb(sql`run ->> 'kernel_id'`, '=', id)]))
+        .executeTakeFirst(),
+    ),
 };
 
 const ROOTFS: Sort<Rootfs> = {
@@ -46,7 +54,7 @@ const ROOTFS: Sort<Rootfs> = {
       .select(['name', 'source'])
       .where('source_type', '=', 'rootfs')
       .execute();
-    const all = (await newest(db, ROOTFS).execute()) as unknown as Pick<Rootfs, 'id' | 'distro' | 'version'>[];
+    const all = (await newest(db, ROOTFS).execute()) as unknown as Pick<Rootfs, 'id' | 'distro' | 'version' | 'arch'>[];
     const user = named.find(({ source }) => (source === id ? id : byName('rootfs', all, source)?.id) === id);
     return user && `template '${user.name}'`;
   },
@@ -72,12 +80,34 @@ const partsOf = (kind: AssetKind, ref: string): { version?: string; distro?: str
   return colon < 0 ? { distro: ref } : { distro: ref.slice(0, colon), version: ref.slice(colon + 1) };
 };
 
-/** Of assets, the newest first: that of the version, or the newest of the series or the distro. */
-const byName = <A extends { version: string }>(kind: AssetKind, all: readonly A[], ref: string): A | undefined => {
+/** Of assets, the newest first: that of the version, or the newest of the series or the distro; those for this processor before others. */
+const byName = <A extends { version: string; arch: string }>(
+  kind: AssetKind,
+  all: readonly A[],
+  ref: string,
+): A | undefined => {
   const { version, distro } = partsOf(kind, ref);
-  const named = all.filter(one => !('distro' in one) || one.distro === distro);
+  const { own = [], other = [] } = Object.groupBy(
+    all.filter(one => !('distro' in one) || one.distro === distro),
+    one => (one.arch === hostArch() ? 'own' : 'other'),
+  );
+  const named = [...own, ...other];
   if (version === undefined) return named[0];
   return named.find(one => one.version === version) ?? named.find(one => one.version.startsWith(`${version}.`));
+};
+
+/** How much it takes to fake it: nothing, the file and the hash beside it, a signing key. */
+const strength = (proofs: readonly Proof[]): number => {
+  if (proofs.some(proof => proof === 'pgp' || proof === 'apt')) return 2;
+  return proofs.includes('sha256') ? 1 : 0;
+};
+
+type Origin = Pick<AssetOf[AssetKind], 'provider' | 'source' | 'proofs' | 'created_at_ms'>;
+
+/** The same content came again: what proves it better, or as well and from a provider, is what the record says from now on. */
+const provenBy = (kept: Origin, { provider, source, proofs, created_at_ms }: Origin): Partial<Origin> => {
+  const better = strength(proofs) - strength(kept.proofs);
+  return better > 0 || (better === 0 && provider !== null) ? { provider, source, proofs, created_at_ms } : {};
 };
 
 const table = <A extends AssetOf[AssetKind]>(db: Db, sort: Sort<A>): AssetTable<A> => {
@@ -95,7 +125,12 @@ const table = <A extends AssetOf[AssetKind]>(db: Db, sort: Sort<A>): AssetTable<
       db.transaction().execute(async trx => {
         const same = Object.entries(sort.same(asset));
         const found = (await all(trx)).find(one => same.every(([key, value]) => Reflect.get(one, key) === value));
-        if (found !== undefined) return found;
+        if (found !== undefined) {
+          const now = { ...found, ...provenBy(found, asset) };
+          const columns = rows.toRow(now) as never;
+          await trx.updateTable(sort.table).set(columns).where('id', '=', found.id).execute();
+          return now;
+        }
         const row = rows.toRow(asset) as never;
         await unlessTaken(`${sort.kind} '${asset.id}'`, () => trx.insertInto(sort.table).values(row).execute());
         return asset;

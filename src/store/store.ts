@@ -24,6 +24,8 @@ export interface VmRun {
   boot_id: string;
   /** The Firecracker of the store that it is. */
   firecracker_id?: string | undefined;
+  /** The kernel that it was started with, which the VM itself need not name. */
+  kernel_id?: string | undefined;
 }
 
 export interface VmRecord extends Vm {

@@ -16,6 +16,7 @@ const VmRun = z.strictObject({
   start_ticks: z.int(),
   boot_id: z.string(),
   firecracker_id: z.string().optional(),
+  kernel_id: z.string().optional(),
 });
 const rows = codec('VM', z.strictObject({ ...Vm.shape, run: VmRun.nullable(), host_uid: z.int().nullable() }));
 const history = codec('history', VmHistoryEntry);
