@@ -206,7 +206,13 @@ test('GitHub limits those without a token: the fault says until when; a token is
     assert.equal((await w.client.kernel.available({})).length, 3);
     await w.client.provider.update({ provider: 'anvil', config: { token_file: '' } });
     await w.stop();
+    const told = () => sources.mirror.seen.filter(one => one.headers.authorization !== undefined).length;
+    const before = told();
     await w.start({ NEXUS_GITHUB_TOKEN: 'sesame' });
+    await rejects(w.client.kernel.available({}), 'host', /rate limit/);
+    assert.equal(told(), before, "the environment's token is for GitHub, whatever the row names");
+    await w.stop();
+    await w.start({ NEXUS_GITHUB_TOKEN: 'sesame', NEXUS_GITHUB_API: sources.mirror.origin });
     assert.equal((await w.client.kernel.available({})).length, 3);
     assert.ok(
       sources.mirror.seen.every(one => one.headers.authorization === undefined || one.url.startsWith('/api/')),
@@ -215,6 +221,57 @@ test('GitHub limits those without a token: the fault says until when; a token is
   } finally {
     anvil.token = undefined;
   }
+});
+
+test('what is on disk counts by what its row demands now; a row that was tightened has it fetched and proven', async () => {
+  const { mirror } = sources;
+  const elf = kernelElf();
+  const url = mirror.put('/tight/vmlinux-8.1.1', elf);
+  const ask = () => w.client.kernel.download({ provider: 'tight', version: '8.1.1' });
+  const times = () => sources.asked('/vmlinux-8.1.1');
+  await w.client.provider.create({
+    name: 'tight',
+    kind: 'kernel',
+    unverified: true,
+    pipeline: [{ stage: 'http', url }],
+  });
+  const id = await landed(ask());
+  assert.deepEqual((await w.client.kernel.inspect({ kernel: id })).proofs, ['none']);
+  assert.deepEqual([await landed(ask()), times()], [id, 1], 'nothing has changed: not fetched again');
+  const list = mirror.put('/tight/sums', `${'0'.repeat(64)}  vmlinux-8.1.1\n`);
+  await w.client.provider.update({
+    provider: 'tight',
+    unverified: false,
+    pipeline: [
+      { stage: 'http', url },
+      { stage: 'sha256', expect: { url: list, name: 'vmlinux-8.1.1' } },
+    ],
+  });
+  await refused(ask(), 'unverified', /SHA-256/);
+  mirror.put('/tight/sums', `${sha256(elf)}  vmlinux-8.1.1\n`);
+  const before = times();
+  assert.equal(await landed(ask()), id);
+  assert.equal(times(), before + 1);
+  const kernel = await w.client.kernel.inspect({ kernel: id });
+  assert.deepEqual([kernel.provider, kernel.proofs], ['tight', ['sha256']]);
+  assert.deepEqual([await landed(ask()), times()], [id, before + 1]);
+  await w.client.kernel.remove({ kernel: id });
+  await w.client.provider.remove({ provider: 'tight' });
+});
+
+test('a kernel that is mended loses the initramfs files that were made of it', async () => {
+  const id = await landed(w.client.kernel.download({ version: '6.18.2' }));
+  const other = 'krn_01k9zzzzzzzzzzzzzzzzzzzzzz-0123.cpio';
+  for (const name of [`${id}-0123.cpio`, other]) await writeFile(join(w.data_dir, 'initrd', name), 'of the bad files');
+  const path = join(w.data_dir, 'kernels', id, 'vmlinux');
+  const data = await readFile(path);
+  await writeFile(path, Buffer.from(data).fill(0xff, 9000, 9008));
+  await rejects(w.client.kernel.verify({ kernel: id }), 'unverified', /vmlinux/);
+  assert.equal(await landed(w.client.kernel.download({ version: '6.18.2' })), id);
+  assert.ok((await readFile(path)).equals(data));
+  assert.deepEqual(await readdir(join(w.data_dir, 'initrd')), [other]);
+  await rm(join(w.data_dir, 'initrd', other));
+  await w.client.kernel.remove({ kernel: id });
 });
 
 test('one download for all who ask for it by any name; who is canceled leaves, the last one ends it', async () => {

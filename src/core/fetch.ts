@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import type { AssetKind } from '../api/asset.ts';
 import { Fault } from '../api/fault.ts';
 import type { Job } from '../api/job.ts';
-import type { Stage } from '../api/pipeline.ts';
+import { proofNames, type Stage } from '../api/pipeline.ts';
 import type { Provider } from '../api/provider.ts';
 import { landDebianKernel } from '../assets/debian-kernel.ts';
 import { resolveVersion } from '../assets/discover.ts';
@@ -12,15 +12,17 @@ import { plainPipeline } from '../assets/from.ts';
 import { runPipeline } from '../assets/pipeline.ts';
 import { varsOf } from '../assets/provider.ts';
 import { verifyFile } from '../assets/verify.ts';
+import { pause } from '../lib/deadline.ts';
 import { ensureDir, publish, removeTree } from '../lib/files.ts';
 import type { AssetOf } from '../store/store.ts';
 import { needAsset, needProvider } from './find.ts';
 import type { Host } from './host.ts';
+import { removeInitrds } from './initrd.ts';
 import type { JobContext } from './jobs.ts';
 import { inTemp, landDir } from './land.ts';
 import { type Order, orderOf, type Wish } from './order.ts';
 import { assetDir } from './paths.ts';
-import { type Base, SORTS, type Sort, verifyFiles } from './sort.ts';
+import { type Asset, type Base, SORTS, type Sort, verifyFiles } from './sort.ts';
 import { tokenFor } from './token.ts';
 import { useAsset } from './using.ts';
 
@@ -70,10 +72,13 @@ const orPackages = async ({ store }: Host, { kind, provider }: Order, error: unk
 interface Goal extends Order {
   readonly version: string;
   readonly source: Provider | null;
+  /** When the row of the provider was read: what is changed in it from then on counts for later downloads. */
+  readonly read_at_ms: number;
   readonly key: string;
 }
 
 const resolve = async (host: Host, job: JobContext, order: Order, dir: string): Promise<Goal> => {
+  const read_at_ms = Date.now();
   const source = order.provider === null ? null : await needProvider(host, order.provider);
   let { version } = order;
   if (source !== null && order.from === null) {
@@ -83,8 +88,9 @@ const resolve = async (host: Host, job: JobContext, order: Order, dir: string): 
   }
   if (version === null) throw new Fault('invalid', 'Name a version.');
   const { kind, distro, arch, packages, from, sha256 } = order;
-  const key = JSON.stringify([kind, source?.id ?? from?.place, sha256, distro, version, arch, packages]);
-  return { ...order, version, source, key };
+  const from_where = source === null ? [from?.place] : [source.id, source.updated_at_ms];
+  const key = JSON.stringify([kind, from_where, sha256, distro, version, arch, packages]);
+  return { ...order, version, source, read_at_ms, key };
 };
 
 const fetchGoal = async <K extends AssetKind>(host: Host, kind: K, goal: Goal, job: JobContext): Promise<string> => {
@@ -98,7 +104,16 @@ const fetchGoal = async <K extends AssetKind>(host: Host, kind: K, goal: Goal, j
   });
 };
 
-/** The same, here already and whole. What packages give may be another than what they gave; there the content decides. */
+/** True if what the provider's row demands now is what the asset was proven by: it came after the last change of the row. */
+const isProvenBy = (source: Provider, { provider, proofs, created_at_ms }: Asset): boolean =>
+  provider === source.name &&
+  created_at_ms > source.updated_at_ms &&
+  new Set(proofNames(source.pipeline)).symmetricDifference(new Set(proofs)).size === 0;
+
+/**
+ * The same, here already, proven as its provider's row demands now, and whole. What packages give may be another than what they gave;
+ * there the content decides.
+ */
 const onDisk = async <K extends AssetKind>(
   host: Host,
   kind: K,
@@ -108,17 +123,29 @@ const onDisk = async <K extends AssetKind>(
   if (source === null || sha256 !== null || (kind === 'rootfs' && source.type === 'debian')) return undefined;
   const found = (await host.store.assets[kind].list()).find(
     a =>
-      a.provider === source.name &&
+      isProvenBy(source, a) &&
       a.version === version &&
       a.arch === arch &&
       (!('distro' in a) || a.distro === distro),
   );
-  if (found === undefined || !(await isWhole(host, kind, found, job))) return undefined;
+  if (found === undefined) return undefined;
+  using used = await held(host, kind, found);
+  if (used === undefined || !(await isWhole(host, kind, found, job))) return undefined;
   job.log(`${version} is on disk already, and is what was verified`);
   return found;
 };
 
-/** True if its files are what was recorded. */
+/** Keeps a record that is there from being removed; undefined if it is gone, or going. */
+const held = async <K extends AssetKind>(host: Host, kind: K, asset: AssetOf[K]): Promise<Disposable | undefined> => {
+  try {
+    return await useAsset(host, asset, (_host, id) => needAsset(host, kind, id));
+  } catch (error) {
+    if (error instanceof Fault && error.code === 'not_found') return undefined;
+    throw error;
+  }
+};
+
+/** True if the files of what is held are what was recorded. */
 const isWhole = async <K extends AssetKind>(
   host: Host,
   kind: K,
@@ -126,11 +153,10 @@ const isWhole = async <K extends AssetKind>(
   { signal, log }: JobContext,
 ): Promise<boolean> => {
   try {
-    using _used = await useAsset(host, asset, (_host, id) => needAsset(host, kind, id));
     await verifyFiles(kind, assetDir(host.paths, kind, asset.id), asset, signal);
     return true;
   } catch (error) {
-    if (!(error instanceof Fault) || (error.code !== 'unverified' && error.code !== 'not_found')) throw error;
+    if (!(error instanceof Fault) || error.code !== 'unverified') throw error;
     log(error.message);
     return false;
   }
@@ -146,7 +172,7 @@ interface Place {
 
 /** Runs the pipeline and checks what came of it; gives the record that is not stored yet. */
 const land = async <K extends AssetKind>(host: Host, kind: K, goal: Goal, at: Place): Promise<AssetOf[K]> => {
-  const { version, arch, distro, source } = goal;
+  const { version, arch, distro, source, read_at_ms } = goal;
   const sort: Sort<K> = SORTS[kind];
   const landed = await run(host, kind, goal, at).catch((error: unknown) => {
     const missing = error instanceof Fault && error.code === 'not_found' && source !== null;
@@ -155,7 +181,7 @@ const land = async <K extends AssetKind>(host: Host, kind: K, goal: Goal, at: Pl
   const base: Base = {
     ...{ version, arch, distro, provider: source?.name ?? null },
     ...{ source: landed.source, proofs: landed.proofs, ...landed.file },
-    ...{ is_default: false, created_at_ms: Date.now() },
+    ...{ is_default: false, created_at_ms: read_at_ms },
   };
   await sort.check(at.dir, base, landed.beside);
   return sort.record(base, landed.beside);
@@ -188,6 +214,10 @@ const run = async (host: Host, kind: AssetKind, goal: Goal, { job, dir, temp }: 
   return landDebianKernel(common, { release: version, work });
 };
 
+/** How often, and after what time, one looks whether a removal of the same content is through. */
+const REMOVALS = 100;
+const REMOVAL_MS = 50;
+
 /** Gives the files their place and the record its row; content that is there already is kept once. Gives the ID. */
 const keep = async <K extends AssetKind>(
   host: Host,
@@ -201,22 +231,32 @@ const keep = async <K extends AssetKind>(
   await host.step('asset.land', () => landDir(dir, final));
   let kept: AssetOf[K] | undefined;
   try {
-    const row = await host.step('asset.insert', () => host.store.assets[kind].insert(asset));
-    kept = row;
-    if (row.id === asset.id) return row.id;
-    job.log(`${asset.version} is on disk already`);
-    if (!(await isWhole(host, kind, row, job))) await host.step('asset.mend', () => mend(host, kind, row, final));
-    return row.id;
+    for (let tries = 0; ; tries++) {
+      const row = await host.step('asset.insert', () => host.store.assets[kind].insert(asset));
+      kept = row;
+      if (row.id === asset.id) return row.id;
+      using used = await held(host, kind, row);
+      if (used !== undefined) {
+        job.log(`${asset.version} is on disk already`);
+        if (!(await isWhole(host, kind, row, job))) await host.step('asset.mend', () => mend(host, kind, row, final));
+        return row.id;
+      }
+      if (tries === REMOVALS) throw new Fault('in_use', `Cannot keep ${SORTS[kind].name(row)}: it is being removed.`);
+      await pause(REMOVAL_MS, job.signal);
+    }
   } finally {
     if (kept?.id !== asset.id) await removeTree(host.paths.data, final);
   }
 };
 
-/** Puts good files in the place of those that are no longer what was recorded. */
+/** Puts good files in the place of those that are no longer what was recorded, and takes away what was made of the bad ones. */
 const mend = async <K extends AssetKind>(host: Host, kind: K, asset: AssetOf[K], from: string): Promise<void> => {
   const sort: Sort<K> = SORTS[kind];
   const to = await ensureDir(assetDir(host.paths, kind, asset.id), 0o700);
+  // before, for one who is killed in between finds good files and looks no further; after, for a start may have made one meanwhile
+  if (kind === 'kernel') await removeInitrds(host, asset.id);
   for (const name of [sort.file, ...Object.keys(sort.beside(asset))]) await publish(join(from, name), join(to, name));
+  if (kind === 'kernel') await removeInitrds(host, asset.id);
 };
 
 /** The same content under another name needs no room of its own. */
