@@ -61,7 +61,9 @@ test("the environment's token goes to GitHub's API, or to the one origin that th
   assert.equal(await ask(GITHUB, `${GITHUB}/repos/x`, MINE), undefined, 'it is of another API then');
 });
 
-test('a token file is a regular file, for the origin of its row; nothing waits for a pipe', { timeout: 20_000 }, async () => {
+test('a token file is a regular file, for the origin of its row; nothing waits for a pipe', {
+  timeout: 20_000,
+}, async () => {
   const dir = await mkdtemp(join(tmpdir(), 'nexus-token-'));
   try {
     const api = 'https://git.example.org';

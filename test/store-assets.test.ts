@@ -83,7 +83,11 @@ test('the same content again is one record, which says how it was proven best', 
   assert.deepEqual(await again(file), better, 'what proves less changes nothing');
   assert.deepEqual(await again({ provider: 'own', proofs: ['sha256'] }), better);
   assert.deepEqual(await again({ provider: null, source: 'https://example.org/y' }), better, 'as well, but of nobody');
-  assert.deepEqual(says(await again({ provider: 'debian', source: 'apt', proofs: ['apt'] })), ['debian', 'apt', ['apt']]);
+  assert.deepEqual(says(await again({ provider: 'debian', source: 'apt', proofs: ['apt'] })), [
+    'debian',
+    'apt',
+    ['apt'],
+  ]);
 });
 
 test("a reference means the one for this host's processor, whichever came last", async () => {

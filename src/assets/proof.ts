@@ -59,7 +59,7 @@ export const gather = async (stages: readonly Stage[], input: PipelineInput, age
   for (const [at, stage] of stages.entries())
     if (stage.stage === 'pgp') {
       const { document, signature } = stage;
-      if (document !== undefined) 
+      if (document !== undefined)
         texts.set(document, { text: await signedText({ document, signature }, input, get), signed: true });
       else if (signature !== undefined) evidence.signatures.set(at, await get(signature, MAX_SIGNATURE));
     }

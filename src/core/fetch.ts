@@ -122,11 +122,7 @@ const onDisk = async <K extends AssetKind>(
 ): Promise<AssetOf[K] | undefined> => {
   if (source === null || sha256 !== null || (kind === 'rootfs' && source.type === 'debian')) return undefined;
   const found = (await host.store.assets[kind].list()).find(
-    a =>
-      isProvenBy(source, a) &&
-      a.version === version &&
-      a.arch === arch &&
-      (!('distro' in a) || a.distro === distro),
+    a => isProvenBy(source, a) && a.version === version && a.arch === arch && (!('distro' in a) || a.distro === distro),
   );
   if (found === undefined) return undefined;
   using used = await held(host, kind, found);
