@@ -62,9 +62,8 @@ export class Passing extends Error {
 }
 
 const KEPT = { keepAlive: true, keepAliveMsecs: 10_000, maxSockets: 8, maxFreeSockets: 2 };
-/** Connections of one download, its lists and its signatures. The caller destroys it. HTTPS_PROXY and NO_PROXY count; NODE_TLS_REJECT_UNAUTHORIZED does not. */
-export const makeAgent = (): Agent =>
-  new Agent({ ...KEPT, proxyEnv: process.env, rejectUnauthorized: true });
+/** Connections of one download. The caller destroys it. HTTPS_PROXY and NO_PROXY count; NODE_TLS_REJECT_UNAUTHORIZED does not. */
+export const makeAgent = (): Agent => new Agent({ ...KEPT, proxyEnv: process.env, rejectUnauthorized: true });
 
 /** A URL as text without what could be a secret in it. */
 export const shown = (url: URL): string => plain(`${url.origin}${url.pathname}`).slice(0, 300);
