@@ -346,7 +346,8 @@ test('assets are found by ID and by version, the newest of a version', async () 
     [3, 4].map(n => store.assets.kernel.insert({ ...rebuilt, id: idOf('krn', n) })),
   );
   assert.deepEqual([one, other], [{ ...rebuilt, id: idOf('krn', 3) }, one]);
-  assert.deepEqual(await store.assets.kernel.insert(kernelOf(5, '6.1.0')), first);
+  const again = { ...kernelOf(5, '6.1.0'), created_at_ms: first.created_at_ms };
+  assert.deepEqual(await store.assets.kernel.insert(again), first);
   assert.equal((await store.assets.kernel.list()).length, 2);
   for (const n of [1, 2]) await store.assets.rootfs.insert(rootfsOf(n, '12'));
   assert.equal((await store.assets.kernel.find('6.1.0'))?.id, idOf('krn', 3));
