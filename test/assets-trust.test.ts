@@ -110,3 +110,18 @@ test('who joins a download in whatever turn the last other one leaves gets what 
     await left;
   }
 });
+
+test('who cancels too late is told what landed; who cancels in time, that it was canceled', async () => {
+  for (const late of [true, false]) {
+    const downloads = new Downloads();
+    const { job, leave } = waiter();
+    const work = ({ signal }: JobContext): Promise<string> =>
+      new Promise((resolve, reject) => {
+        signal.addEventListener('abort', () => setImmediate(() => (late ? resolve('landed') : reject(signal.reason))));
+      });
+    const got = downloads.run('key', job, work);
+    setImmediate(leave);
+    if (late) assert.equal(await got, 'landed');
+    else await assert.rejects(got, /It was canceled/);
+  }
+});

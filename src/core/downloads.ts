@@ -2,9 +2,8 @@
  * Downloads that several jobs wait for: one for each thing, whoever asks for it and by whatever name.
  *
  * INVARIANTS: at most one download of a key runs; it runs as long as somebody waits for it. Who is canceled leaves; the last who leaves
- * ends it, and goes only when it has been undone.
+ * ends it, and goes only when it has been undone, or with what was made if it was too late for that.
  */
-import { Fault } from '../api/fault.ts';
 import type { JobProgress } from '../api/job.ts';
 import { raced } from '../lib/deadline.ts';
 import type { JobContext } from './jobs.ts';
@@ -25,12 +24,15 @@ export class Downloads {
     const running = await this.#join(key, job, work);
     try {
       return await raced(running.done, job.signal);
+    } catch (error) {
+      running.members.delete(job);
+      if (running.members.size > 0) throw error;
+      running.abort.abort(error);
+      return await running.done.catch(() => {
+        throw error;
+      });
     } finally {
       running.members.delete(job);
-      if (running.members.size === 0) {
-        running.abort.abort(job.signal.aborted ? job.signal.reason : new Fault('canceled', 'Nobody waits for it.'));
-        await running.done.catch(() => {}); // who waits is told above
-      }
     }
   }
 
