@@ -234,7 +234,7 @@ const keep = async <K extends AssetKind>(
       using used = await held(host, kind, row);
       if (used !== undefined) {
         job.log(`${asset.version} is on disk already`);
-        if (!(await isWhole(host, kind, row, job))) await host.step('asset.mend', () => mend(host, kind, row, final));
+        if (!(await isWhole(host, kind, row, job))) await mend(host, kind, row, final);
         return row.id;
       }
       if (tries === REMOVALS) throw new Fault('in_use', `Cannot keep ${SORTS[kind].name(row)}: it is being removed.`);
@@ -249,10 +249,17 @@ const keep = async <K extends AssetKind>(
 const mend = async <K extends AssetKind>(host: Host, kind: K, asset: AssetOf[K], from: string): Promise<void> => {
   const sort: Sort<K> = SORTS[kind];
   const to = await ensureDir(assetDir(host.paths, kind, asset.id), 0o700);
+  const put = (name: string) => publish(join(from, name), join(to, name));
+  const forget = async () => {
+    if (kind === 'kernel') await removeInitrds(host, asset.id);
+  };
   // before, for one who is killed in between finds good files and looks no further; after, for a start may have made one meanwhile
-  if (kind === 'kernel') await removeInitrds(host, asset.id);
-  for (const name of [sort.file, ...Object.keys(sort.beside(asset))]) await publish(join(from, name), join(to, name));
-  if (kind === 'kernel') await removeInitrds(host, asset.id);
+  await host.step('mend.forget', forget);
+  await host.step('mend.file', () => put(sort.file));
+  await host.step('mend.beside', async () => {
+    for (const name of Object.keys(sort.beside(asset))) await put(name);
+  });
+  await host.step('mend.again', forget);
 };
 
 /** The same content under another name needs no room of its own. */
@@ -267,14 +274,17 @@ const shareContent = async <K extends AssetKind>(
   const other = (await host.store.assets[kind].list()).find(a => a.sha256 === asset.sha256);
   if (other === undefined) return;
   const theirs = join(assetDir(host.paths, kind, other.id), file);
+  const same = join(dir, `${file}.same`);
   try {
     await verifyFile(theirs, asset, signal);
-    await link(theirs, join(dir, `${file}.same`));
+    await host.step('asset.share', async () => {
+      await link(theirs, same);
+      await publish(same, join(dir, file));
+    });
   } catch {
+    await rm(same, { force: true });
     signal.throwIfAborted();
     return; // it is damaged, or there are no links here: then the content is there twice
   }
-  await rm(join(dir, file));
-  await publish(join(dir, `${file}.same`), join(dir, file));
   log(`its content is that of ${SORTS[kind].name(other)}`);
 };

@@ -1,14 +1,37 @@
 /** The verbs of disks, images, kernels and archives, with the steps that each of them takes. */
 import assert from 'node:assert/strict';
-import { readFile, writeFile } from 'node:fs/promises';
+import { readdir, readFile, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Verb } from './crash.ts';
 import { deeds } from './crash_deeds.ts';
 import type { Ground } from './ground.ts';
 import { RELEASE } from './packages.ts';
 
+/** The version under which the kernel is taken once more. */
+const OTHER = '9.9.9';
+
+/** What an initramfs holds that was made of damaged files. */
+const BAD = 'made of what was damaged';
+
 export const assetVerbs = (ground: () => Ground): readonly Verb[] => {
-  const { client, create, start, started, disk, kernel, rootfs, image } = deeds(ground);
+  const { client, create, start, started, disk, kernel, taken, rootfs, image } = deeds(ground);
+  const initrds = () => join(ground().w.data_dir, 'initrd');
+  const ours = () => client().kernel.inspect({ kernel: RELEASE });
+  const others = async () => (await client().kernel.list({})).filter(one => one.version === OTHER);
+  const fileOf = async (name: string) => join(ground().w.data_dir, 'kernels', (await ours()).id, name);
+  /** The files of the kernel are others, and an initramfs is there that was made of them. */
+  const spoil = async () => {
+    await started();
+    await client().vm.delete({ vm: 'vm' });
+    for (const name of ['vmlinux', 'modules.cpio']) {
+      const path = await fileOf(name);
+      const data = await readFile(path);
+      await writeFile(path, data.fill(0xff, data.length - 8));
+    }
+    const made = (await readdir(initrds())).filter(name => name.endsWith('.cpio'));
+    assert.equal(made.length, 1);
+    for (const name of made) await writeFile(join(initrds(), name), BAD);
+  };
   return [
     {
       name: 'ws.create',
@@ -86,18 +109,39 @@ export const assetVerbs = (ground: () => Ground): readonly Verb[] => {
       },
     },
     {
-      name: 'kernel.download of one that was damaged',
-      steps: ['asset.mend'],
-      prepare: async () => {
-        const [{ id } = { id: '' }] = await client().kernel.list({});
-        const path = join(ground().w.data_dir, 'kernels', id, 'vmlinux');
-        const data = await readFile(path);
-        await writeFile(path, data.fill(0xff, data.length - 8));
+      name: 'kernel.download of what is there as another version',
+      steps: ['asset.share'],
+      run: async () => taken(await fileOf('vmlinux'), OTHER),
+      // where the content could not be shared it is there twice: then the same again changes nothing
+      survives: ['asset.share'],
+      again: async () => {
+        for (const { id } of await others()) await client().kernel.remove({ kernel: id });
+        await taken(await fileOf('vmlinux'), OTHER);
       },
+      done: async () => {
+        const [{ id } = { id: '' }, ...more] = await others();
+        assert.deepEqual(more, []);
+        await client().kernel.verify({ kernel: id });
+        const inode = async (path: string) => (await stat(path)).ino;
+        assert.equal(
+          await inode(join(ground().w.data_dir, 'kernels', id, 'vmlinux')),
+          await inode(await fileOf('vmlinux')),
+        );
+      },
+      clear: async () => {
+        for (const { id } of await others()) await client().kernel.remove({ kernel: id });
+      },
+    },
+    {
+      name: 'kernel.download of one that was damaged',
+      steps: ['mend.forget', 'mend.file', 'mend.beside', 'mend.again'],
+      prepare: spoil,
       run: kernel,
       done: async () => {
         assert.equal((await client().kernel.list({})).length, 1);
         await client().kernel.verify({ kernel: RELEASE });
+        for (const name of await readdir(initrds()))
+          assert.notEqual(await readFile(join(initrds(), name), 'latin1'), BAD);
       },
     },
     {

@@ -34,6 +34,8 @@ export const deeds = (ground: () => Ground) => {
     disk: () => client().ws.create({ name: 'disk', size_bytes: 16 * MIB }),
     is: (state: VmState) => () => until(w(), 'vm', state),
     kernel: () => ended(w(), client().kernel.download({ provider: 'debian' })),
+    /** Of a file of this host. */
+    taken: (from: string, version: string) => ended(w(), client().kernel.download({ from, version })),
     rootfs: () => ended(w(), client().rootfs.download({ distro: 'debian', version: '12' })),
     image: (name: string) => ended(w(), client().image.build({ name, rootfs: 'debian:12' })),
   };
