@@ -2,12 +2,14 @@
 import assert from 'node:assert/strict';
 import { readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import process from 'node:process';
 import { after, before, test } from 'node:test';
-import { run } from '../src/lib/proc.ts';
+import { run, runAny } from '../src/lib/proc.ts';
+import { parseBytes } from '../src/lib/size.ts';
 import { rejects } from './kit/behave.ts';
 import { sha256 } from './kit/layouts.ts';
 import { openSources, type Sources, sourced } from './kit/sources.ts';
-import type { World } from './kit/world.ts';
+import { REPO, type World } from './kit/world.ts';
 
 let sources: Sources;
 let w: World;
@@ -109,6 +111,7 @@ test('the default version is the newest, a series means its newest, another proc
   const image = await json('kernel', 'inspect', other);
   assert.deepEqual([image.version, image.arch], ['6.18.10', 'aarch64']);
   assert.match(image.source, /Image-6\.18\.10-aarch64\.xz$/);
+  assert.match(await fails(2, 'kernel', 'download', '6.18.9', '--insecure'), /unknown option '--insecure'/);
   assert.match(
     await fails(4, 'kernel', 'download', '6.18.3'),
     /Cannot find kernel '6\.18\.3' for x86_64 at provider 'anvil'/,
@@ -208,6 +211,66 @@ test('--detach says the ID of the job, which goes on', async () => {
   const done = await json('job', 'wait', job);
   assert.deepEqual([done.state, done.kind, done.subject], ['succeeded', 'kernel.download', 'anvil:6.18.2']);
   await ctl('kernel', 'remove', '--yes', '6.18.2');
+});
+
+/** nexusctl on a terminal so many columns wide: its exit code, and all that it wrote there. */
+const onTerminal = (columns: number, ...args: string[]) => {
+  const argv = [process.execPath, join(REPO, 'src/main.ts'), 'nexusctl', '--socket', w.socket, ...args];
+  const quoted = argv.map(arg => `'${arg.replaceAll("'", "'\\''")}'`).join(' ');
+  return runAny(['script', '-qec', `stty cols ${columns}; ${quoted}`, '/dev/null'], { timeout_ms: 60_000 });
+};
+
+/** Every state of the live line, and what stood on the screen at last. */
+const pictures = (written: string): { live: string[]; last: string } => {
+  const live = written.split(/\r\u001b\[K|\r?\n/).filter(line => /^(find|checksums|download)/.test(line));
+  return { live, last: written.replaceAll(/[^\n]*\r\u001b\[K/g, '').replaceAll('\r', '') };
+};
+
+const AMOUNT = String.raw`(\d[\d.]*) (B|KiB) of \d[\d.]* (?:B|KiB)`;
+const RATE = String.raw`( {2}\d[\d.]* (?:B|KiB)/s)?`;
+const LIVE = new RegExp(String.raw`^download {2}\[#*-*\] +(\d+)% {2}${AMOUNT}${RATE}$`);
+const NARROW = new RegExp(`^download {2}${AMOUNT}${RATE}$`);
+
+test('a download on a terminal: one live line with stage, bytes and rate, then the ID; elsewhere plain lines', async () => {
+  const hub = (repo: string, file: string) => `/${repo}/releases/download/${file}`;
+  const slow: [string, number][] = [
+    [hub('Work-Fort/Anvil', 'v6.12.40/vmlinux-6.12.40-x86_64.xz'), 1000], // of 60 KB: the plain lines come every 5 s
+    ['/alpine/v3.20/releases/x86_64/alpine-minirootfs-3.20.6-x86_64.tar.gz', 1200],
+    [hub('firecracker-microvm/firecracker', 'v1.13.0/firecracker-v1.13.0-x86_64.tgz'), 20],
+  ];
+  for (const [path, bytes] of slow) sources.mirror.misbehave(path, { trickle: 100, bytes });
+  const kernel = ['kernel', 'download', '6.12.40'];
+  const [plain, narrow, ...wide] = await Promise.all([
+    w.ctl(...kernel),
+    onTerminal(50, ...kernel),
+    onTerminal(0, ...kernel),
+    onTerminal(100, 'rootfs', 'download', 'alpine', '3.20'),
+    onTerminal(100, 'firecracker', 'download', '1.13.0'),
+  ]);
+  for (const [path] of slow) sources.mirror.misbehave(path, undefined);
+  for (const { code, stdout } of [narrow, ...wide]) {
+    assert.equal(code, 0, stdout);
+    const { live, last } = pictures(stdout);
+    assert.match(last, /^Done in [\d.]+ m?s\.\n(krn|rfs|fcr)_\w+\n$/);
+    const form = stdout === narrow.stdout ? NARROW : LIVE;
+    const frames = live.filter(line => line.startsWith('download'));
+    for (const line of frames) assert.match(line, form);
+    const amounts = frames.map(line => parseBytes(/([\d.]+ \w+) of/.exec(line)?.[1] ?? '') ?? Number.NaN);
+    assert.ok(new Set(amounts).size > 5, 'it lives');
+    assert.deepEqual(
+      amounts,
+      amounts.toSorted((a, b) => a - b),
+    );
+    assert.ok(frames.filter(line => line.endsWith('/s')).length > 5, 'it says how fast');
+  }
+  assert.deepEqual([plain.code, plain.stderr.includes('\u001b')], [0, false]);
+  assert.match(
+    plain.stderr,
+    /^(find the version\n)?(checksums\n)?download\n(download: [\d.]+ KiB of 59.\d KiB {2}[\d.]+ KiB\/s\n)+Done in /,
+  );
+  await ctl('kernel', 'remove', '--yes', plain.stdout.trim());
+  await ctl('rootfs', 'remove', '--yes', 'alpine:3.20');
+  await ctl('firecracker', 'remove', '--yes', '1.13.0');
 });
 
 test('providers: shown, made, changed, made the default, removed; what proves nothing or cannot work is refused', async () => {

@@ -52,8 +52,12 @@ const liveBar = (indent: string): Bar => {
       if (p.stage === stage && now - drawn < REDRAW_MS) return;
       [drawn, stage, shown] = [now, p.stage, true];
       const counted = p.total !== null || p.done > 0 ? `  ${amount(p)}` : '';
-      const line = `${indent}${plain(p.stage)}${drawing(p)}${counted}${speed}`;
-      process.stderr.write(`\r\u001b[K${line.slice(0, Math.max(20, (process.stderr.columns ?? 80) - 1))}`);
+      const [head, tail] = [`${indent}${plain(p.stage)}`, `${counted}${speed}`];
+      // a terminal that does not know how wide it is says 0
+      const room = Math.max(20, (process.stderr.columns || 80) - 1);
+      const whole = `${head}${drawing(p)}${tail}`;
+      // where it is narrow the figures say more than the picture
+      process.stderr.write(`\r\u001b[K${(whole.length > room ? head + tail : whole).slice(0, room)}`);
     },
     clear: () => {
       if (shown) process.stderr.write('\r\u001b[K');

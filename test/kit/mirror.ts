@@ -19,7 +19,7 @@ export type Misdeed = { times?: number } & (
   | { cut: number } // the connection is cut after so many bytes of the answer
   | { flip: number } // this byte has a flipped bit
   | { stall: number } // nothing comes after so many bytes
-  | { trickle: number } // a byte every so many ms
+  | { trickle: number; bytes?: number } // so many bytes (one) every so many ms
   | { loop: true } // redirects to itself
   | { redirect: string }
   | { longer: number } // Content-Length promises so many bytes more than there are
@@ -237,9 +237,9 @@ const send = async (response: ServerResponse, content: Content, from: number, de
       bytes[deed.flip - at] = (bytes[deed.flip - at] ?? 0) ^ 1;
     const piece = bytes.subarray(0, Math.max(0, from + end - at));
     if (has(deed, 'trickle')) {
-      for (const byte of piece) {
+      for (let next = 0; next < piece.length; next += deed.bytes ?? 1) {
         if (response.destroyed) return;
-        response.write(Buffer.of(byte));
+        response.write(piece.subarray(next, next + (deed.bytes ?? 1)));
         await new Promise(resolve => setTimeout(resolve, deed.trickle));
       }
     } else if (piece.length > 0)
