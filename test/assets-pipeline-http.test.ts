@@ -139,6 +139,7 @@ test('redirects: to http, to itself, to a password, to nowhere', async () => {
 test('a length that is a lie, a page, parts that do not fit', async () => {
   for (const [deed, code, says] of [
     [{ longer: 5000 }, 'unverified', /shorter than the server said/],
+    [{ longer: -5000 }, 'unverified', /SHA-256/],
     [{ html: true }, 'unverified', /web page/],
     [{ flip: 200_000 }, 'unverified', /SHA-256/],
   ] as const) {
@@ -354,6 +355,7 @@ test('canceled after any number of turns of the loop: all of it or nothing', asy
     { stage: 'sha256', expect: { hash: sha256(DATA.subarray(0, 60_000)) } },
   ];
   let landed = 0;
+  let canceled = 0;
   for (let turns = 0; landed < 2; turns += 1 + (turns >> 3)) {
     const abort = new AbortController();
     const reason = new Fault('canceled', 'stop');
@@ -366,8 +368,10 @@ test('canceled after any number of turns of the loop: all of it or nothing', asy
       error => assert.equal(error, reason),
     );
     if (whole_landed) landed++;
+    else canceled++;
     assert.deepEqual((await readdir(dir)).sort(), whole_landed ? ['beside', 'file'] : [], String(turns));
   }
+  assert.ok(canceled > 10, `${canceled} were canceled`);
   assert.doesNotMatch(await children(), /xz/);
 });
 

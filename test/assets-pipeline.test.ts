@@ -197,6 +197,24 @@ test('an asset that is not what was signed: nothing lands', async () => {
   }
 });
 
+test('both checksums hold: what is packed well, but unpacks to another kernel than the one that was signed', async () => {
+  const { path, vars, data, packed, more } = await release();
+  const [name, other] = [`${vars.asset}`, sha256(kernel(1000))];
+  const lists = {
+    'another kernel': `${sha256(packed)}  ${name}.xz\n${other}  ${name}\n`,
+    'the two of them swapped': `${sha256(data)}  ${name}.xz\n${sha256(packed)}  ${name}\n`,
+    'only the packed one': `${sha256(packed)}  ${name}.xz\n`,
+    'only the other one': `${sha256(data)}  ${name}\n`,
+    'those of another version': `${sha256(packed)}  ${name.replace('9', '8')}.xz\n${sha256(data)}  ${name.replace('9', '8')}\n`,
+  };
+  for (const [what, list] of Object.entries(lists)) {
+    mirror.store(`${path}/SHA256SUMS`, list);
+    mirror.store(`${path}/SHA256SUMS.asc`, await signer.detached(list));
+    const { message } = await t.refused('unverified', /SHA-256|there is none for/, ANVIL, more);
+    assert.ok(message.includes(name), `${what}: ${message}`);
+  }
+});
+
 test('a signature is of the list, of a pinned key, and nobody else', async () => {
   const { path, sums, more } = await release();
   const sign = (text: string | Promise<string>) =>
