@@ -126,12 +126,9 @@ test('an image goes into a file and comes back from it; what is no file system d
     [base.sha256, base.os, base.init, base.agent_version],
   );
   assert.deepEqual([image.build, image.rootfs, image.warning], [null, null, null]);
-  await client().template.create({ name: 'top', source_type: 'image', source: 'back' });
-  await rejects(
-    client().build.trigger({ template: 'top' }),
-    'unsupported',
-    /Cannot build on image 'back': it was imported/,
-  );
+  const top = client().template.create({ name: 'top', source_type: 'image', source: 'back' });
+  const fault = await rejects(top, 'unsupported', /Cannot build on image 'back': it was imported/);
+  assert.match(fault.hint ?? '', /--source-type rootfs/);
   await rejects(client().image.import({ name: 'back', from: to }), 'exists', /'back' exists already/);
 
   const bare = join(dir, 'bare.raw');

@@ -1,6 +1,6 @@
 /** Images that come from files of the host, and go into them. */
 import { link, rm } from 'node:fs/promises';
-import { basename, dirname, join } from 'node:path';
+import { dirname } from 'node:path';
 import { Fault } from '../api/fault.ts';
 import type { Image } from '../api/image.ts';
 import type { Job } from '../api/job.ts';
@@ -13,7 +13,7 @@ import { needImage } from './find.ts';
 import type { Host } from './host.ts';
 import { newId } from './ids.ts';
 import type { JobContext } from './jobs.ts';
-import { inTemp } from './land.ts';
+import { besideIn, diskFull, inTemp } from './land.ts';
 import { workEnv } from './stray.ts';
 import { useAsset } from './using.ts';
 
@@ -68,20 +68,25 @@ export const exportImage = async (host: Host, image: Image, to: string): Promise
 };
 
 /** Beside its place first, and linked there: what is there is never written over. */
-const writeOut = async (host: Host, job: JobContext, image: Image, to: string): Promise<string> => {
-  using _used = await useAsset(host, image, needImage);
-  const temp = join(dirname(to), `.${basename(to).slice(0, 200)}.${job.job_id}.part`);
-  job.progress({ stage: 'copy', done: 0, total: null, unit: 'bytes' });
-  try {
-    await host.step('export.copy', () => host.disks.exportImage(image.id, temp, job.signal));
-    job.signal.throwIfAborted();
-    await host.step('export.link', () => link(temp, to));
-  } catch (cause) {
-    if (cause instanceof Error && 'code' in cause && cause.code === 'EEXIST')
-      throw cannotExport(image, 'exists', `${plain(to)} exists already`, cause);
-    throw cause;
-  } finally {
-    await rm(temp, { force: true });
-  }
-  return image.id;
-};
+const writeOut = (host: Host, job: JobContext, image: Image, to: string): Promise<string> =>
+  inTemp(host, job.job_id, async () => {
+    using _used = await useAsset(host, image, needImage);
+    const half = await besideIn(host, dirname(to), job.job_id);
+    job.progress({ stage: 'copy', done: 0, total: null, unit: 'bytes' });
+    try {
+      await host.step('export.copy', () =>
+        host.disks.exportImage(image.id, half, job.signal).catch(error => {
+          throw diskFull(error, dirname(to)); // which need not be that of the data directory
+        }),
+      );
+      job.signal.throwIfAborted();
+      await host.step('export.link', () => link(half, to));
+    } catch (cause) {
+      if (cause instanceof Error && 'code' in cause && cause.code === 'EEXIST')
+        throw cannotExport(image, 'exists', `${plain(to)} exists already`, cause);
+      throw cause;
+    } finally {
+      await rm(half, { force: true });
+    }
+    return image.id;
+  });

@@ -1,7 +1,8 @@
 /** Landing: a half-made thing lives under tmp/ and gets its name only when it is whole. */
-import { join } from 'node:path';
+import { readdir, readFile, rm } from 'node:fs/promises';
+import { basename, join } from 'node:path';
 import { Fault } from '../api/fault.ts';
-import { ensureDir, publish, removeTree } from '../lib/files.ts';
+import { ensureDir, publish, removeTree, writeAtomic } from '../lib/files.ts';
 import { RunError } from '../lib/proc.ts';
 import type { Step } from '../lib/step.ts';
 import type { Host } from './host.ts';
@@ -19,6 +20,32 @@ export const inTemp = async <T>(host: Host, name: string, work: (dir: string) =>
       .step('job.tidy', () => removeTree(host.paths.data, dir))
       .catch(error => host.log.error({ err: error, dir }, 'cannot remove the temporary folder of a job'));
   }
+};
+
+/** In the folder of a job: the path of what it makes outside the data directory. */
+const OUTSIDE = 'outside';
+
+/** A path for the half-made file of a job in somebody else's folder `dir`. It is noted first: what a killed daemon leaves there is found. */
+export const besideIn = async (host: Host, dir: string, job_id: string): Promise<string> => {
+  const path = join(dir, halfName(job_id));
+  const temp = await ensureDir(join(host.paths.tmp, job_id), 0o700);
+  await host.step('job.outside', () => writeAtomic(join(temp, OUTSIDE), path));
+  return path;
+};
+
+/** Not longer than a name may be, whatever the job makes. */
+const halfName = (job_id: string): string => `.nexus-${job_id}.part`;
+
+/** Removes what jobs of an earlier daemon left outside the data directory; gives the paths. */
+export const sweepOutside = async ({ paths }: Pick<Host, 'paths'>): Promise<string[]> => {
+  const gone: string[] = [];
+  for (const job_id of await readdir(paths.tmp)) {
+    const path = await readFile(join(paths.tmp, job_id, OUTSIDE), 'utf8').catch(() => undefined);
+    if (path === undefined || basename(path) !== halfName(job_id)) continue;
+    await rm(path, { force: true });
+    gone.push(path);
+  }
+  return gone;
 };
 
 /** Gives a finished folder its place. The record follows; a folder without record is swept at the next start. */

@@ -38,21 +38,29 @@ export const layersOf = async (host: Host, template: Blueprint): Promise<Layers>
   };
 };
 
+/** Of an image that nothing can be built on: debugfs would read its files, but an ordinary user would lose their owners. */
+export const refuseImport = ({ name, build_id, rootfs_id }: Image): void => {
+  if (build_id !== null || rootfs_id !== null) return;
+  const why = 'it was imported, and a build begins with an archive';
+  throw new Fault('unsupported', `Cannot build on image '${name}': ${why}.`, {
+    hint: 'pack its files (tar --xattrs --numeric-owner), and name that archive: --source-type rootfs --source /path/of.tar',
+  });
+};
+
 const layersBelow = async (host: Host, image: Image): Promise<Layers> => {
-  const cannot = (code: 'unsupported' | 'not_found', why: string, hint?: string) =>
-    new Fault(code, `Cannot build on image '${image.name}': ${why}.`, { hint });
   const build = image.build_id === null ? undefined : await host.store.findBuild(image.build_id);
   // an image of a Nexus that kept no builds had no overlays
   const plainOnes = { overlays: [], environment: {}, init: image.init, size_bytes: null, base_image_id: null };
   const layers: Layers = build ?? { ...plainOnes, rootfs_id: image.rootfs_id };
-  if (layers.rootfs_id === null) throw cannot('unsupported', 'it was imported, so it is not known what it is made of');
-  if ((await host.store.assets.rootfs.find(layers.rootfs_id)) === undefined)
-    throw cannot(
-      'not_found',
-      'the archive that it was built from was removed',
-      'nexusctl rootfs download, and build it again',
-    );
-  return layers;
+  refuseImport(image);
+  if (layers.rootfs_id !== null && (await host.store.assets.rootfs.find(layers.rootfs_id)) !== undefined) return layers;
+  throw new Fault(
+    'not_found',
+    `Cannot build on image '${image.name}': the archive that it was built from was removed.`,
+    {
+      hint: 'nexusctl rootfs download, and build it again',
+    },
+  );
 };
 
 const together = (image: Image, overlays: Overlay[]): Overlay[] => {

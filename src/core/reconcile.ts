@@ -12,6 +12,7 @@ import { hasKeeper, startKeeper } from '../vmm/keeper.ts';
 import type { Machine } from '../vmm/machine.ts';
 import type { Host } from './host.ts';
 import { sweepInitrds } from './initrd.ts';
+import { sweepOutside } from './land.ts';
 import { hold } from './live.ts';
 import { consoleLog, runDir } from './paths.ts';
 import { recordPaused } from './paused.ts';
@@ -158,6 +159,7 @@ const sweep = async (host: Host): Promise<void> => {
     () => sweepDir(host, paths.kernels, ids(kernels)),
     () => sweepDir(host, paths.rootfs, ids(rootfs)),
     () => sweepDir(host, paths.firecrackers, ids(firecrackers)),
+    () => sweepOutside(host),
     () => sweepDir(host, paths.tmp, new Set()),
     () => sweepScratch(paths.data),
     () => sweepInitrds(host, ids(kernels)),

@@ -8,6 +8,7 @@ import { fetchOrder } from './fetch.ts';
 import { needRootfs } from './find.ts';
 import type { Host } from './host.ts';
 import type { JobContext } from './jobs.ts';
+import { refuseImport } from './layers.ts';
 import { type Order, orderOf } from './order.ts';
 
 /** What is asked for; whose it is, for messages and for what was fetched before. */
@@ -55,8 +56,9 @@ export const checkSource = async (
   if (sha256 !== null && (source_type === 'image' || !isPlace(source)))
     throw wrong('a hash goes with a path or a URL, other sources are verified by themselves');
   if (source_type === 'image') {
-    const found = (await host.store.findImage(source)) ?? (await host.store.findTemplate(source));
-    if (found !== undefined) return;
+    const image = await host.store.findImage(source);
+    if (image !== undefined) refuseImport(image);
+    if (image !== undefined || (await host.store.findTemplate(source)) !== undefined) return;
     throw new Fault('not_found', `There is no image or template '${source}'.`, { hint: 'nexusctl image list' });
   }
   if ((await onDisk(host, { source, sha256 })) === undefined) await orderFor(host, { source, sha256 });

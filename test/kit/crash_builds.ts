@@ -1,6 +1,6 @@
 /** The verbs of templates, builds and files of images, with the steps that each of them takes. */
 import assert from 'node:assert/strict';
-import { rm } from 'node:fs/promises';
+import { mkdir, readdir, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import process from 'node:process';
@@ -13,7 +13,9 @@ import type { Ground } from './ground.ts';
 import { templateDeeds } from './templates.ts';
 
 const SOURCE = 'debian:12';
-const FILE = join(tmpdir(), `nexus-crash-${process.pid}.raw`);
+/** A folder that is not the daemon's. */
+const DIR = join(tmpdir(), `nexus-crash-${process.pid}`);
+const FILE = join(DIR, 'base.raw');
 
 export const buildVerbs = (ground: () => Ground): readonly Verb[] => {
   const { client, start } = deeds(ground);
@@ -99,7 +101,7 @@ export const buildVerbs = (ground: () => Ground): readonly Verb[] => {
       name: 'image.import',
       steps: ['import.copy', 'import.insert'],
       prepare: async () => {
-        await rm(FILE, { force: true });
+        await mkdir(DIR);
         await done(client().image.export({ image: 'base', to: FILE }));
       },
       run: () => done(client().image.import({ name: 'back', from: FILE })),
@@ -107,23 +109,28 @@ export const buildVerbs = (ground: () => Ground): readonly Verb[] => {
       done: () => client().vm.create({ name: 'vm', image: 'back', memory_mib: 64 }).then(start),
       clear: async () => {
         await clear();
-        await rm(FILE);
+        await rm(DIR, { recursive: true });
       },
     },
     {
       name: 'image.export',
-      steps: ['export.copy', 'export.link'],
+      steps: ['job.outside', 'export.copy', 'export.link'],
+      prepare: () => mkdir(DIR),
       run: () => done(client().image.export({ image: 'base', to: FILE })),
       already: 'exists',
-      done: async () => done(client().image.import({ name: 'back', from: FILE })),
+      done: async () => {
+        assert.deepEqual(await readdir(DIR), ['base.raw']);
+        await done(client().image.import({ name: 'back', from: FILE }));
+      },
       clear: async () => {
         await clear();
-        await rm(FILE);
+        await rm(DIR, { recursive: true });
       },
     },
     {
       name: 'vm.up',
-      steps: ['template.insert', 'build.insert', 'create.insert'],
+      // all of its way: crash_up.ts
+      steps: ['build.insert'],
       run: () => done(client().vm.up({ rootfs: SOURCE, name: 'vm', memory_mib: 64 })),
       done: async () => assert.equal((await client().vm.get({ vm: 'vm' })).guest, 'ready'),
       clear,
