@@ -1,12 +1,13 @@
 import assert from 'node:assert/strict';
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
+import { mkdtemp, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { test } from 'node:test';
 import { poll } from '../src/lib/deadline.ts';
+import { exists } from '../src/lib/files.ts';
 import { type Console, openConsole, readConsole, readLog } from '../src/vmm/console.ts';
 import { type ConsoleItem, textOf } from '../src/vmm/console_marks.ts';
 import type { Wanted } from '../src/vmm/console_view.ts';
@@ -192,6 +193,46 @@ test('a boot is found by its number, also when the console was opened anew', asy
   await again.close();
   assert.match((await readConsole(p.log, 1))[0] ?? '', /: start 4$/);
   assert.equal((await Array.fromAsync(readLog(p.log, { boot: -1 }))).length, 3);
+});
+
+test('what lies in the FIFO when a boot begins is of the boot before', async () => {
+  await using p = await place();
+  p.console.begin('start 1');
+  await p.console.close();
+  const keeper = p.vmm(`echo 'reboot: Power down'; : >${p.log}.said; exec sleep 60`);
+  try {
+    await poll('its word', 10_000, async () => (await exists(`${p.log}.said`)) || undefined);
+    await using again = Object.assign(await openConsole({ fifo: p.fifo, log: p.log }), {
+      [Symbol.asyncDispose]: () => again.close(),
+    });
+    again.begin('start 2');
+    const past = (boot: number) => Array.fromAsync(again.past({ boot }), textOf);
+    const [start = '', ...rest] = await past(0);
+    assert.match(start, /: start 2$/);
+    assert.deepEqual(rest, []);
+    assert.deepEqual((await past(-1)).slice(1), ['reboot: Power down']);
+  } finally {
+    keeper.kill('SIGKILL');
+  }
+});
+
+test('a boot whose beginning cannot be written has nothing of the one before, and begins as soon as it can', async () => {
+  await using p = await place(200);
+  const past = (boot: number) => Array.fromAsync(p.console.past({ boot }), textOf);
+  p.console.begin('start 1');
+  await p.say(`printf 'reboot: Power down %0200d\\n' 0`);
+  await p.console.tail(0);
+  await rename(p.log, `${p.log}.away`); // now it cannot be rotated
+  p.console.begin('start 2');
+  await p.console.tail(0);
+  await rename(`${p.log}.away`, p.log);
+  assert.deepEqual(await past(0), ['what this boot wrote could not be written']);
+  assert.match((await past(-1)).at(-1) ?? '', /^reboot: Power down 0/);
+  await p.say(`printf 'it boots\\n'`);
+  const [start = '', gap = '', ...rest] = await past(0);
+  assert.match(start, /: start 2$/);
+  assert.match(gap, /bytes could not be written \(ENOENT\)$/);
+  assert.deepEqual(rest, ['it boots']);
 });
 
 test('what was written since a time, to about a second; marks of time are not shown', async () => {

@@ -23,6 +23,8 @@ const { O_NOFOLLOW, O_NONBLOCK, O_RDWR } = constants;
 const PIPE_BYTES = 64 * 1024;
 /** A guest that never stops writing must not keep a reader waiting. */
 const MAX_TURNS = 1000;
+/** The most that a pipe can be made to hold holds so many of them. */
+const MAX_PIPES = 16;
 
 export interface ConsoleOptions {
   fifo: string;
@@ -46,7 +48,7 @@ export interface Console {
   follow(signal: AbortSignal, past?: Wanted): AsyncIterable<ConsoleItem>;
   /** Writes a line of ours, with the time; a gap with the time since when (`since_ms`) too. */
   note(text: string, options?: { kind?: MarkKind; since_ms?: number }): void;
-  /** Writes the line that begins a boot. */
+  /** Writes the line that begins a boot. What still lies in the FIFO is of the boot before. */
   begin(text: string): void;
   close(): Promise<void>;
 }
@@ -131,14 +133,14 @@ class FifoConsole implements Console {
 
   async *past(wanted: Wanted): AsyncGenerator<ConsoleItem, void> {
     if (this.#closed === undefined) await this.#take();
-    yield* itemsOf(this.#closed === undefined ? this.#log.view() : viewOf(this.#log.path), wanted);
+    yield* itemsOf(this.#closed === undefined ? this.#log.view() : viewOf(this.#log.path), this.#known(wanted));
   }
 
   follow(signal: AbortSignal, past: Wanted = { tail: 0 }): AsyncIterable<ConsoleItem> {
     const live = this.#closed === undefined && !signal.aborted;
     // View and subscription in one turn: no line is missing between them and none comes twice.
     const view = live && past.tail !== 0 ? this.#log.view() : undefined;
-    const wanted = { ...past, open_end: true, whole_lines: true };
+    const wanted = { ...this.#known(past), open_end: true, whole_lines: true };
     const follower = new Follower(signal, view && { items: itemsOf(view, wanted), close: () => dropView(view) }, () =>
       this.#followers.delete(follower),
     );
@@ -152,7 +154,9 @@ class FifoConsole implements Console {
   }
 
   begin(text: string): void {
-    if (this.#closed === undefined) this.#cutter.feed(this.#log.begin(text));
+    if (this.#closed !== undefined) return;
+    for (let turn = 0; turn < MAX_PIPES && this.#readOnce() === PIPE_BYTES; turn++);
+    this.#cutter.feed(this.#log.begin(text));
   }
 
   close(): Promise<void> {
@@ -163,6 +167,11 @@ class FifoConsole implements Console {
       await this.#log.close();
     })();
     return this.#closed;
+  }
+
+  /** With the number of the boot that began last, whether that could be written or not. */
+  #known(wanted: Wanted): Wanted {
+    return wanted.boot === undefined ? wanted : { ...wanted, newest_boot: this.#log.boot };
   }
 
   #fromGuest(bytes: Buffer): void {

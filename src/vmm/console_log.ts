@@ -6,7 +6,7 @@
  * one time follows a mark of that time, which is at most MARK_EVERY_MS older.
  */
 import { type FileHandle, open, rename } from 'node:fs/promises';
-import { bootLine, continuedLine, MARK, type MarkKind, markLine, timeLine } from './console_marks.ts';
+import { bootLine, bootLineIn, continuedLine, MARK, type MarkKind, markLine, timeLine } from './console_marks.ts';
 import { BLOCK, bootIn, bytesAt, LogView, lastBoot, MARK_EVERY_MS } from './console_view.ts';
 
 export const MAX_FILE = 4 * 1024 * 1024;
@@ -34,6 +34,8 @@ export class ConsoleLog {
   #marked_ms = 0;
   #pump: Promise<void> | undefined;
   #lost: { bytes: number; why: string } | undefined;
+  /** The beginning of the newest boot, where it could not be written: it comes before all that can. */
+  #owed: Buffer | undefined;
 
   private constructor(
     path: string,
@@ -148,6 +150,7 @@ export class ConsoleLog {
       if (!Buffer.isBuffer(bytes)) await bytes.run();
       else {
         await this.#write(bytes).catch(error => {
+          this.#owed = bootLineIn(bytes) ?? this.#owed;
           this.#lost = { bytes: (this.#lost?.bytes ?? 0) + bytes.length, why: errno(error) };
         });
         this.#pending -= bytes.length;
@@ -169,9 +172,11 @@ export class ConsoleLog {
     const lost = this.#lost;
     if (lost !== undefined) {
       const line = markLine('gap', `${lost.bytes} bytes could not be written (${lost.why})`, Date.now());
-      await this.#file.appendFile(line);
-      this.#size += line.length;
+      const head = this.#owed === undefined ? line : Buffer.concat([this.#owed, line]);
+      await this.#file.appendFile(head);
+      this.#size += head.length;
       this.#lost = undefined;
+      this.#owed = undefined;
     }
     await this.#file.appendFile(bytes);
     this.#size += bytes.length;

@@ -32,6 +32,12 @@ export const markLine = (kind: MarkKind, text: string, from_ms: number, to_ms?: 
 export const bootLine = (boot: number, ms: number, text: string): Buffer =>
   Buffer.from(`${RS}B${boot} ${ms} --- ${iso(ms)}: ${oneLine(text)}\n`);
 
+/** The last line in these bytes that begins a boot. */
+export const bootLineIn = (bytes: Buffer): Buffer | undefined => {
+  const at = bytes.lastIndexOf(`${RS}B`);
+  return at === -1 ? undefined : Buffer.from(bytes.subarray(at, bytes.indexOf(10, at) + 1));
+};
+
 export const timeLine = (ms: number): Buffer => Buffer.from(`${RS}T${ms}\n`);
 
 export const continuedLine = (boot: number, ms: number): Buffer => Buffer.from(`${RS}C${boot} ${ms}\n`);

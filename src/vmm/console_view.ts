@@ -26,6 +26,8 @@ export interface Wanted {
   since_ms?: number | undefined;
   /** 0 is the newest boot, -1 the one before, … */
   boot?: number | undefined;
+  /** The number of the newest boot, whose beginning it may have been impossible to write. */
+  newest_boot?: number | undefined;
   /** Only later boots than the one of that number. */
   after_boot?: number | undefined;
   /** A boot is where to begin, not all there is to see. */
@@ -155,7 +157,7 @@ export class LogView {
     let range = whole;
     if (since_ms !== undefined || boot !== undefined || after_boot !== undefined) {
       const marks = await this.#findMarks(since_ms);
-      if (boot !== undefined) range = this.#ofBoot(marks.boots, boot, wanted.open_end === true);
+      if (boot !== undefined) range = this.#ofBoot(marks.boots, boot, wanted);
       if (after_boot !== undefined) range = this.#afterBoot(marks.boots, after_boot);
       if (since_ms !== undefined) range = this.#since(range, since_ms, marks.since);
     }
@@ -186,14 +188,16 @@ export class LogView {
     return { boots, since };
   }
 
-  #ofBoot(boots: readonly PlacedMark[], boot: number, open_end: boolean): Range {
+  #ofBoot(boots: readonly PlacedMark[], boot: number, { open_end = false, newest_boot = 0 }: Wanted): Range {
     const head = this.#segments[0]?.head;
-    const newest = boots.at(-1)?.boot ?? head?.boot ?? 0;
+    const marked = boots.at(-1)?.boot ?? head?.boot ?? 0;
+    const newest = Math.max(marked, newest_boot);
     const number = newest + boot;
     const from = boots.find(b => b.boot === number)?.place;
     const next = boots.find(b => b.boot > number)?.place;
     const to = open_end ? this.#end : (next ?? this.#end);
     if (from !== undefined) return { from, to, gap: undefined };
+    if (number > marked) return { from: this.#end, to: this.#end, gap: 'what this boot wrote could not be written' };
     const start = { segment: 0, at: 0 };
     if (newest === 0 && boot === 0) return { from: start, to, gap: undefined };
     if (number < 1) {

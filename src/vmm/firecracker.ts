@@ -42,6 +42,7 @@ export const openFirecracker = (options: FirecrackerOptions): Promise<Vmm> => {
         await dir.give(METRICS_FIFO);
         dir.makeOwnLog();
         await dir.remove(COUNTED);
+        dir.empty(METRICS_FIFO); // a keeper may have kept what an earlier one counted
         const own = typeof program === 'string' || !isAbsolute(facts.program) ? undefined : facts.program;
         const argv = (fds: PassedFds) =>
           firecrackerArgv(spec, fds.program === undefined ? facts.program : passedPath(fds.program));

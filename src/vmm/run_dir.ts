@@ -15,6 +15,7 @@ import {
   mkdirSync,
   openSync,
   readdirSync,
+  readSync,
   unlinkSync,
   watch,
 } from 'node:fs';
@@ -48,6 +49,8 @@ const LOOK_MS = 100;
 /** Names of what a VMM listens on. */
 export const SOCKET = /\.sock(_\d+)?$/;
 const MAX_LOG_BYTES = 1024 * 1024;
+/** The most that a pipe can be made to hold (/proc/sys/fs/pipe-max-size, as it is set as a rule). */
+const MAX_PIPE = 1024 * 1024;
 /** Of a kept text; padded, so that a shorter one leaves nothing of a longer one. */
 const KEPT_BYTES = 256;
 /** What QEMU says when a guest speaks of a port that was unplugged a moment ago. */
@@ -171,6 +174,19 @@ export class RunDir implements Disposable {
     if (fstatSync(fd).isFIFO()) return fd;
     closeSync(fd);
     throw new Error(`${name} is no named pipe`);
+  }
+
+  /** Throws away what lies in a FIFO; at most what a pipe can hold. */
+  empty(name: string): void {
+    const fd = this.openReader(name);
+    const bytes = Buffer.alloc(MAX_PIPE);
+    try {
+      readSync(fd, bytes);
+    } catch {
+      // EAGAIN: nothing there
+    } finally {
+      closeSync(fd);
+    }
   }
 
   /** The descriptor of the file that becomes the VMM's stderr. Appending, so that it can be cut while in use. */
