@@ -10,7 +10,7 @@ import { run } from '../src/lib/proc.ts';
 import { traces } from './kit/audit.ts';
 import { prove } from './kit/crash.ts';
 import { assetVerbs } from './kit/crash_assets.ts';
-import { bootVerb, hostVerb, seedVerb } from './kit/crash_daemon.ts';
+import { bootVerb, hostVerb, keeperVerb, seedVerb } from './kit/crash_daemon.ts';
 import { settle } from './kit/crash_deeds.ts';
 import { type Ground, ground } from './kit/ground.ts';
 
@@ -57,4 +57,4 @@ test('the audit sees a file, a named pipe, a socket, a process and a mount that 
   }
 });
 
-prove(here, [...assetVerbs(here), seedVerb(here), bootVerb(here), hostVerb(here)]);
+prove(here, [...assetVerbs(here), seedVerb(here), bootVerb(here), hostVerb(here), keeperVerb(here)]);

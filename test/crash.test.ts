@@ -4,7 +4,7 @@ import { after, before, test } from 'node:test';
 import { prove } from './kit/crash.ts';
 import { assetVerbs } from './kit/crash_assets.ts';
 import { buildVerbs } from './kit/crash_builds.ts';
-import { bootVerb, hostVerb, seedVerb } from './kit/crash_daemon.ts';
+import { bootVerb, hostVerb, keeperVerb, seedVerb } from './kit/crash_daemon.ts';
 import { settle } from './kit/crash_deeds.ts';
 import { vmVerbs } from './kit/crash_vm.ts';
 import { type Ground, ground, stepNames } from './kit/ground.ts';
@@ -20,7 +20,7 @@ after(async () => {
 });
 
 test('every step in src/ has its place in the proof, and none is named that is not there', async () => {
-  const daemon = [seedVerb(here), bootVerb(here), hostVerb(here)];
+  const daemon = [seedVerb(here), bootVerb(here), hostVerb(here), keeperVerb(here)];
   const all = [...vmVerbs(here), ...assetVerbs(here), ...buildVerbs(here), ...daemon];
   assert.deepEqual([...new Set(all.flatMap(verb => verb.steps))].sort(), await stepNames());
 });

@@ -19,6 +19,7 @@ test("a kernel's last word: nothing but its own complaints may follow it", () =>
     ['poweroff', 'reboot: Power down'],
     ['reboot', '[    2.7] I/O error', '[    2.8] reboot: Restarting system', ''],
     ['halt', '[   12.3] reboot: System halted', '[   12.3] I/O error, dev vda', '', '[  140.1] EXT4-fs error'],
+    ['poweroff', '[   12.3][    T1] reboot: Power down', '[   12.4][   C0] I/O error, dev vda'],
     [undefined, '[   12.3] reboot: Power down', 'login:'],
     [undefined, 'reboot: Power down', '[   12.3] I/O error, dev vda'],
     [undefined, '[   12.3] reboot: Power down', '[    0.3] another kernel', '[   14.0] that lives'],
@@ -224,18 +225,19 @@ for (const vmm of ['qemu', 'firecracker'] as const) {
       ) => {
         const { id } = await create(name, more);
         await s.behave(manner, id);
-        return w.client.vm.start({ vm: id, wait: 'running' });
+        return w.client.vm.start({ vm: id, ...(manner.BOOT_MS === undefined ? {} : { wait: 'running' }) });
       };
       const panic = 'Kernel panic - not syncing: no init';
-      const [off, again, mute, bad, dead] = await Promise.all([
+      const [off, again, mute, bad, dead, young] = await Promise.all([
         begun('off', { restart: 'on-crash' }, { LAST: '[    9.1] reboot: Power down' }),
         begun('again', {}, {}),
         begun('mute', {}, { LAST: '' }),
         begun('bad', {}, { LAST: `[    9.1] ${panic}\r\n[    9.2] ---[ end` }),
         begun('dead', { restart: 'on-crash' }, {}),
+        begun('young', {}, { BOOT_MS: 60_000 }),
       ]);
       await w.kill();
-      for (const { pid } of [off, again, mute, bad]) process.kill(pid ?? assert.fail('no process'), 'SIGUSR2');
+      for (const { pid } of [off, again, mute, bad, young]) process.kill(pid ?? assert.fail('no process'), 'SIGUSR2');
       assert.ok(await killVmm(w, dead.id));
       await noVmm(w);
       await w.start();
@@ -251,6 +253,9 @@ for (const vmm of ['qemu', 'firecracker'] as const) {
       const unknown = 'The VMM ended while no daemon was there; its exit status is unknown.';
       const reset = 'The guest reset its machine without a word.'; // which a Firecracker counts
       assert.deepEqual(await last(mute), ['crashed', vmm === 'qemu' ? unknown : reset, 'daemon']);
+      const early = 'The guest reset its machine before it was ready.';
+      assert.deepEqual(await last(young), ['crashed', vmm === 'qemu' ? unknown : early, 'daemon']);
+      assert.equal((await w.client.vm.get({ vm: young.id })).restart_at_ms, null);
       assert.deepEqual(await last(bad), ['crashed', `The guest's kernel panicked: [    9.1] ${panic}`, 'daemon']);
       assert.deepEqual(await last(dead), ['crashed', unknown, 'daemon']);
       await readyAfter(dead.id, dead.pid);

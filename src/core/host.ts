@@ -89,6 +89,8 @@ export interface Live {
   guest_stored: Promise<void>;
   /** Of the start, `performance.now()`; null: adopted. */
   times: StartTimes | null;
+  /** Its guest was ready since its start; of an adopted one as the record says. */
+  rang: boolean;
   /** How a stop ended it, though that could not be stored yet. */
   stopped_how: string | undefined;
   /** What the guest said before it went down. */

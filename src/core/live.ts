@@ -11,22 +11,22 @@ import type { GuestFacts } from '../api/vm.ts';
 import { openGuest } from '../guest/guest.ts';
 import type { VmRecord } from '../store/store.ts';
 import type { Console } from '../vmm/console.ts';
-import { endKeeper } from '../vmm/keeper.ts';
 import type { Machine, MachineEnd } from '../vmm/machine.ts';
 import type { Host, Live, StartTimes } from './host.ts';
 import { insist } from './insist.ts';
+import { endKeeperOf } from './keepers.ts';
 import { moveVm } from './move.ts';
-import { runDir } from './paths.ts';
 import { watchStops } from './paused.ts';
 import { afterEnd } from './restarts.ts';
 import { attend } from './silence.ts';
-import { judge, type Verdict } from './verdict.ts';
+import { hasRung, judge, type Verdict } from './verdict.ts';
 
 /** Puts a running machine under the daemon's eyes: guest channel, console, and the watch for its end. */
 export const hold = (host: Host, vm: VmRecord, machine: Machine, console: Console, times: StartTimes | null): Live => {
   const guest = openGuest({
     open: signal => machine.openControl(signal),
     onBell: () => {
+      live.rang = true;
       if (live.times === null || live.times.bell !== null) return;
       live.times.bell = performance.now();
       const { asked, spawned, bell } = live.times;
@@ -55,6 +55,7 @@ export const hold = (host: Host, vm: VmRecord, machine: Machine, console: Consol
     stored: Promise.withResolvers<void>(),
     guest_stored: Promise.resolve(),
     times,
+    rang: times === null && hasRung(vm),
     stopped_how: undefined,
     ending: undefined,
     gone: new AbortController(),
@@ -198,7 +199,7 @@ export const letGo = async (host: Host, live: Live): Promise<void> => {
 export const forget = (host: Host, live: Live): void => {
   if (host.live.get(live.vm_id) === live) {
     host.live.delete(live.vm_id);
-    endKeeper(runDir(host.paths, live.vm_id));
+    void endKeeperOf(host, live.vm_id);
   }
   live.end_stored.resolve();
 };

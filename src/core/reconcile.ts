@@ -8,10 +8,10 @@ import { removeTree } from '../lib/files.ts';
 import { bootId, isAlive } from '../lib/proc.ts';
 import type { VmRecord } from '../store/store.ts';
 import { type Console, openConsole } from '../vmm/console.ts';
-import { hasKeeper, startKeeper } from '../vmm/keeper.ts';
 import type { Machine } from '../vmm/machine.ts';
 import type { Host } from './host.ts';
 import { sweepInitrds } from './initrd.ts';
+import { endKeepers, keeperFor } from './keepers.ts';
 import { sweepOutside } from './land.ts';
 import { hold } from './live.ts';
 import { consoleLog, runDir } from './paths.ts';
@@ -19,7 +19,7 @@ import { recordPaused } from './paused.ts';
 import { plan, type Step } from './plan.ts';
 import { stopVm } from './stop.ts';
 import { endOldWork, endVmm } from './stray.ts';
-import { endKeepers, noteGap, writeEnd } from './unseen.ts';
+import { noteGap, writeEnd } from './unseen.ts';
 
 /** The boot of the host in which the last daemon came up. */
 const BOOT_NOTE = 'boot_id';
@@ -133,7 +133,7 @@ const takeUp = async (host: Host, vm: VmRecord, step: Extract<Step, { do: 'adopt
     const options = { id, dir, vsock_cid, proc: step.proc, accel: vm.accel ?? 'tcg' } as const;
     const machine = await host.step('reconcile.adopt', () => host.vmms.of(step.kind).adopt(options, host.closing));
     await host.store.patchVm(vm.id, { guest: 'connecting' });
-    if (!hasKeeper(dir)) startKeeper(vm.id, dir, host.log);
+    await keeperFor(host, vm.id);
     return [machine, console];
   } catch (error) {
     await console.close();

@@ -7,12 +7,12 @@ import { ensureDir } from '../lib/files.ts';
 import { Undo } from '../lib/undo.ts';
 import type { VmPatch, VmRecord } from '../store/store.ts';
 import { openConsole } from '../vmm/console.ts';
-import { startKeeper } from '../vmm/keeper.ts';
 import { type Assets, admitAssets } from './admission.ts';
 import { admit, lockVm, named, needVm, publicVm } from './find.ts';
 import type { Host, Live, StartTimes } from './host.ts';
 import { initrdFor } from './initrd.ts';
 import { insist } from './insist.ts';
+import { newKeeper } from './keepers.ts';
 import { diskFull } from './land.ts';
 import { forget, guestReady, hold, letGo } from './live.ts';
 import { moveVm } from './move.ts';
@@ -245,7 +245,6 @@ const boot = async (
     },
   );
   const live = hold(host, vm, machine, console, times);
-  startKeeper(vm.id, dir, host.log); // its own start takes its time, the guest's takes longer
   undo.push('machine', async () => {
     live.end_owner = 'stop';
     await machine.signal('SIGKILL');
@@ -253,6 +252,7 @@ const boot = async (
     await letGo(host, live);
     forget(host, live);
   });
+  await newKeeper(host, vm.id); // its own start takes its time, the guest's takes longer
   signal.throwIfAborted();
   return live;
 };

@@ -6,14 +6,14 @@ import type { Workspace } from '../api/ws.ts';
 import { removeTree } from '../lib/files.ts';
 import type { Held } from '../lib/lock.ts';
 import type { VmRecord } from '../store/store.ts';
-import { endKeeper } from '../vmm/keeper.ts';
 import { endMachine, within } from './end.ts';
 import { admit, busy, needVm, publicVm } from './find.ts';
 import type { Host, Live } from './host.ts';
 import { cannotWrite } from './insist.ts';
+import { endKeeperOf } from './keepers.ts';
 import { forget, handBack, letGo } from './live.ts';
 import { moveVm } from './move.ts';
-import { runDir, vmDir } from './paths.ts';
+import { vmDir } from './paths.ts';
 import { NOT_OWED, OWED_START } from './restarts.ts';
 import { endStrays } from './stray.ts';
 import { judge } from './verdict.ts';
@@ -204,7 +204,7 @@ const removeRecord = async (
 
 /** Where the disk is too full even for this, what goes with the VM goes first and makes room; a record that stays all the same can be deleted again. */
 const dropRecord = async (host: Host, { id }: Vm, options: { keep_disk: boolean }): Promise<Workspace[]> => {
-  endKeeper(runDir(host.paths, id)); // as long as its FIFO is there
+  await endKeeperOf(host, id); // as long as its FIFO is there
   const drop = () => host.step('delete.record', () => host.store.removeVm(id, options));
   try {
     return await drop();

@@ -4,9 +4,9 @@ import { Fault } from '../api/fault.ts';
 import { cgroupNamed, removeCgroup } from '../lib/cgroup.ts';
 import { poll } from '../lib/deadline.ts';
 import { isAlive, type ProcRef, procsWithEnv, signalProc } from '../lib/proc.ts';
-import { endKeeper } from '../vmm/keeper.ts';
 import type { Host } from './host.ts';
-import { type Paths, runDir } from './paths.ts';
+import { endKeeperOf } from './keepers.ts';
+import type { Paths } from './paths.ts';
 
 /** In the environment of a daemon, and so of all that its jobs start. VMMs get an environment of their own, and live on. */
 const OWNER = 'NEXUS_OWNER';
@@ -45,7 +45,7 @@ export const endStrays = async (host: Host, id: string): Promise<void> => {
     host.log.warn({ vm: id, pid: proc.pid }, 'ending a VMM that nobody holds');
     await endVmm(id, proc);
   }
-  endKeeper(runDir(host.paths, id));
+  await endKeeperOf(host, id);
 };
 
 /** What marks a process as work in that data directory: for programs that are not given the daemon's own environment. */

@@ -2,21 +2,22 @@
  * The end of a VMM that no daemon saw: its exit status is gone with it, but what the guest and the VMM said last is in their FIFOs as long as a keeper has
  * them open (vmm/keeper.ts), and in their logs. From that the end is judged as any other.
  */
-import { readdir } from 'node:fs/promises';
+import { readdir, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { LastExit } from '../api/vm.ts';
 import { removeTree } from '../lib/files.ts';
 import type { Transition, VmPatch, VmRecord } from '../store/store.ts';
 import { type Console, openConsole, readConsole } from '../vmm/console.ts';
 import { signsAfter } from '../vmm/end.ts';
-import { endKeeper, hasKeeper } from '../vmm/keeper.ts';
+import { hasKeeper } from '../vmm/keeper.ts';
 import { SOCKET } from '../vmm/run_dir.ts';
 import type { Host } from './host.ts';
+import { endKeeperOf } from './keepers.ts';
 import { moveVm } from './move.ts';
 import { consoleLog, runDir } from './paths.ts';
 import type { Step } from './plan.ts';
 import { afterEnd, type Ending } from './restarts.ts';
-import { judge, type Verdict } from './verdict.ts';
+import { hasRung, judge, type Verdict } from './verdict.ts';
 
 /** The last lines of a console whose FIFO is gone. */
 const CONSOLE_TAIL = 20;
@@ -31,7 +32,7 @@ export const writeEnd = async (host: Host, step: Write, rebooted = false): Promi
   // the record last: it is what brings the next daemon here, should this one be killed
   await host.step('reconcile.sockets', () => removeSockets(host, vm_id));
   await host.step('reconcile.record', () => moveVm(host, vm_id, { ...move, patch }));
-  endKeeper(runDir(host.paths, vm_id));
+  await endKeeperOf(host, vm_id);
 };
 
 const failed = ({ to, why }: Write): Transition => ({
@@ -43,10 +44,11 @@ const failed = ({ to, why }: Write): Transition => ({
 
 const ended = async (host: Host, { vm_id, to, why, judged }: Write, rebooted: boolean): Promise<Transition> => {
   const vm = await host.store.findVm(vm_id);
-  const said = rebooted || vm === undefined ? undefined : await lastSaid(host, vm, why).catch(() => undefined);
+  const seen_ms = await lastSeen(host, vm_id);
+  const said = rebooted || vm === undefined ? undefined : await lastSaid(host, vm, why).catch(unheard(host, vm_id));
   const exit = said?.exit ?? (await bare(host, vm_id, why));
   const told = { stopped_at_ms: exit.at_ms, last_exit: exit };
-  const owed = (ending: Ending) => (vm === undefined ? {} : owedAfter(host, vm, ending, rebooted));
+  const owed = (ending: Ending) => (vm === undefined ? {} : owedAfter(host, vm, { ending, seen_ms, rebooted }));
   if (judged !== true || said?.ending === undefined) {
     const patch = { ...told, last_exit: { ...exit, reason: why }, ...(to === 'crashed' ? owed('crash') : {}) };
     return { to, why, actor: 'daemon', patch };
@@ -59,10 +61,30 @@ const ended = async (host: Host, { vm_id, to, why, judged }: Write, rebooted: bo
   };
 };
 
-/** As the VM's policy wants it. The end of a host is no crash loop: after it the VM is started at once. */
-const owedAfter = (host: Host, vm: VmRecord, ending: Ending, rebooted: boolean): VmPatch => {
+/** When a daemon wrote its console last: until then it was up for certain. */
+const lastSeen = (host: Host, id: string): Promise<number | undefined> =>
+  stat(consoleLog(host.paths, id)).then(
+    log => log.mtimeMs,
+    () => undefined,
+  );
+
+const unheard = (host: Host, id: string) => (error: unknown) => {
+  host.log.warn({ err: error, vm: id }, 'what a VM said last cannot be read');
+  return undefined;
+};
+
+/**
+ * As the VM's policy wants it. The end of a host is no crash loop: after it the VM is started at once. The time in which no daemon was there is
+ * not one in which the VM was up.
+ */
+const owedAfter = (
+  host: Host,
+  vm: VmRecord,
+  { ending, seen_ms, rebooted }: { ending: Ending; seen_ms: number | undefined; rebooted: boolean },
+): VmPatch => {
   const now_ms = Date.now();
-  const up_ms = now_ms - (vm.started_at_ms ?? now_ms);
+  const began_ms = vm.started_at_ms ?? now_ms;
+  const up_ms = Math.max(0, Math.min(now_ms, seen_ms ?? began_ms) - began_ms);
   const owed = afterEnd(vm, { ending, up_ms, now_ms, times: host.restart_times });
   return rebooted && owed.restart_at_ms !== null ? { restart_at_ms: now_ms, restart_count: 0 } : owed;
 };
@@ -70,16 +92,24 @@ const owedAfter = (host: Host, vm: VmRecord, ending: Ending, rebooted: boolean):
 /** Takes what lies in the FIFOs, and judges by it. */
 const lastSaid = async (host: Host, vm: VmRecord, why: string): Promise<Verdict> => {
   const dir = runDir(host.paths, vm.id);
-  const lost = `what it wrote while no daemon was there${hasKeeper(dir) ? ' beyond 64 KiB' : ''} is lost`;
+  const lost = `what it wrote while no daemon was there${kept(dir) ? ' beyond 64 KiB' : ''} is lost`;
   const console = await openConsole({ fifo: join(dir, 'console'), log: consoleLog(host.paths, vm.id) });
   try {
     noteGap(console);
     const end = await signsAfter(dir, vm.runs_on);
-    const verdict = await judge({ console, ending: undefined, times: null }, end, why);
+    const verdict = await judge({ console, ending: undefined, rang: hasRung(vm) }, end, why);
     const console_tail = [...verdict.exit.console_tail, `--- ${lost}`];
     return { ...verdict, exit: { ...verdict.exit, console_tail } };
   } finally {
     await console.close();
+  }
+};
+
+const kept = (dir: string): boolean => {
+  try {
+    return hasKeeper(dir);
+  } catch {
+    return false; // something else is in the place of its FIFO
   }
 };
 
@@ -102,9 +132,4 @@ const removeSockets = async (host: Host, id: string): Promise<void> => {
   for (const name of await readdir(dir).catch(() => [])) {
     if (SOCKET.test(name)) await removeTree(host.paths.data, join(dir, name));
   }
-};
-
-/** Ends the keepers of VMs that nobody holds: a killed daemon may have left them. */
-export const endKeepers = async (host: Host): Promise<void> => {
-  for (const id of await readdir(host.paths.vms)) if (!host.live.has(id)) endKeeper(runDir(host.paths, id));
 };

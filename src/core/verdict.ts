@@ -1,5 +1,5 @@
 /** What the end of a VMM was: what the guest announced, what its kernel said last, how the process ended; and the evidence of it. */
-import type { LastExit } from '../api/vm.ts';
+import type { LastExit, Vm } from '../api/vm.ts';
 import type { MachineEnd } from '../vmm/machine.ts';
 import type { Live } from './host.ts';
 import type { Ending } from './restarts.ts';
@@ -19,8 +19,8 @@ const LAST_LINES: readonly [RegExp, Kind][] = [
   [/^reboot: Power down\b/, 'poweroff'],
   [/^reboot: System halted\b/, 'halt'],
 ];
-/** The seconds since the kernel began, which it puts before its lines. */
-const STAMP = /^\[ *(\d+\.\d+)\] /;
+/** The seconds since the kernel began, which it puts before its lines; some kernels tell their caller too (CONFIG_PRINTK_CALLER). */
+const STAMP = /^\[ *(\d+\.\d+)\](?:\[ *[TC]\d+\])? /;
 
 /** The last lines that the guest wrote since its start; notes of ours are left out. */
 const linesOf = async (live: Pick<Live, 'console'>, tail: number): Promise<string[]> => {
@@ -65,8 +65,12 @@ export interface Verdict {
   ending: Ending | undefined;
 }
 
+/** As the record has it, which the start has emptied. */
+export const hasRung = ({ boot_ms, guest_facts }: Pick<Vm, 'boot_ms' | 'guest_facts'>): boolean =>
+  boot_ms !== null || guest_facts !== null;
+
 /** What is known of a VM that ended. */
-type Known = Pick<Live, 'console' | 'ending' | 'times'>;
+type Known = Pick<Live, 'console' | 'ending' | 'rang'>;
 
 /** `unknown`: what is said where nothing tells how it ended. */
 export const judge = async (live: Known, end: MachineEnd, unknown = UNKNOWN): Promise<Verdict> => {
@@ -91,9 +95,6 @@ export const judge = async (live: Known, end: MachineEnd, unknown = UNKNOWN): Pr
   return { exit: exit(`The guest ${did} itself.`), by: 'guest', ending };
 };
 
-/** Of one that an earlier daemon started nobody knows. */
-const neverRang = ({ times }: Known): boolean => times !== null && times.bell === null;
-
 /** How the guest itself went down; undefined: it did not. */
 const kindOf = (live: Known, end: MachineEnd, word: Kind | undefined): Kind | undefined => {
   const { ending } = live;
@@ -101,7 +102,7 @@ const kindOf = (live: Known, end: MachineEnd, word: Kind | undefined): Kind | un
   // a machine that was killed has not ended by its guest, whatever that printed
   const itself = end.guest_reset || !end.known;
   // one that never rang did not come up: that it reset is no wish to be started again
-  if (ending === undefined) return itself && !neverRang(live) ? word : undefined;
+  if (ending === undefined) return itself && live.rang ? word : undefined;
   return word ?? (itself ? 'reboot' : 'poweroff'); // an init that does not say which: only a reboot resets a machine
 };
 
@@ -109,7 +110,7 @@ const crashReason = (live: Known, end: MachineEnd, panic: string | undefined): s
   if (end.signal !== null) return `The VMM was ended by ${end.signal}.`;
   if (panic !== undefined) return `The guest's kernel panicked: ${panic.trim().slice(0, PANIC_CHARS)}`;
   if (end.guest_panicked) return "The guest's kernel panicked.";
-  if (end.guest_reset && neverRang(live)) return 'The guest reset its machine before it was ready.';
+  if (end.guest_reset && !live.rang) return 'The guest reset its machine before it was ready.';
   if (end.guest_reset) return 'The guest reset its machine without a word.';
   if (!end.known) return undefined;
   return `The VMM ended with exit code ${end.exit_code ?? 'unknown'}.`;

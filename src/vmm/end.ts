@@ -69,10 +69,11 @@ export const signsAfter = async (path: string, kind: VmmKind | null): Promise<Ma
 
 const countedReset = async (dir: RunDir): Promise<boolean> => {
   const load = () => dir.kept(COUNTED);
-  const metrics = new Metrics({ fd: dir.openReader(METRICS_FIFO), load, keep: async () => {} });
+  const metrics = new Metrics({ fd: dir.openReader(METRICS_FIFO), load, keep: text => dir.keep(COUNTED, text) });
   try {
     await metrics.loaded;
     metrics.drain();
+    await metrics.kept; // it is out of the FIFO now: the next daemon is to know it too
     return (metrics.counters?.resets ?? 0) > 0;
   } finally {
     metrics.close();

@@ -2,7 +2,7 @@
 import { readdir, readFile, readlink, realpath } from 'node:fs/promises';
 import { join, relative, sep } from 'node:path';
 import type { VmmKind } from '../api/vm.ts';
-import { procRef } from '../lib/proc.ts';
+import { type ProcRef, procRef } from '../lib/proc.ts';
 import type { Found } from './machine.ts';
 
 const after = (argv: readonly string[], name: string): string => {
@@ -24,29 +24,44 @@ export const vmOf = (argv: readonly string[]): { kind: VmmKind; vm_id: string } 
   return undefined;
 };
 
-const lookAt = async (pid: number, root: string): Promise<Found | undefined> => {
+/** A process that works below a directory. */
+export interface Inside {
+  proc: ProcRef;
+  argv: string[];
+  /** From that directory. */
+  dir: string;
+}
+
+const lookAt = async (pid: number, root: string): Promise<Inside | undefined> => {
   try {
     // The kernel appends this to a working directory that was removed: such a VMM is found all the same.
     const cwd = (await readlink(`/proc/${pid}/cwd`)).replace(/ \(deleted\)$/, '');
     const inside = relative(root, cwd);
     if (inside === '' || inside === '..' || inside.startsWith(`..${sep}`)) return undefined;
     const proc = await procRef(pid);
-    const vm = vmOf((await readFile(`/proc/${pid}/cmdline`, 'utf8')).split('\0'));
-    return vm === undefined || proc === undefined ? undefined : { ...vm, proc, dir: inside };
+    const argv = (await readFile(`/proc/${pid}/cmdline`, 'utf8')).split('\0');
+    return proc && { proc, argv, dir: inside };
   } catch {
     return undefined; // it ended meanwhile, or is another user's
   }
 };
 
-/** Processes whose working directory lies in `run_root` and whose arguments name a VM. Dead ones (zombies) have neither. */
-export const findVmms = async (run_root: string): Promise<Found[]> => {
+/** Processes whose working directory lies in `run_root`. Dead ones (zombies) have none. */
+export const processesBelow = async (run_root: string): Promise<Inside[]> => {
   const root = await realpath(run_root).catch(() => undefined);
   if (root === undefined) return [];
-  const found: Found[] = [];
+  const found: Inside[] = [];
   for (const name of await readdir('/proc')) {
     if (!/^\d+$/.test(name)) continue;
     const one = await lookAt(Number(name), root);
-    if (one !== undefined) found.push({ ...one, dir: join(run_root, one.dir) });
+    if (one !== undefined) found.push(one);
   }
   return found;
 };
+
+/** Those whose arguments name a VM. */
+export const findVmms = async (run_root: string): Promise<Found[]> =>
+  (await processesBelow(run_root)).flatMap(({ proc, argv, dir }) => {
+    const vm = vmOf(argv);
+    return vm === undefined ? [] : [{ ...vm, proc, dir: join(run_root, dir) }];
+  });

@@ -10,30 +10,50 @@ import { closeSync, constants, fstatSync, openSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import process from 'node:process';
 import type { Log } from '../lib/log.ts';
+import type { ProcRef } from '../lib/proc.ts';
+import { processesBelow } from './find.ts';
 import { CONSOLE_FIFO, KEEPER_FIFO, METRICS_FIFO } from './run_dir.ts';
 
 const { O_NOFOLLOW, O_NONBLOCK, O_RDWR, O_WRONLY } = constants;
+/** In the arguments of each: its name. The ID of its VM comes next. */
+const NAME = 'nexus-keeper';
 
-/** Undefined: it is no FIFO, or nobody reads it. */
-const openFifo = (path: string, flags: number): number | undefined => {
-  let fd: number;
-  try {
-    fd = openSync(path, flags | O_NOFOLLOW);
-  } catch {
-    return undefined;
-  }
+/** Throws if it is no FIFO, or if nobody reads what is opened for writing (ENXIO). Never waits: the directory is the VMM's own. */
+const openFifo = (path: string, flags: number): number => {
+  const fd = openSync(path, flags | O_NONBLOCK | O_NOFOLLOW);
   if (fstatSync(fd).isFIFO()) return fd;
   closeSync(fd);
-  return undefined;
+  throw new Error(`${path} is no named pipe`);
+};
+
+/** For a program that waits for what comes: opened again, for the flag is of the opening. */
+const openToWait = (path: string): number => {
+  const fd = openFifo(path, O_RDWR);
+  try {
+    return openSync(`/proc/self/fd/${fd}`, O_RDWR);
+  } finally {
+    closeSync(fd);
+  }
+};
+
+/** The end of its keeper's FIFO, if it has a keeper. */
+const reach = (dir: string): number | undefined => {
+  try {
+    return openFifo(join(dir, KEEPER_FIFO), O_WRONLY);
+  } catch (error) {
+    const code = error instanceof Error && 'code' in error ? error.code : undefined;
+    if (code === 'ENOENT' || code === 'ENXIO') return undefined;
+    throw error;
+  }
 };
 
 /** Starts one for the VMM that works, or will work, in `dir`. */
 export const startKeeper = (id: string, dir: string, log: Log): void => {
-  const fds = [KEEPER_FIFO, CONSOLE_FIFO, METRICS_FIFO].map(name => openFifo(join(dir, name), O_RDWR));
+  const fds: number[] = [];
   try {
-    const [own, ...kept] = fds.filter(fd => fd !== undefined);
-    if (own === undefined || fds.includes(undefined)) throw new Error(`the FIFOs in ${dir} cannot be opened`);
-    const child = spawn('sh', ['-c', 'read -r _', 'nexus-keeper', id], {
+    for (const name of [KEEPER_FIFO, CONSOLE_FIFO, METRICS_FIFO]) fds.push(openToWait(join(dir, name)));
+    const [own, ...kept] = fds;
+    const child = spawn('sh', ['-c', 'read -r _', NAME, id], {
       cwd: dir,
       env: { PATH: process.env.PATH },
       detached: true,
@@ -41,23 +61,21 @@ export const startKeeper = (id: string, dir: string, log: Log): void => {
     });
     child.on('error', error => log.warn({ err: error, vm: id }, 'nobody keeps what a VMM says last'));
     child.unref();
-  } catch (error) {
-    log.warn({ err: error, vm: id }, 'nobody keeps what a VMM says last');
   } finally {
-    for (const fd of fds) if (fd !== undefined) closeSync(fd);
+    for (const fd of fds) closeSync(fd);
   }
 };
 
-/** True if there is one. */
+/** True if there is one. Throws where that cannot be known. */
 export const hasKeeper = (dir: string): boolean => {
-  const fd = openFifo(join(dir, KEEPER_FIFO), O_WRONLY | O_NONBLOCK);
+  const fd = reach(dir);
   if (fd !== undefined) closeSync(fd);
   return fd !== undefined;
 };
 
-/** Tells it to end, if there is one; does not wait for it. */
+/** Tells it to end, if there is one; does not wait for it. Throws where it cannot be reached. */
 export const endKeeper = (dir: string): void => {
-  const fd = openFifo(join(dir, KEEPER_FIFO), O_WRONLY | O_NONBLOCK);
+  const fd = reach(dir);
   if (fd === undefined) return;
   try {
     writeSync(fd, '\n');
@@ -67,3 +85,9 @@ export const endKeeper = (dir: string): void => {
     closeSync(fd);
   }
 };
+
+/** Those of all VMs below `run_root`, whatever has become of their FIFOs and directories. */
+export const findKeepers = async (run_root: string): Promise<{ vm_id: string; proc: ProcRef }[]> =>
+  (await processesBelow(run_root)).flatMap(({ proc, argv }) =>
+    argv[3] === NAME ? [{ vm_id: argv[4] ?? '', proc }] : [],
+  );

@@ -77,6 +77,11 @@ export class Metrics {
     return this.#next.promise;
   }
 
+  /** Settles when what came so far is kept for the next daemon; never rejects. */
+  get kept(): Promise<void> {
+    return this.#keeping ?? Promise.resolve();
+  }
+
   /** Takes what lies in the FIFO now. */
   drain(): void {
     if (this.#socket.destroyed) return;

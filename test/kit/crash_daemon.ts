@@ -73,6 +73,28 @@ export const bootVerb = (ground: () => Ground): Verb => {
   };
 };
 
+/** A daemon that finds a keeper which nobody told to end. */
+export const keeperVerb = (ground: () => Ground): Verb => {
+  const { w, client, started, is } = deeds(ground);
+  return {
+    name: 'a daemon that finds a keeper',
+    steps: ['reconcile.keeper'],
+    prepare: async () => {
+      await started();
+      await ground().fault('die before:end.keeper');
+      await client()
+        .vm.stop({ vm: 'vm' })
+        .catch(() => {}); // its connection is cut
+      await w().ended();
+    },
+    run: () => w().start(),
+    again: async () => {},
+    survives: ['reconcile.keeper'],
+    swept: ['reconcile.keeper'],
+    done: is('stopped'),
+  };
+};
+
 /** The records say another boot of the host; no daemon runs. */
 const hostRestarted = (w: World): void => {
   const db = new DatabaseSync(join(w.data_dir, 'state.db'));

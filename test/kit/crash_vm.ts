@@ -36,7 +36,7 @@ export const vmVerbs = (ground: () => Ground): readonly Verb[] => {
           'start.spawn',
           'start.process',
         ],
-        ...['start.answer', 'start.cont', 'start.running', 'guest.record'],
+        ...['start.answer', 'start.cont', 'start.keeper', 'start.running', 'guest.record'],
       ],
       prepare: async () => {
         await create();
@@ -45,7 +45,7 @@ export const vmVerbs = (ground: () => Ground): readonly Verb[] => {
       },
       run: start,
       already: 'bad_state',
-      survives: ['guest.record'],
+      survives: ['start.keeper', 'guest.record'],
       done: is('running'),
     },
     {
@@ -62,11 +62,12 @@ export const vmVerbs = (ground: () => Ground): readonly Verb[] => {
     },
     {
       name: 'vm.stop',
-      steps: ['stop.stopping', 'stop.power', 'stop.letgo', 'stop.record'],
+      steps: ['stop.stopping', 'stop.power', 'stop.letgo', 'stop.record', 'end.keeper'],
       prepare: started,
       run: () => client().vm.stop({ vm: 'vm', timeout_ms: 5000 }),
       already: 'bad_state',
-      survives: ['stop.stopping', 'stop.power'],
+      survives: ['stop.stopping', 'stop.power', 'end.keeper'],
+      swept: ['end.keeper'],
       done: is('stopped'),
     },
     {

@@ -11,9 +11,9 @@ import { Nexus } from '../../src/client/nexus.ts';
 import { openCgroups } from '../../src/lib/cgroup.ts';
 import { poll } from '../../src/lib/deadline.ts';
 import { exists } from '../../src/lib/files.ts';
-import { bootId, isAlive, type ProcRef, procRef, type RunResult, runAny } from '../../src/lib/proc.ts';
+import { bootId, isAlive, type ProcRef, procRef, type RunResult, runAny, signalProc } from '../../src/lib/proc.ts';
 import { vmOf } from '../../src/vmm/find.ts';
-import { endKeeper } from '../../src/vmm/keeper.ts';
+import { findKeepers } from '../../src/vmm/keeper.ts';
 import { QEMU_PROGRAM } from '../../src/vmm/qemu_facts.ts';
 import { agentBinaries, FIXTURES } from './agent.ts';
 import { type Audited, audit, countOpen, type OpenCount, remains } from './audit.ts';
@@ -184,8 +184,7 @@ export const world = async (options: WorldOptions = {}): Promise<World> => {
         if (ref !== undefined && (await isAlive(ref))) left.push(...(await audit(w)));
         await end('SIGTERM');
         for (const pid of await vmms()) process.kill(pid, 'SIGKILL');
-        for (const id of await readdir(join(data_dir, 'vms')).catch(() => []))
-          endKeeper(join(data_dir, 'vms', id, 'run'));
+        for (const { proc } of await findKeepers(join(data_dir, 'vms'))) await signalProc(proc, 'SIGKILL');
         left.push(...(await remains(data_dir)));
         await (await openCgroups(data_dir)).sweep(); // of VMMs that no daemon saw end
       } finally {
