@@ -15,6 +15,9 @@ import { useAsset } from './using.ts';
 /** What a start needs; its kernel and its Firecracker cannot be removed until disposed. */
 export interface Assets extends Disposable {
   vmm: Vmm;
+  /** Of that VMM as it was admitted: another one may become the usual one meanwhile. */
+  program: string;
+  version: string | null;
   kernel: Kernel;
   /** The Firecracker of the store that starts it. */
   firecracker_id: string | undefined;
@@ -43,11 +46,15 @@ export const admitAssets = async (host: Host, vm: VmRecord): Promise<Assets> => 
   const { disks, root_words } = await admitDisks(host, vm);
   using stack = new DisposableStack();
   stack.use(await useAsset(host, kernel, needKernel));
-  const firecracker = vmm.kind === 'firecracker' ? await firecrackerOf(host, vmm.facts().program) : undefined;
+  const { program, version } = vmm.facts();
+  const firecracker = vmm.kind === 'firecracker' ? await firecrackerOf(host, program) : undefined;
   if (firecracker !== undefined)
     stack.use(await useAsset(host, firecracker, (_host, id) => needAsset(host, 'firecracker', id)));
   const held = stack.move();
-  return { vmm, kernel, firecracker_id: firecracker?.id, disks, root_words, [Symbol.dispose]: () => held.dispose() };
+  return {
+    ...{ vmm, program, version, kernel, firecracker_id: firecracker?.id, disks, root_words },
+    [Symbol.dispose]: () => held.dispose(),
+  };
 };
 
 const rootWords = (image: Image | undefined): string[] => [

@@ -135,7 +135,7 @@ export const launch = async (host: Host, vm: VmRecord, assets: Assets, how: Laun
           pid: machine.proc.pid,
           guest: live.guest.state,
           runs_on: machine.kind,
-          vmm_version: host.vmms.of(machine.kind).facts().version,
+          vmm_version: assets.version,
           accel: machine.accel,
           restart_at_ms: null,
           started_at_ms: Date.now(),
@@ -232,6 +232,7 @@ const boot = async (
       disk_rate_ops: vm.disk_rate_ops,
       vsock_cid: vm.vsock_cid,
       uid: vm.host_uid,
+      program: assets.program,
     },
     signal,
     async proc => {

@@ -71,7 +71,7 @@ export const sendSse = async (source: AsyncIterable<unknown>, o: SseOptions): Pr
     o.raw.writeHead(200, HEADERS);
     o.raw.flushHeaders();
     heart = setInterval(() => {
-      if (!o.raw.writableNeedDrain) o.raw.write(':\n\n');
+      if (o.raw.writableLength === 0) o.raw.write(':\n\n'); // after a lost 'drain' too
     }, HEARTBEAT_MS);
   };
   try {

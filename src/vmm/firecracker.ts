@@ -43,9 +43,10 @@ export const openFirecracker = (options: FirecrackerOptions): Promise<Vmm> => {
         dir.makeOwnLog();
         await dir.remove(COUNTED);
         dir.empty(METRICS_FIFO); // a keeper may have kept what an earlier one counted
-        const own = typeof program === 'string' || !isAbsolute(facts.program) ? undefined : facts.program;
+        const admitted = spec.program ?? facts.program;
+        const own = typeof program === 'string' || !isAbsolute(admitted) ? undefined : admitted;
         const argv = (fds: PassedFds) =>
-          firecrackerArgv(spec, fds.program === undefined ? facts.program : passedPath(fds.program));
+          firecrackerArgv(spec, fds.program === undefined ? admitted : passedPath(fds.program));
         const { child, fds } = await spawnVmm({
           spec,
           dir,

@@ -30,6 +30,8 @@ export interface MachineSpec {
   vsock_cid: number;
   /** Run the VMM as this uid and gid; only where we are root. */
   uid: number | null;
+  /** The program that was admitted, which may not be the driver's newest any more; undefined: that one. */
+  program?: string;
 }
 
 export interface MachineEnd {

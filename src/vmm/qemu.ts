@@ -31,7 +31,7 @@ export const openQemu = (options: QemuOptions): Promise<Vmm> => {
       name: 'QEMU',
       ask: () => gatherFacts({ host: host(), program, env }),
       spawn: async (spec, { dir, facts, accel, cgroup }) => {
-        const argv = (fds: Parameters<typeof qemuArgs>[2]) => [program, ...qemuArgs(spec, facts, fds)];
+        const argv = (fds: Parameters<typeof qemuArgs>[2]) => [spec.program ?? program, ...qemuArgs(spec, facts, fds)];
         const { child } = await spawnVmm({ spec, dir, accel, env, cgroup, reopens_disks: false, argv });
         return {
           child,

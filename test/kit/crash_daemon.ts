@@ -1,5 +1,6 @@
 /** Starts of a daemon that finds something, with the steps that they take. */
 import assert from 'node:assert/strict';
+import { readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { poll } from '../../src/lib/deadline.ts';
@@ -73,7 +74,7 @@ export const bootVerb = (ground: () => Ground): Verb => {
   };
 };
 
-/** A daemon that finds a keeper which nobody told to end. */
+/** A daemon that finds a keeper which nobody told to end, and which cannot be told any more. */
 export const keeperVerb = (ground: () => Ground): Verb => {
   const { w, client, started, is } = deeds(ground);
   return {
@@ -86,6 +87,8 @@ export const keeperVerb = (ground: () => Ground): Verb => {
         .vm.stop({ vm: 'vm' })
         .catch(() => {}); // its connection is cut
       await w().ended();
+      for (const id of await readdir(join(w().data_dir, 'vms')))
+        await rm(join(w().data_dir, 'vms', id, 'run/keeper'));
     },
     run: () => w().start(),
     again: async () => {},
