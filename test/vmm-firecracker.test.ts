@@ -1,13 +1,16 @@
 /** The Firecracker driver against a hostile VMM and a hostile guest, on each of its sockets. */
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
-import { rename, stat, symlink, unlink } from 'node:fs/promises';
+import { closeSync, constants, openSync, writeSync } from 'node:fs';
+import { mkdir, rename, stat, symlink, unlink, writeFile } from 'node:fs/promises';
 import { connect, createServer, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { poll, sleep, withDeadline } from '../src/lib/deadline.ts';
 import { exists } from '../src/lib/files.ts';
 import { FirecrackerApi } from '../src/vmm/firecracker_api.ts';
+import { signsAfter } from '../src/vmm/end.ts';
+import { ensureFifos } from '../src/vmm/fifo.ts';
 import { RunDir } from '../src/vmm/run_dir.ts';
 import { type Bench, bench, closed, echoed, egressOf, fault, ID, nothingIn, sockets, soon } from './standin/vmm.ts';
 
@@ -219,6 +222,34 @@ test('counters add up, over a daemon that ends too', async () => {
   const { proc } = machine;
   const again = await b.vmm.adopt({ id: ID, dir: b.spec.dir, vsock_cid: 3, proc, accel: 'kvm' }, soon());
   assert.equal((await again.usage()).disk_read_bytes, 4000);
+});
+
+/** What a VMM counted before it ended, kept in its FIFO. */
+const counted = async (b: Bench): Promise<Disposable> => {
+  const fifo = join(b.spec.dir, 'metrics');
+  await mkdir(b.spec.dir, { recursive: true });
+  await ensureFifos([fifo]);
+  const fd = openSync(fifo, constants.O_RDWR | constants.O_NONBLOCK);
+  writeSync(fd, '{"block":{"read_bytes":70000,"write_bytes":0},"i8042":{"reset_count":1}}\n');
+  return { [Symbol.dispose]: () => closeSync(fd) };
+};
+
+test('what an earlier VMM counted is not of the next, and is known to each daemon until then', async () => {
+  await using b = await bench(KIND);
+  using _kept = await counted(b);
+  for (let daemon = 1; daemon <= 2; daemon++) assert.equal((await signsAfter(b.spec.dir, KIND)).guest_reset, true);
+  using _more = await counted(b);
+  const machine = await b.start();
+  await poll('the line of the start', 5000, async () => (await exists(join(b.spec.dir, 'counted'))) || undefined);
+  assert.equal((await machine.usage()).disk_read_bytes, 2000);
+});
+
+test('the program that was admitted is started, whatever the driver would start now', async () => {
+  await using b = await bench(KIND);
+  const program = join(b.root, 'admitted');
+  await writeFile(program, `#!/bin/sh\n: >'${b.root}/ran'\nexec '${b.program}' "$@"\n`, { mode: 0o755 });
+  await b.start({ program });
+  assert.ok(await exists(join(b.root, 'ran')));
 });
 
 test('metrics that are none do no harm', async () => {
