@@ -33,6 +33,7 @@ export const hold = (host: Host, vm: VmRecord, machine: Machine, console: Consol
       host.metrics.booted({ spawn_ms: spawned - asked, bell_ms: bell - asked });
     },
     onState: (state, facts) => {
+      if (state === 'ready') live.rang = true;
       live.guest_stored = onGuest(host, live, state, facts);
       if (state === 'unreachable') attend(host, live);
     },
