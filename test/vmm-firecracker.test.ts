@@ -8,9 +8,9 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { poll, sleep, withDeadline } from '../src/lib/deadline.ts';
 import { exists } from '../src/lib/files.ts';
-import { FirecrackerApi } from '../src/vmm/firecracker_api.ts';
 import { signsAfter } from '../src/vmm/end.ts';
 import { ensureFifos } from '../src/vmm/fifo.ts';
+import { FirecrackerApi } from '../src/vmm/firecracker_api.ts';
 import { RunDir } from '../src/vmm/run_dir.ts';
 import { type Bench, bench, closed, echoed, egressOf, fault, ID, nothingIn, sockets, soon } from './standin/vmm.ts';
 

@@ -36,7 +36,8 @@ test('a keeper keeps what was said last, ends when it is told to, and is found w
     assert.equal(hasKeeper(dir), true);
     once(at(CONSOLE_FIFO), fd => writeSync(fd, 'last words'));
     const bytes = Buffer.alloc(100);
-    assert.equal(bytes.toString('utf8', 0, once(at(CONSOLE_FIFO), fd => readSync(fd, bytes))), 'last words');
+    const size = once(at(CONSOLE_FIFO), fd => readSync(fd, bytes));
+    assert.equal(bytes.toString('utf8', 0, size), 'last words');
     endKeeper(dir);
     await poll('its end', 10_000, () => !hasKeeper(dir) || undefined);
 

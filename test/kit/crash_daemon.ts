@@ -87,8 +87,7 @@ export const keeperVerb = (ground: () => Ground): Verb => {
         .vm.stop({ vm: 'vm' })
         .catch(() => {}); // its connection is cut
       await w().ended();
-      for (const id of await readdir(join(w().data_dir, 'vms')))
-        await rm(join(w().data_dir, 'vms', id, 'run/keeper'));
+      for (const id of await readdir(join(w().data_dir, 'vms'))) await rm(join(w().data_dir, 'vms', id, 'run/keeper'));
     },
     run: () => w().start(),
     again: async () => {},
