@@ -67,14 +67,19 @@ test('golden trailers', () => {
   assert.throws(() => exitOf({ ...good[0]?.trailers, 'nexus-exit-code': ['0', '0'] }), isGuestFault, 'a list');
 });
 
-const Spec = z.looseObject({ id: z.string(), stdin: z.enum(['none', 'open', 'later']) });
+const Spec = z.looseObject({
+  id: z.string(),
+  argv: z.array(z.string()),
+  stdin: z.enum(['none', 'open', 'later']),
+});
 const Preamble = z.object({ good: z.array(z.object({ ...Case, spec: Spec })).min(1) });
 
 test('golden preambles', () => {
   for (const { name, hex, spec } of vectors('exec-preamble', Preamble).good) {
-    const { id, stdin, ...rest } = spec;
-    const checked = ExecSpec.parse({ ...rest, stdin: 'none' });
-    const bytes = encodePreamble({ ...checked, id, stdin });
+    const { id, stdin, argv, digest, session, tail, ...rest } = spec;
+    const checked = ExecSpec.parse({ ...rest, argv: ['the shell'], stdin: 'none' });
+    const asked = JSON.parse(JSON.stringify({ digest, session, tail }));
+    const bytes = encodePreamble({ ...checked, id, stdin, argv, ...asked });
     assert.equal(bytes.readUInt32BE(0), bytes.length - 4, name);
     const json: unknown = JSON.parse(bytes.subarray(4).toString('utf8'));
     const golden: unknown = JSON.parse(Buffer.from(hex, 'hex').subarray(4).toString('utf8'));

@@ -4,7 +4,7 @@ import { Job } from './job.ts';
 import type { Method, Op, StreamKind } from './op.ts';
 import { Nothing } from './op.ts';
 
-/** `json`: a list of objects. */
+/** `json`: an object, or a list of them. */
 export type FieldKind = 'text' | 'integer' | 'number' | 'boolean' | 'choice' | 'list' | 'map' | 'json';
 
 export interface Field {
@@ -56,7 +56,8 @@ const field = (name: string, schema: z.core.$ZodType): Field => {
     if (!('innerType' in def)) break;
     inner = def.innerType as z.ZodType;
   }
-  const objects = inner instanceof z.ZodArray && !(inner.element instanceof z.ZodString);
+  const objects =
+    inner instanceof z.ZodObject || (inner instanceof z.ZodArray && !(inner.element instanceof z.ZodString));
   const kind = objects ? 'json' : KINDS[inner._zod.def.type];
   if (kind === undefined) throw new Error(`no flag can be made of field ${name}: ${inner._zod.def.type}`);
   const whole = kind === 'number' && 'format' in inner._zod.def && inner._zod.def.format === 'safeint';

@@ -122,6 +122,13 @@ export const execCommand = async (cli: Cli, input: Record<string, unknown>, inte
   }
 };
 
+/** What a command writes, from now on or from an offset. Ctrl-C leaves it. */
+export const attachCommand = async (cli: Cli, input: Record<string, unknown>): Promise<void> => {
+  const { vm, exec, ...from } = input;
+  const run: Running = { cli, vm: String(vm), exec: String(exec), abort: new AbortController(), left: EXIT_INT };
+  cli.code = await show(run, cli.nexus.exec.attach({ vm: run.vm, exec: String(exec), ...from }), false);
+};
+
 /** Puts `--` before the command, so that its flags are its own: `exec web -u bob ls -l`. */
 export const splitCommand = (words: readonly string[], takesValue: (flag: string) => boolean): string[] => {
   let operands = 0;

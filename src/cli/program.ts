@@ -80,7 +80,7 @@ const execLeaf = (cli: Cli, parent: Command, name: string): Command => {
     .usage('[options] VM [--] COMMAND [ARG...]')
     .showHelpAfterError('hint: nexusctl exec --help')
     .option('-i, --interactive', 'pass standard input to the command');
-  addInputs(command, row, ['stdin']);
+  addInputs(command, row, ['stdin', 'tty']);
   addGlobals(command);
   acts(cli, command, async (positionals, options) => {
     const { execCommand } = await import('./exec.ts');

@@ -5,6 +5,7 @@ import type { VmLogMessage } from '../api/vm_watch.ts';
 import { checkJob } from '../client/job.ts';
 import { plain } from '../lib/text.ts';
 import { type Cli, note, out } from './cli.ts';
+import { attachCommand } from './exec.ts';
 import { cell, json, timeText } from './show.ts';
 import { showTop } from './top.ts';
 
@@ -50,5 +51,6 @@ export const STREAMS: Record<string, Show> = {
   'job.log': (cli, { job }) => each(cli, cli.nexus.job.log({ job: text(job) }), jobLine),
   'build.logs': (cli, { build, ...rest }) =>
     each(cli, cli.nexus.build.logs({ build: text(build), ...rest }), rest.follow === true ? jobLine : buildLine),
+  'exec.attach': attachCommand,
   'event.watch': (cli, input) => each(cli, cli.nexus.event.watch(input), eventLine),
 };

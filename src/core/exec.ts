@@ -1,16 +1,19 @@
-import type { ExecMessage } from '../api/exec.ts';
+import { createHash } from 'node:crypto';
+import { ID_PATTERN } from '../api/common.ts';
+import type { ExecInfo, ExecMessage } from '../api/exec.ts';
 import { Fault } from '../api/fault.ts';
 import type { OpIn } from '../api/ops.ts';
 import type { ExecStream } from '../guest/exec.ts';
+import type { GuestExecs } from '../guest/exec_list.ts';
 import { admit, needVm } from './find.ts';
 import type { HandlersOf } from './handler.ts';
 import type { Host, Live } from './host.ts';
-import { newId } from './ids.ts';
+import { idOf, newId } from './ids.ts';
 import { guestReady, liveOf } from './live.ts';
 
 /** How long a command waits for a guest that is about to be ready. */
 const READY_MS = 10_000;
-const SIGNAL_MS = 10_000;
+const SMALL_MS = 10_000;
 /** One message carries at most this much output, so that slow readers see progress. */
 const MESSAGE_BYTES = 64 * 1024;
 
@@ -21,6 +24,22 @@ export const execHandlers = (host: Host): HandlersOf<'exec'> => ({
     const stream = await startExec(live, input, ctx.signal);
     return messages(stream, ctx.signal);
   },
+  'exec.list': async (ctx, { vm }) => {
+    const live = await needLive(host, vm);
+    await awaitGuest(live, vm, ctx.signal);
+    return infos(await live.guest.execs(small(live)));
+  },
+  'exec.attach': async (ctx, { vm, exec, stdout, stderr }) => {
+    const live = await needLive(host, vm);
+    await awaitGuest(live, vm, ctx.signal);
+    const signal = AbortSignal.any([ctx.signal, live.gone.signal]);
+    return messages(await live.guest.attachExec(exec, { stdout, stderr }, signal), ctx.signal);
+  },
+  'exec.resize': async (_ctx, { vm, exec, cols, rows }) => {
+    const live = await needLive(host, vm);
+    await live.guest.resizeExec(exec, cols, rows, small(live));
+    return {};
+  },
   'exec.stdin': async (ctx, { vm, exec }) => {
     const live = await needLive(host, vm);
     if (ctx.body === undefined) throw new Fault('invalid', 'Cannot feed the standard input: the request has no body.');
@@ -28,12 +47,15 @@ export const execHandlers = (host: Host): HandlersOf<'exec'> => ({
   },
   'exec.signal': async (_ctx, { vm, exec, signal }) => {
     const live = await needLive(host, vm);
-    await live.guest.signalExec(exec, signal, AbortSignal.any([AbortSignal.timeout(SIGNAL_MS), live.gone.signal]));
+    await live.guest.signalExec(exec, signal, small(live));
     return {};
   },
 });
 
-const needLive = async (host: Host, ref: string): Promise<Live> => {
+/** For requests with a short answer. */
+const small = (live: Live): AbortSignal => AbortSignal.any([AbortSignal.timeout(SMALL_MS), live.gone.signal]);
+
+export const needLive = async (host: Host, ref: string): Promise<Live> => {
   const vm = await needVm(host, ref);
   admit(vm, 'exec');
   const live = liveOf(host, vm.id);
@@ -41,7 +63,7 @@ const needLive = async (host: Host, ref: string): Promise<Live> => {
   return live;
 };
 
-const awaitGuest = async (live: Live, ref: string, client: AbortSignal): Promise<void> => {
+export const awaitGuest = async (live: Live, ref: string, client: AbortSignal): Promise<void> => {
   if (live.guest.state === 'ready') return;
   const deadline = AbortSignal.timeout(READY_MS);
   try {
@@ -58,9 +80,43 @@ const awaitGuest = async (live: Live, ref: string, client: AbortSignal): Promise
 };
 
 const startExec = (live: Live, input: OpIn<'exec.run'>, client: AbortSignal): Promise<ExecStream> => {
-  const { vm: _vm, ...spec } = input;
-  return live.guest.exec({ id: newId('exec'), ...spec }, { signal: AbortSignal.any([client, live.gone.signal]) });
+  const { vm, idempotency_key: key, ...spec } = input;
+  const signal = AbortSignal.any([client, live.gone.signal]);
+  if (key === undefined) return live.guest.exec({ id: newId('exec'), ...spec }, { signal });
+  const asked = { id: idOf('exec', live.vm_id, key), digest: digestOf(spec), ...spec };
+  return live.guest.exec(asked, { signal }).catch((error: unknown) => {
+    if (!(error instanceof Fault && error.code === 'exists')) throw error;
+    throw new Fault(
+      'exists',
+      `Cannot run the command in VM '${vm}': its idempotency key was used for another command.`,
+    );
+  });
 };
+
+/** The same for the same request, in whatever order its environment came. */
+const digestOf = (spec: { env: Record<string, string> }): string => {
+  const env = Object.entries(spec.env).sort(([a], [b]) => (a < b ? -1 : 1));
+  return createHash('sha256')
+    .update(JSON.stringify({ ...spec, env }))
+    .digest('hex');
+};
+
+/** Those that were started through a daemon. */
+const infos = (list: GuestExecs): ExecInfo[] =>
+  list
+    .filter(({ id }) => ID_PATTERN.test(id) && id.startsWith('exec_'))
+    .map(({ id, pid, running, command, tty, session, started_ms, exit_code, exit_signal }) => ({
+      exec: id,
+      pid,
+      command,
+      running,
+      tty,
+      session: session ?? null,
+      started_at_ms: started_ms,
+      exit_code: exit_code ?? null,
+      signal: exit_signal ?? null,
+    }))
+    .sort((a, b) => a.started_at_ms - b.started_at_ms);
 
 const messages = async function* (stream: ExecStream, client: AbortSignal): AsyncGenerator<ExecMessage> {
   const detach = () => stream.detach();

@@ -8,18 +8,19 @@
 import http2 from 'node:http2';
 import type { Duplex, Readable } from 'node:stream';
 import { z } from 'zod';
-import type { ExecSpec, Signal } from '../api/exec.ts';
+import type { Signal } from '../api/exec.ts';
 import { Fault } from '../api/fault.ts';
 import { Slots } from '../lib/slots.ts';
 import { type Egress, serveEgress } from './egress.ts';
 import { ExecOutput, type ExecStream, type Offsets } from './exec.ts';
+import { EXECS_MOST_BYTES, ExecList, type GuestExecs } from './exec_list.ts';
 import { type Ending, type Facts, parseBody, parseFacts } from './facts.ts';
 import { type GuestState, Keeper, type KeeperOptions, type Settle } from './keeper.ts';
 import { bound, LostError, readBody, statusOf } from './link.ts';
 import { refusal, spawnRefusal } from './refusal.ts';
 import { type OutputRequest, Requests } from './requests.ts';
 import { sendAll } from './send.ts';
-import { encodePreamble, ID } from './wire.ts';
+import { type Asked, encodePreamble, ID } from './wire.ts';
 
 export interface GuestOptions extends KeeperOptions {
   /** The guest rang; a control connection comes next. */
@@ -34,10 +35,6 @@ export interface ExecOptions {
   signal: AbortSignal;
 }
 
-const ExecList = z.object({
-  execs: z.array(z.object({ id: z.string().regex(ID), pid: z.int(), running: z.boolean() })).max(4096),
-});
-export type GuestExecs = z.infer<typeof ExecList>['execs'];
 const Taken = z.object({ bytes: z.int().min(0) });
 
 const BULK = 112;
@@ -53,6 +50,8 @@ const checkId = (id: string): string => {
 };
 
 const outputRequest = (id: string, offsets: Offsets): OutputRequest => ({
+  id,
+  from: offsets,
   what: `read the output of command ${id}`,
   headers: { ':path': `/v1/exec/${id}/output?stdout=${offsets.stdout}&stderr=${offsets.stderr}` },
   refused: (status, body) => refusal(`read the output of command ${id}`, status, body),
@@ -129,7 +128,8 @@ export class Guest implements AsyncDisposable {
 
   /** Commands that run, or have ended a short time ago. */
   async execs(signal: AbortSignal): Promise<GuestExecs> {
-    const request = { what: "list the guest's commands", method: 'GET', path: '/v1/execs', again: true } as const;
+    const what = "list the guest's commands";
+    const request = { what, method: 'GET', path: '/v1/execs', again: true, most: EXECS_MOST_BYTES } as const;
     const { body } = await this.#requests.call(request, signal);
     return parseBody(ExecList, body, "the guest's list of commands").execs;
   }
@@ -139,6 +139,13 @@ export class Guest implements AsyncDisposable {
     const path = `/v1/exec/${checkId(id)}/signal`;
     const what = `send ${name} to command ${id}`;
     await this.#requests.call({ what, method: 'POST', path, body: { signal: name }, again: false }, signal);
+  }
+
+  /** Sets the size of the command's terminal. */
+  async resizeExec(id: string, cols: number, rows: number, signal: AbortSignal): Promise<void> {
+    const path = `/v1/exec/${checkId(id)}/resize`;
+    const what = `set the size of the terminal of command ${id}`;
+    await this.#requests.call({ what, method: 'POST', path, body: { cols, rows }, again: true }, signal);
   }
 
   async power(kind: 'poweroff' | 'reboot', grace_ms: number, signal: AbortSignal): Promise<void> {
@@ -156,13 +163,15 @@ export class Guest implements AsyncDisposable {
   }
 
   /** Runs a command. Resolves when it runs; one that cannot be started is a fault with a `reason`. */
-  async exec(spec: ExecSpec & { id: string }, options: ExecOptions): Promise<ExecStream> {
+  async exec(spec: Asked, options: ExecOptions): Promise<ExecStream> {
     const { id } = spec;
     const { stdin, signal } = options;
     const fed = spec.stdin === 'open' || stdin !== undefined;
     const request: OutputRequest = {
       what: 'run the command',
-      headers: { ':method': 'POST', ':path': '/v1/exec' },
+      id,
+      from: { stdout: 0, stderr: 0 },
+      headers: { ':method': 'POST', ':path': spec.tty === undefined ? '/v1/exec' : '/v1/terminal' },
       // Apart from the standard input, so that the request can be made again when the connection is lost under it.
       body: encodePreamble({ ...spec, id: checkId(id), stdin: fed ? 'later' : 'none' }),
       refused: (status, body) => spawnRefusal(spec, status, body),
@@ -172,7 +181,7 @@ export class Guest implements AsyncDisposable {
       const place = await this.#bulk.take(fed ? 2 : 1, this.#requests.bounded(signal));
       if (fed) this.#reserved.add(id);
       asked = true;
-      const output = await this.#output(id, request, { stdout: 0, stderr: 0 }, signal, () => {
+      const output = await this.#output(request, signal, () => {
         this.#reserved.delete(id);
         place[Symbol.dispose]();
       });
@@ -190,7 +199,7 @@ export class Guest implements AsyncDisposable {
   async attachExec(id: string, offsets: Offsets, signal: AbortSignal): Promise<ExecStream> {
     const request = outputRequest(checkId(id), offsets);
     const place = await this.#bulk.take(1, this.#requests.bounded(signal));
-    return await this.#output(id, request, offsets, signal, () => place[Symbol.dispose]());
+    return await this.#output(request, signal, () => place[Symbol.dispose]());
   }
 
   /** Feeds a command's standard input and ends it. Resolves with the bytes that the guest took. */
@@ -234,9 +243,9 @@ export class Guest implements AsyncDisposable {
     await closed;
   }
 
-  async #output(id: string, request: OutputRequest, from: Offsets, signal: AbortSignal, onOver: () => void) {
+  async #output(request: OutputRequest, signal: AbortSignal, onOver: () => void) {
     try {
-      const { source, pid } = await this.#requests.output(request, START_MS, signal);
+      const { source, pid, id, from } = await this.#requests.output(request, START_MS, signal);
       const detach = () => output.detach();
       const output: ExecOutput = new ExecOutput(
         {

@@ -145,15 +145,15 @@ export interface Answer {
   body: Buffer;
 }
 
-/** The bytes of a stream up to its end, at most `MAX_BODY`. Rejects with a `LostError` if it breaks off. */
-export const readBody = (stream: ClientHttp2Stream | http2.ServerHttp2Stream): Promise<Buffer> =>
+/** The bytes of a stream up to its end, at most `most`. Rejects with a `LostError` if it breaks off. */
+export const readBody = (stream: ClientHttp2Stream | http2.ServerHttp2Stream, most = MAX_BODY): Promise<Buffer> =>
   new Promise((resolve, reject) => {
     const chunks: Buffer[] = [];
     let size = 0;
     stream.on('data', (chunk: Buffer) => {
       size += chunk.length;
-      if (size > MAX_BODY) {
-        reject(new Fault('guest', `Cannot read what the guest sent: it is longer than ${MAX_BODY} bytes.`));
+      if (size > most) {
+        reject(new Fault('guest', `Cannot read what the guest sent: it is longer than ${most} bytes.`));
         stream.close(NGHTTP2_CANCEL);
       } else chunks.push(chunk);
     });
@@ -184,7 +184,7 @@ export const bound = (stream: ClientHttp2Stream, signal: AbortSignal): void => {
 /** One small request and its whole answer. Rejects with the signal's reason, a `LostError` or a `guest` fault. */
 export const call = async (
   link: Link,
-  request: { method: 'GET' | 'POST'; path: string; body?: unknown },
+  request: { method: 'GET' | 'POST'; path: string; body?: unknown; most?: number },
   signal: AbortSignal,
 ): Promise<Answer> => {
   signal.throwIfAborted();
@@ -194,7 +194,7 @@ export const call = async (
   const stream = link.request(headers, body === undefined);
   try {
     const head = statusOf(stream);
-    const rest = readBody(stream);
+    const rest = readBody(stream, request.most);
     bound(stream, signal);
     if (body !== undefined) stream.end(body);
     const [headersIn, bytes] = await Promise.all([head, rest]);

@@ -9,10 +9,14 @@ const Refusal = z.object({ code: z.string().max(64), detail: z.string().max(64 *
 const CODES: Record<string, FaultCode> = {
   invalid: 'invalid',
   not_found: 'not_found',
+  exists: 'exists',
   conflict: 'bad_state',
   too_many: 'busy',
   internal: 'guest',
 };
+
+/** What an agent says of a request that it does not have. */
+const UNKNOWN = 'the agent does not know this request';
 
 const read = (body: Buffer): { code: string; detail: string } => {
   try {
@@ -29,6 +33,11 @@ export const refusal = (what: string, status: number, body: Buffer): Fault => {
   const { code, detail } = read(body);
   if (status < 400)
     return new Fault('guest', `Cannot ${what}: the guest answered with an unexpected status ${status}.`);
+  if (status === 404 && detail === UNKNOWN) {
+    return new Fault('unsupported', `Cannot ${what}: the guest's agent is older than this daemon.`, {
+      hint: 'rebuild the image, or restart the VM',
+    });
+  }
   const known = Object.hasOwn(CODES, code) ? CODES[code] : undefined;
   return new Fault(known ?? 'guest', `Cannot ${what}: ${detail}.`.replace(/\.\.$/, '.'));
 };

@@ -6,11 +6,12 @@ import http2, { type OutgoingHttpHeaders } from 'node:http2';
 import { Fault } from '../api/fault.ts';
 import { DeadlineError, pause } from '../lib/deadline.ts';
 import { Slots } from '../lib/slots.ts';
-import { Source } from './exec.ts';
+import { type Offsets, Source } from './exec.ts';
 import { type Keeper, ping, within } from './keeper.ts';
 import { type Answer, call, type Link, LostError, readBody, statusOf } from './link.ts';
 import { refusal } from './refusal.ts';
 import { sendChunk } from './send.ts';
+import { ID } from './wire.ts';
 
 /** Of the 128 streams of a connection 112 carry content; of the other 16 one is kept for the ping. */
 const SMALL = 15;
@@ -18,6 +19,20 @@ const CALL_MS = 10_000;
 const RETRY_LEAST_MS = 10;
 const RETRY_MOST_MS = 1000;
 const PID = /^[1-9]\d{0,9}$/;
+const FROM = /^(\d{1,15}) (\d{1,15})$/;
+
+/** A command's output from its first answer on. */
+export interface Opened {
+  source: Source;
+  pid: number;
+  id: string;
+  from: Offsets;
+}
+
+const offsetsOf = (header: unknown): Offsets | undefined => {
+  const [, stdout, stderr] = typeof header === 'string' ? (FROM.exec(header) ?? []) : [];
+  return stdout === undefined ? undefined : { stdout: Number(stdout), stderr: Number(stderr) };
+};
 
 export interface SmallRequest {
   /** Completes "Cannot …". */
@@ -25,6 +40,8 @@ export interface SmallRequest {
   method: 'GET' | 'POST';
   path: string;
   body?: unknown;
+  /** Most bytes of the answer; 64 KiB by default. */
+  most?: number;
   /** True: doing it twice does no harm. */
   again: boolean;
 }
@@ -32,6 +49,10 @@ export interface SmallRequest {
 /** A request whose answer is a command's output. Doing it twice does no harm. */
 export interface OutputRequest {
   what: string;
+  /** Of the command that is asked for; it may turn out to be another that was there. */
+  id: string;
+  /** What the output is counted from, where the guest does not say. */
+  from: Offsets;
   headers: OutgoingHttpHeaders;
   body?: Buffer;
   refused: (status: number, body: Buffer) => Fault;
@@ -116,14 +137,14 @@ export class Requests {
   }
 
   /** A command's output from its first answer on, within `ms` for all tries. */
-  async output(request: OutputRequest, ms: number, signal: AbortSignal): Promise<{ source: Source; pid: number }> {
+  async output(request: OutputRequest, ms: number, signal: AbortSignal): Promise<Opened> {
     return await this.told(request.what, signal, async () => {
       using limit = within('the answer of the guest', ms, this.bounded(signal));
       return await this.#tries(limit.signal, passing, link => this.#open(link, request, limit.signal));
     });
   }
 
-  async #open(link: Link, request: OutputRequest, signal: AbortSignal): Promise<{ source: Source; pid: number }> {
+  async #open(link: Link, request: OutputRequest, signal: AbortSignal): Promise<Opened> {
     const { body } = request;
     const stream = link.request(request.headers, body === undefined);
     const source = new Source(stream, link);
@@ -141,7 +162,11 @@ export class Requests {
       if (typeof pid !== 'string' || !PID.test(pid)) {
         throw new Fault('guest', `Cannot ${request.what}: the guest did not name the process.`);
       }
-      return { source, pid: Number(pid) };
+      const { 'nexus-exec-id': id = request.id, 'nexus-exec-from': from } = headers;
+      if (typeof id !== 'string' || !ID.test(id)) {
+        throw new Fault('guest', `Cannot ${request.what}: the guest did not name the command.`);
+      }
+      return { source, pid: Number(pid), id, from: offsetsOf(from) ?? request.from };
     } catch (error) {
       cancel();
       throw error;

@@ -20,8 +20,21 @@ export type ExecPiece = { channel: Channel; data: Buffer } | { channel: Channel;
 /** What the agent takes as the ID of an exec. */
 export const ID = /^[A-Za-z0-9_-]{1,64}$/;
 
+/** What the guest is asked to run. */
+export interface Asked extends Omit<ExecSpec, 'argv'> {
+  id: string;
+  /** Empty, with a terminal: the user's login shell. */
+  argv: string[];
+  /** Of all that was asked for: the same ID with another digest is refused. */
+  digest?: string;
+  /** The terminal's name: the command that runs under it is attached to. */
+  session?: string;
+  /** Where one is attached to that was there, its output begins at a line within the last so many bytes. */
+  tail?: number;
+}
+
 /** The start of an exec's request body: length (4 bytes, big endian) and JSON. */
-export const encodePreamble = (spec: Omit<ExecSpec, 'stdin'> & { id: string; stdin: 'none' | 'open' | 'later' }) => {
+export const encodePreamble = (spec: Omit<Asked, 'stdin'> & { stdin: 'none' | 'open' | 'later' }) => {
   const json = Buffer.from(JSON.stringify(spec), 'utf8');
   if (json.length > MAX_PREAMBLE) {
     throw new Fault('invalid', `Cannot run the command: its arguments and environment have more than 4 MiB.`);

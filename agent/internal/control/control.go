@@ -68,9 +68,11 @@ func (s *Server) routes() {
 	s.mux.HandleFunc("GET /v1/ping", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(204) })
 	s.mux.HandleFunc("GET /v1/facts", func(w http.ResponseWriter, _ *http.Request) { answer(w, 200, s.Facts()) })
 	s.mux.HandleFunc("POST /v1/exec", long(s.exec))
+	s.mux.HandleFunc("POST /v1/terminal", long(s.exec))
 	s.mux.HandleFunc("GET /v1/exec/{id}/output", long(s.output))
 	s.mux.HandleFunc("POST /v1/exec/{id}/stdin", long(s.stdin))
 	s.mux.HandleFunc("POST /v1/exec/{id}/signal", s.signal)
+	s.mux.HandleFunc("POST /v1/exec/{id}/resize", s.resize)
 	s.mux.HandleFunc("GET /v1/execs", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, 200, map[string]any{"execs": s.Execs.List()})
 	})

@@ -1,12 +1,15 @@
 package control
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
 	"strconv"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -19,6 +22,10 @@ var buffers = sync.Pool{New: func() any { return new([wire.FrameHead + wire.MaxF
 
 func (s *Server) exec(w http.ResponseWriter, r *http.Request) {
 	spec, err := wire.ReadSpec(r.Body)
+	// A request of its own: an agent that knows no terminals says so, and runs nothing.
+	if err == nil && (spec.Tty != nil) != (r.URL.Path == "/v1/terminal") {
+		err = errors.New("tty is for /v1/terminal, and for nothing else")
+	}
 	if err != nil {
 		refuse(w, 400, "invalid", err.Error())
 		return
@@ -31,7 +38,10 @@ func (s *Server) exec(w http.ResponseWriter, r *http.Request) {
 	defer reader.Detach()
 	if fresh && spec.Stdin == "open" {
 		if in := reader.Exec.TakeStdin(); in != nil {
-			safe.Go(func() { feed(in, r.Body) })
+			safe.Go(func() {
+				defer in.Close()
+				_, _ = feed(in, r.Body)
+			})
 		}
 	}
 	stream(w, r, reader)
@@ -40,6 +50,17 @@ func (s *Server) exec(w http.ResponseWriter, r *http.Request) {
 func (s *Server) output(w http.ResponseWriter, r *http.Request) {
 	e := s.find(w, r)
 	if e == nil {
+		return
+	}
+	if text := r.URL.Query().Get("tail"); text != "" {
+		n, err := strconv.ParseUint(text, 10, 63)
+		if err != nil {
+			refuse(w, 400, "invalid", "tail must be a number of bytes")
+			return
+		}
+		reader := e.AttachTail(n)
+		defer reader.Detach()
+		stream(w, r, reader)
 		return
 	}
 	var from [2]uint64
@@ -68,7 +89,10 @@ func (s *Server) output(w http.ResponseWriter, r *http.Request) {
 // an answer without trailers is no result.
 func stream(w http.ResponseWriter, r *http.Request, reader *execs.Reader) {
 	w.Header().Set("Content-Type", "application/octet-stream")
+	w.Header().Set("Nexus-Exec-Id", reader.Exec.ID)
 	w.Header().Set("Nexus-Exec-Pid", strconv.Itoa(reader.Exec.Pid))
+	from := reader.From()
+	w.Header().Set("Nexus-Exec-From", fmt.Sprintf("%d %d", from[0], from[1]))
 	w.WriteHeader(200)
 	flush := http.NewResponseController(w).Flush
 	_ = flush()
@@ -92,7 +116,7 @@ func stream(w http.ResponseWriter, r *http.Request, reader *execs.Reader) {
 	exit := reader.Exit()
 	set := func(name, value string) { w.Header().Set(http.TrailerPrefix+name, value) }
 	if exit.Signal != 0 {
-		set("Nexus-Exit-Signal", SignalName(int(exit.Signal)))
+		set("Nexus-Exit-Signal", execs.SignalName(int(exit.Signal)))
 	} else {
 		set("Nexus-Exit-Code", strconv.Itoa(exit.Code))
 	}
@@ -109,11 +133,33 @@ func (s *Server) stdin(w http.ResponseWriter, r *http.Request) {
 	if e == nil {
 		return
 	}
+	if e.HasTerminal() {
+		typeInto(w, r, e)
+		return
+	}
 	in := e.TakeStdin()
 	if in == nil {
 		refuse(w, 409, "conflict", "the command has no standard input, or it has a writer already")
 		return
 	}
+	n, err := feed(in, r.Body)
+	in.Close()
+	if err != nil {
+		panic(http.ErrAbortHandler)
+	}
+	answer(w, 200, map[string]int64{"bytes": n})
+}
+
+// typeInto is one of several writers to a terminal; its end is no end of file. One that goes away while it waits is ended.
+func typeInto(w http.ResponseWriter, r *http.Request, e *execs.Exec) {
+	in, done, err := e.Input()
+	if err != nil {
+		refuse(w, 404, "not_found", err.Error())
+		return
+	}
+	defer done()
+	stop := context.AfterFunc(r.Context(), func() { _ = in.SetWriteDeadline(time.Unix(1, 0)) })
+	defer stop()
 	n, err := feed(in, r.Body)
 	if err != nil {
 		panic(http.ErrAbortHandler)
@@ -121,10 +167,28 @@ func (s *Server) stdin(w http.ResponseWriter, r *http.Request) {
 	answer(w, 200, map[string]int64{"bytes": n})
 }
 
-// feed writes body to the command's standard input and closes it. The error is the body's: a command that closes its
-// input is no error.
+func (s *Server) resize(w http.ResponseWriter, r *http.Request) {
+	var size wire.Size
+	if !read(w, r, &size) {
+		return
+	}
+	if !size.Valid() {
+		refuse(w, 400, "invalid", "cols and rows must be 1 to 65535")
+		return
+	}
+	e := s.find(w, r)
+	if e == nil {
+		return
+	}
+	if err := e.Resize(size); err != nil {
+		refuse(w, 409, "conflict", err.Error())
+		return
+	}
+	w.WriteHeader(204)
+}
+
+// feed writes body to the command's standard input. The error is the body's: a command that closes its input is no error.
 func feed(in *os.File, body io.Reader) (int64, error) {
-	defer in.Close()
 	buf := make([]byte, 16<<10)
 	var total int64
 	for {
@@ -174,12 +238,4 @@ func (s *Server) find(w http.ResponseWriter, r *http.Request) *execs.Exec {
 		refuse(w, 404, "not_found", "there is no such exec")
 	}
 	return e
-}
-
-// SignalName is the name of a signal without SIG, or its number where it has none.
-func SignalName(n int) string {
-	if name := unix.SignalName(unix.Signal(n)); len(name) > 3 {
-		return name[3:]
-	}
-	return strconv.Itoa(n)
 }

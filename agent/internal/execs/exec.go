@@ -4,7 +4,8 @@
 // INVARIANTS
 //   - A byte enters a ring once and leaves it only when it is the oldest and no reader still needs it: none that is attached,
 //     none that went away before the end and less than `hold` ago. Such a one needs what may not have arrived, too.
-//   - The pump of a channel waits for these readers, and for no other.
+//   - The pump of a channel waits for these readers, and for no other. That of a terminal waits for a reader that takes nothing
+//     for `hold` at most: then the reader is behind, and is told of a gap when it takes again.
 //   - `finished` is set once, after the exit status and after the last byte; nothing is appended later.
 //   - Whoever holds Exec.mu blocks on nothing but Exec.cond.
 package execs
@@ -57,6 +58,12 @@ type Exec struct {
 	timedOut bool
 	stdin    *os.File // nil once taken or closed
 	orphan   *time.Timer
+	tty      *terminal // nil: pipes
+	bare     bool      // no output is kept for those who come later
+
+	// What a list says of it.
+	command string
+	session string
 }
 
 // supervise follows the command to its end. It returns when finished is set.
@@ -71,9 +78,11 @@ func (e *Exec) supervise(timeout time.Duration, stdin *os.File, out [2]*os.File)
 		defer t.Stop()
 	}
 	var pumps sync.WaitGroup
-	for i := range out {
-		pumps.Add(1)
-		safe.Go(func() { e.pump(i, out[i], pumps.Done) })
+	for i, f := range out {
+		if f != nil { // a terminal has one channel
+			pumps.Add(1)
+			safe.Go(func() { e.pump(i, f, pumps.Done) })
+		}
 	}
 	<-e.child.Done
 	e.mu.Lock()
@@ -86,9 +95,14 @@ func (e *Exec) supervise(timeout time.Duration, stdin *os.File, out [2]*os.File)
 		stdin.Close() // also ends a writer that waits
 	}
 	for _, f := range out {
-		_ = f.SetReadDeadline(time.Now().Add(lingering))
+		if f != nil {
+			_ = f.SetReadDeadline(time.Now().Add(lingering))
+		}
 	}
 	pumps.Wait()
+	if e.tty != nil {
+		e.tty.close()
+	}
 	e.mu.Lock()
 	e.finished = true
 	e.cond.Broadcast()
@@ -159,7 +173,11 @@ func (e *Exec) append(i int, p []byte) {
 	for len(p) > 0 {
 		room := e.room(i)
 		if room == 0 {
-			e.cond.Wait()
+			if e.tty != nil {
+				e.overtake(i)
+			} else {
+				e.cond.Wait()
+			}
 			continue
 		}
 		n := min(len(p), room)
@@ -174,21 +192,32 @@ func (e *Exec) room(i int) int {
 	room := ringSize
 	for _, readers := range []map[*Reader]struct{}{e.readers, e.gone} {
 		for r := range readers {
-			room = min(room, ringSize-int(e.rings[i].end-r.need(i)))
+			if !r.behind {
+				room = min(room, ringSize-int(e.rings[i].end-r.need(i)))
+			}
 		}
 	}
 	return room
 }
 
-// trim gives back what was kept for readers that came back; whoever comes later finds as much as an unread command keeps.
-func (e *Exec) trim() {
+// trim gives back what was kept for readers that came back; whoever comes later finds as much as an unread command keeps, or
+// of a bare one how it ended.
+func (e *Exec) trim(bare bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if len(e.readers) > 0 {
-		return
+	e.bare = e.bare || bare
+	e.trimLocked()
+}
+
+func (e *Exec) trimLocked() {
+	keep := unread
+	if e.bare {
+		keep = 0
 	}
 	for i := range e.rings {
-		e.rings[i].trim(unread)
+		if len(e.readers) == 0 {
+			e.rings[i].trim(keep)
+		}
 	}
 }
 

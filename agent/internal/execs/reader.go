@@ -21,6 +21,8 @@ type Reader struct {
 	gaps   [2]uint64
 	turn   int
 	serial int
+	moved  time.Time // when it took bytes the last time
+	behind bool      // it took nothing for too long: the command goes on without it
 }
 
 // need is the oldest byte that the reader, or the one that comes in its place, may still want.
@@ -49,8 +51,24 @@ var ErrBeyond = errors.New("the offset is beyond the end of the output")
 func (e *Exec) Attach(from [2]uint64) (*Reader, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	return e.attach(from)
+}
+
+// AttachTail adds a reader that starts at a line's beginning within the last n bytes of each channel.
+func (e *Exec) AttachTail(n uint64) *Reader {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var from [2]uint64
+	for i := range e.rings {
+		from[i] = e.rings[i].lineWithin(n)
+	}
+	r, _ := e.attach(from)
+	return r
+}
+
+func (e *Exec) attach(from [2]uint64) (*Reader, error) {
 	e.serial++
-	r := &Reader{Exec: e, asked: from, pos: from, serial: e.serial}
+	r := &Reader{Exec: e, asked: from, pos: from, serial: e.serial, moved: time.Now()}
 	for i := range from {
 		if from[i] > e.rings[i].end {
 			return nil, ErrBeyond
@@ -81,7 +99,7 @@ func (r *Reader) Detach() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	delete(e.readers, r)
-	if !e.finished && !e.followed(r) {
+	if !e.finished && !r.behind && !e.followed(r) {
 		e.gone[r] = struct{}{}
 		time.AfterFunc(e.hold, func() {
 			defer safe.Recover()
@@ -92,6 +110,9 @@ func (r *Reader) Detach() {
 		})
 	}
 	e.cond.Broadcast()
+	if e.bare {
+		e.trimLocked()
+	}
 	if !e.kill || e.exit != nil || len(e.readers) > 0 {
 		return
 	}
@@ -154,6 +175,9 @@ func (r *Reader) More() bool {
 // fill makes frames of what there is, the channels by turns. The lock is held.
 func (r *Reader) fill(buf []byte) int {
 	frames := buf[:0]
+	if r.behind {
+		r.skip()
+	}
 	for i, dropped := range r.gaps {
 		if dropped > 0 {
 			frames = wire.AppendGap(frames, byte(i)+wire.Stdout, dropped)
@@ -169,12 +193,29 @@ func (r *Reader) fill(buf []byte) int {
 			if m > 0 {
 				wire.PutHead(buf[n:], byte(i)+wire.Stdout, m)
 				r.pos[i] += uint64(m)
+				r.moved = time.Now()
 				n += wire.FrameHead + m
 			}
 		}
 	}
 	return n
 }
+
+// skip goes on where the ring begins now; what is gone is told as a gap. The lock is held.
+func (r *Reader) skip() {
+	r.behind = false
+	for i := range r.pos {
+		start := r.Exec.rings[i].start
+		if r.pos[i] < start {
+			r.gaps[i] += start - r.pos[i]
+			r.pos[i] = start
+		}
+		r.begun[i] = max(r.begun[i], start)
+	}
+}
+
+// From are the offsets that its bytes, gaps included, are counted from.
+func (r *Reader) From() [2]uint64 { return r.asked }
 
 // Exit is how the command ended; valid after Next said io.EOF.
 func (r *Reader) Exit() Exit {

@@ -1,12 +1,10 @@
 package execs
 
 import (
-	"os"
 	"sync"
 	"syscall"
 	"time"
 
-	"github.com/workfort/nexus/agent/internal/account"
 	"github.com/workfort/nexus/agent/internal/proc"
 	"github.com/workfort/nexus/agent/internal/safe"
 	"github.com/workfort/nexus/agent/internal/wire"
@@ -15,6 +13,9 @@ import (
 const (
 	keepEnded = 64
 	keepFor   = 60 * time.Second
+	// keepDigests and keepDigestFor bound commands with a digest that ended: of them is known how, so that none runs twice.
+	keepDigests   = 1024
+	keepDigestFor = 10 * time.Minute
 	// holdFor is how long a command is held for a reader that went away before the end.
 	holdFor = 2 * time.Second
 	// maxRunning bounds commands that go on without a reader.
@@ -41,30 +42,39 @@ type Registry struct {
 
 	table *proc.Table
 
-	mu      sync.Mutex
-	known   map[string]*entry
-	ended   []*entry // oldest first
-	running int
-	closed  bool
+	mu       sync.Mutex
+	known    map[string]*entry
+	sessions map[string]*entry
+	ended    []*entry // oldest first
+	digested []*entry // ended with a digest before those, without their output
+	running  int
+	closed   bool
 }
 
 // entry is in the registry before its command is started, so that a second request with its id waits for the first.
 type entry struct {
-	ready chan struct{} // closed when exec or failure is set
-	exec  *Exec
-	fail  *Failure
+	ready  chan struct{} // closed when exec or failure is set
+	exec   *Exec
+	fail   *Failure
+	digest string
 }
 
 // Item is one line of GET /v1/execs.
 type Item struct {
-	ID      string `json:"id"`
-	Pid     int    `json:"pid"`
-	Running bool   `json:"running"`
+	ID        string `json:"id"`
+	Pid       int    `json:"pid"`
+	Running   bool   `json:"running"`
+	Command   string `json:"command"`
+	Tty       bool   `json:"tty"`
+	Session   string `json:"session,omitempty"`
+	StartedMs int64  `json:"started_ms"`
+	Code      *int   `json:"exit_code,omitempty"`
+	Signal    string `json:"exit_signal,omitempty"`
 }
 
 // NewRegistry makes an empty registry that starts its commands through table.
 func NewRegistry(table *proc.Table) *Registry {
-	return &Registry{table: table, known: map[string]*entry{}, OrphanDelay: 10 * time.Second, Hold: holdFor}
+	return &Registry{table: table, known: map[string]*entry{}, sessions: map[string]*entry{}, OrphanDelay: 10 * time.Second, Hold: holdFor}
 }
 
 // Close lets no further command start.
@@ -122,7 +132,7 @@ func (g *Registry) List() []Item {
 	for _, en := range all {
 		<-en.ready
 		if e := en.exec; e != nil {
-			items = append(items, Item{e.ID, e.Pid, e.Running()})
+			items = append(items, e.item())
 		}
 	}
 	return items
@@ -132,14 +142,21 @@ func (g *Registry) List() []Item {
 // first byte: before a fresh command can write any.
 func (g *Registry) Run(spec wire.Spec) (r *Reader, fresh bool, fail *Failure) {
 	g.mu.Lock()
-	if en := g.known[spec.ID]; en != nil {
+	if en := g.find(spec); en != nil {
 		g.mu.Unlock()
 		<-en.ready
 		if en.fail != nil {
 			return nil, false, en.fail
 		}
+		if spec.Tail > 0 {
+			return en.exec.AttachTail(uint64(spec.Tail)), false, nil
+		}
 		r, _ = en.exec.Attach([2]uint64{})
 		return r, false, nil
+	}
+	if en := g.known[spec.ID]; en != nil {
+		g.mu.Unlock()
+		return nil, false, &Failure{409, "exists", "another command was run under this ID"}
 	}
 	if g.closed {
 		g.mu.Unlock()
@@ -149,8 +166,11 @@ func (g *Registry) Run(spec wire.Spec) (r *Reader, fresh bool, fail *Failure) {
 		g.mu.Unlock()
 		return nil, false, &Failure{429, "too_many", "too many commands are running"}
 	}
-	en := &entry{ready: make(chan struct{})}
+	en := &entry{ready: make(chan struct{}), digest: spec.Digest}
 	g.known[spec.ID] = en
+	if spec.Session != "" {
+		g.sessions[spec.Session] = en
+	}
 	g.running++
 	g.mu.Unlock()
 
@@ -160,7 +180,7 @@ func (g *Registry) Run(spec wire.Spec) (r *Reader, fresh bool, fail *Failure) {
 			if en.fail == nil { // a panic is on its way up
 				en.fail = &Failure{500, "internal", "the agent failed to start the command"}
 			}
-			g.forget(spec.ID)
+			g.forget(spec, en)
 		}
 	}()
 	r, en.fail = g.start(spec, en)
@@ -170,11 +190,41 @@ func (g *Registry) Run(spec wire.Spec) (r *Reader, fresh bool, fail *Failure) {
 	return r, true, en.fail
 }
 
-func (g *Registry) forget(id string) {
+// find is the command that a request means, if it is known: the one with its ID, unless that was asked for in other words, or
+// the one that runs under its session's name. The lock is held.
+func (g *Registry) find(spec wire.Spec) *entry {
+	if en := g.known[spec.ID]; en != nil {
+		if en.digest != spec.Digest {
+			return nil
+		}
+		return en
+	}
+	en := g.sessions[spec.Session]
+	if en == nil {
+		return nil
+	}
+	select {
+	case <-en.ready:
+		if en.exec == nil || !en.exec.Running() { // about to be retired
+			return nil
+		}
+	default:
+	}
+	return en
+}
+
+func (g *Registry) forget(spec wire.Spec, en *entry) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	delete(g.known, id)
+	delete(g.known, spec.ID)
+	g.leaveSession(spec.Session, en)
 	g.running--
+}
+
+func (g *Registry) leaveSession(name string, en *entry) {
+	if g.sessions[name] == en {
+		delete(g.sessions, name)
+	}
 }
 
 // retire moves an entry to those that ended and drops the oldest.
@@ -182,13 +232,14 @@ func (g *Registry) retire(en *entry) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.running--
+	g.leaveSession(en.exec.session, en)
 	g.ended = append(g.ended, en)
 	if len(g.ended) > keepEnded {
 		g.dropOldest()
 	}
 	time.AfterFunc(2*holdFor, func() {
 		defer safe.Recover()
-		en.exec.trim()
+		en.exec.trim(false)
 	})
 	time.AfterFunc(keepFor, func() {
 		defer safe.Recover()
@@ -200,45 +251,32 @@ func (g *Registry) retire(en *entry) {
 	})
 }
 
+// dropOldest forgets the oldest that ended. Of one with a digest it forgets the output, and the rest later.
 func (g *Registry) dropOldest() {
-	delete(g.known, g.ended[0].exec.ID)
+	en := g.ended[0]
 	g.ended[0] = nil
 	g.ended = g.ended[1:]
+	if en.digest == "" {
+		delete(g.known, en.exec.ID)
+		return
+	}
+	en.exec.trim(true)
+	g.digested = append(g.digested, en)
+	if len(g.digested) > keepDigests {
+		g.dropDigested()
+	}
+	time.AfterFunc(keepDigestFor, func() {
+		defer safe.Recover()
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if len(g.digested) > 0 && g.digested[0] == en {
+			g.dropDigested()
+		}
+	})
 }
 
-func (g *Registry) start(spec wire.Spec, en *entry) (*Reader, *Failure) {
-	who, asRoot, fail := whoRuns(spec.User)
-	if fail != nil {
-		return nil, fail
-	}
-	env := account.Environ("", who, spec.Env)
-	at, fail := place(spec, who, asRoot, env)
-	if fail != nil {
-		return nil, fail
-	}
-	p, err := openPipes(spec.Stdin != "none", who.UID, asRoot)
-	if err != nil {
-		return nil, failure("spawn", "Cannot make pipes: "+err.Error())
-	}
-	attr := &syscall.ProcAttr{Dir: at.dir, Env: env, Files: p.child(), Sys: &syscall.SysProcAttr{Setsid: true}}
-	if asRoot {
-		attr.Sys.Credential = &syscall.Credential{Uid: who.UID, Gid: who.GID, Groups: who.Groups}
-	}
-	child, err := g.table.Start(at.program, spec.Argv, attr)
-	p.closeChild()
-	if err != nil {
-		p.closeOurs()
-		return nil, spawnFailure(err, at.program)
-	}
-	e := &Exec{ID: spec.ID, Pid: child.Pid, table: g.table, child: child, kill: spec.OnDisconnect == "kill",
-		delay: g.OrphanDelay, hold: g.Hold, readers: map[*Reader]struct{}{}, gone: map[*Reader]struct{}{}, stdin: p.stdin}
-	e.cond = sync.NewCond(&e.mu)
-	r, _ := e.Attach([2]uint64{})
-	timeout := time.Duration(spec.TimeoutMs) * time.Millisecond
-	safe.Go(func() {
-		e.supervise(timeout, p.stdin, [2]*os.File{p.stdout, p.stderr})
-		<-en.ready
-		g.retire(en)
-	})
-	return r, nil
+func (g *Registry) dropDigested() {
+	delete(g.known, g.digested[0].exec.ID)
+	g.digested[0] = nil
+	g.digested = g.digested[1:]
 }

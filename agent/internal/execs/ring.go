@@ -1,5 +1,7 @@
 package execs
 
+import "bytes"
+
 const (
 	// unread is how far a command may be ahead of its slowest reader.
 	unread = 256 << 10
@@ -80,4 +82,19 @@ func (r *ring) trim(size int) {
 	r.copyAt(kept, from)
 	*r = ring{start: from, end: from}
 	r.append(kept)
+}
+
+// lineWithin is the offset of the first line that begins within the last n bytes; where none does, of the first escape sequence,
+// else of the first byte.
+func (r *ring) lineWithin(n uint64) uint64 {
+	from := max(r.start, r.end-min(r.end, n))
+	if from == 0 {
+		return 0
+	}
+	kept := make([]byte, r.end-from)
+	r.copyAt(kept, from)
+	if at := bytes.IndexByte(kept, '\n'); at >= 0 {
+		return from + uint64(at) + 1
+	}
+	return from + uint64(max(0, bytes.IndexByte(kept, 0x1b)))
 }

@@ -55,7 +55,24 @@ type Spec struct {
 	TimeoutMs    int64             `json:"timeout_ms,omitempty"`
 	Stdin        string            `json:"stdin"`
 	OnDisconnect string            `json:"on_disconnect"`
+	// Digest of what was asked for: a request with a known ID and another digest is another command.
+	Digest string `json:"digest,omitempty"`
+	// Tty gives the command a terminal; then argv may be empty: the user's login shell.
+	Tty *Size `json:"tty,omitempty"`
+	// Session is a name that one running command with a terminal has at most.
+	Session string `json:"session,omitempty"`
+	// Tail: of a command that runs already the output begins at a line within its last so many bytes; 0: at its beginning.
+	Tail int64 `json:"tail,omitempty"`
 }
+
+// Size of a terminal, in characters.
+type Size struct {
+	Cols int `json:"cols"`
+	Rows int `json:"rows"`
+}
+
+// Valid says whether the kernel and a reasonable program can take it.
+func (s Size) Valid() bool { return s.Cols >= 1 && s.Cols <= 65535 && s.Rows >= 1 && s.Rows <= 65535 }
 
 // Facts are the body of the bell and the answer of GET /v1/facts.
 type Facts struct {
@@ -129,8 +146,16 @@ func (s *Spec) check() error {
 	switch {
 	case !ValidID(s.ID):
 		return errors.New("id must be 1 to 64 letters, digits, _ or -")
-	case len(s.Argv) == 0 || s.Argv[0] == "":
+	case s.Tty == nil && len(s.Argv) == 0 || len(s.Argv) > 0 && s.Argv[0] == "":
 		return errors.New("argv has no program")
+	case s.Tty != nil && !s.Tty.Valid():
+		return errors.New("cols and rows must be 1 to 65535")
+	case s.Session != "" && (s.Tty == nil || !ValidID(s.Session)):
+		return errors.New("session must be 1 to 64 letters, digits, _ or -, of a command with a terminal")
+	case s.Digest != "" && !ValidID(s.Digest):
+		return errors.New("digest must be 1 to 64 letters, digits, _ or -")
+	case s.Tail < 0:
+		return errors.New("tail is out of range")
 	case s.TimeoutMs < 0 || s.TimeoutMs > maxTimeoutMs:
 		return errors.New("timeout_ms is out of range")
 	case s.Stdin != "none" && s.Stdin != "open" && s.Stdin != "later":
