@@ -232,6 +232,14 @@ test('a failed build leaves nothing, and what a killed one left is taken away', 
   await assert.rejects(build({ archive: await put(archive({ name: '../a' })), out }), /'\.\.' in its name/);
   assert.deepEqual(await readdir(place), []);
   await assert.rejects(build({ archive: join(place, 'nowhere'), out }), /Cannot read the archive .*: ENOENT/);
+  // an archive that is not what it was says that, whatever else is wrong with it
+  for (const bytes of [archive(...ITEMS), archive({ name: '../a' })])
+    await assert.rejects(
+      build({ archive: await put(bytes), out, archive_sha256: '0'.repeat(64) }),
+      (error: unknown) =>
+        error instanceof Fault && error.code === 'unverified' && /is not what was downloaded/.test(error.message),
+    );
+  assert.deepEqual(await readdir(place), []);
   const no_program = { mke2fs: join(place, 'mke2fs') };
   const path = await put(archive(...ITEMS));
   await assert.rejects(build({ archive: path, out, tools: no_program }), (error: unknown) => {

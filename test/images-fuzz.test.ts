@@ -115,7 +115,7 @@ test(`damaged archives are refused or mean to GNU tar what they mean to us (seed
     try {
       const scan = await scanArchive(handle, { signal });
       const plan = planMerge(scan, overlays, () => defaults);
-      for await (const part of mergedTar(handle, scan, plan, { signal })) parts.push(part);
+      for await (const part of mergedTar(handle, scan, plan, { signal })) parts.push(Buffer.from(part));
       names = [...scan.tree.nodes.keys()];
       assert.ok(isTree(scan) && plan.blocks >= 0, `round ${round}: ${JSON.stringify([overlays, names])}`);
     } catch (error) {

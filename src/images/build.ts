@@ -19,7 +19,7 @@ import { type Scan, scanArchive } from './scan.ts';
 import { shown, writeEntry } from './tar.ts';
 import { baseEnv, endFaked, findTools } from './tools.ts';
 import { fromTree, OWNERS } from './unpacked.ts';
-import { type BuildOptions, feed, noRoom, step, type Work } from './work.ts';
+import { type BuildOptions, merged, noRoom, step, type Work } from './work.ts';
 
 export interface Built {
   /** Of the file system. */
@@ -50,9 +50,8 @@ const inputsOf = (work: Work, method: Built['method']): string =>
     .digest('hex');
 
 const fromTar = async (work: Work): Promise<void> => {
-  await feed(work, 'write', input =>
-    step(work, [work.tools.mke2fs, ...mke2fsArgs(work.layout, work.identity, '-', work.raw)], { input }),
-  );
+  const argv = [work.tools.mke2fs, ...mke2fsArgs(work.layout, work.identity, '-', work.raw)];
+  await step(work, argv, { input: merged(work, 'write') });
   await setRest(work, { xattrs: work.scan.xattrs.list.filter(xattr => xattr.name !== TAKEN) });
 };
 
@@ -86,13 +85,26 @@ const create = async (work: Work): Promise<Built['method']> => {
 /** The clock of the build: the newest time in the archive, but none from the future, which e2fsck would complain about. */
 const clock = (scan: Scan): string => String(Math.max(1, Math.min(scan.newest_s, Math.floor(Date.now() / 1000))));
 
-const checkArchive = async ({ archive, archive_sha256, signal }: BuildOptions): Promise<void> => {
-  if (archive_sha256 === undefined || archive_sha256 === (await sha256File(archive, signal))) return;
-  throw new Fault(
-    'unverified',
-    `Cannot build the image: ${archive} is not what was downloaded: its SHA-256 is another.`,
-    { hint: 'nexusctl rootfs remove, then nexusctl rootfs download' },
-  );
+/** Reads the archive once. One that is not what it should be is said to be that, whatever else is wrong with it. */
+const readArchive = async (handle: Work['handle'], options: BuildOptions): Promise<Scan> => {
+  const { archive, archive_sha256: wanted, signal, onProgress } = options;
+  const check = (found: string) => {
+    if (wanted === undefined || wanted === found) return;
+    throw new Fault(
+      'unverified',
+      `Cannot build the image: ${archive} is not what was downloaded: its SHA-256 is another.`,
+      { hint: 'nexusctl rootfs remove, then nexusctl rootfs download' },
+    );
+  };
+  const progress = (done: number, total: number) => onProgress?.({ stage: 'read', done, total, unit: 'bytes' });
+  try {
+    const scan = await scanArchive(handle, { signal, onProgress: progress });
+    check(scan.whole_sha256);
+    return scan;
+  } catch (error) {
+    if (wanted !== undefined && !signal.aborted) check(await sha256File(archive, signal));
+    throw error;
+  }
 };
 
 const plan = (options: BuildOptions, scan: Scan): { merge: Merge; facts: Facts } => {
@@ -108,13 +120,9 @@ const plan = (options: BuildOptions, scan: Scan): { merge: Merge; facts: Facts }
 };
 
 const prepare = async (options: BuildOptions, handle: Work['handle'], dir: string): Promise<Work> => {
-  const { signal, onProgress, onLog } = options;
+  const { signal, onLog } = options;
   const tools = await findTools(options.tools ?? {}, dir, signal);
-  await checkArchive(options);
-  const scan = await scanArchive(handle, {
-    signal,
-    onProgress: (done, total) => onProgress?.({ stage: 'read', done, total, unit: 'bytes' }),
-  });
+  const scan = await readArchive(handle, options);
   onLog?.(`the archive has ${scan.tree.nodes.size} entries`);
   const { merge, facts } = plan(options, scan);
   const layout = planLayout(merge.blocks, merge.entries, options.size_bytes);

@@ -7,11 +7,10 @@
 import { createHash } from 'node:crypto';
 import type { FileHandle } from 'node:fs/promises';
 import { Fault } from '../api/fault.ts';
+import { Ahead } from '../lib/ahead.ts';
 import { MAX_WANTED, type Progress, type Scan, WANTED, whyTarget } from './scan.ts';
 import { endOfArchive, MAX_PATH, shown, type Written, writeEntry } from './tar.ts';
 import { type Node, normalise, parentOf, type Range } from './tree.ts';
-
-const CHUNK = 1024 * 1024;
 
 /** An entry of ours. It goes through the archive's own links: `sbin/x` lands in `usr/sbin/x` where `sbin` is a link to it. */
 export interface Overlay {
@@ -192,20 +191,24 @@ async function* copied(handle: FileHandle, scan: Scan, merge: Merge, signal: Abo
   const cuts = [...new Set([scan.end, ...merge.inserts.map(i => i.at), ...merge.drops.flatMap(d => [d.from, d.to])])];
   cuts.sort((a, b) => a - b);
   const hash = createHash('sha256');
+  const ahead = new Ahead(handle);
+  let piece: Buffer = Buffer.alloc(0);
   let insert = 0;
   let drop = 0;
   let at = 0;
   for (const cut of cuts) {
     while (at < cut) {
-      signal.throwIfAborted();
+      if (piece.length === 0) {
+        signal.throwIfAborted();
+        piece = await ahead.next();
+        if (piece.length === 0) break;
+        hash.update(piece.subarray(0, scan.end - at));
+      }
       while (merge.drops[drop] !== undefined && (merge.drops[drop]?.to ?? 0) <= at) drop++;
-      const chunk = Buffer.allocUnsafe(Math.min(CHUNK, cut - at));
-      const { bytesRead } = await handle.read(chunk, 0, chunk.length, at);
-      if (bytesRead === 0) break;
-      const bytes = chunk.subarray(0, bytesRead);
-      hash.update(bytes);
+      const bytes = piece.subarray(0, cut - at);
+      piece = piece.subarray(bytes.length);
       if ((merge.drops[drop]?.from ?? Number.POSITIVE_INFINITY) > at) yield bytes;
-      at += bytesRead;
+      at += bytes.length;
     }
     for (; merge.inserts[insert]?.at === cut; insert++) yield merge.inserts[insert]?.bytes ?? Buffer.alloc(0);
   }
@@ -215,7 +218,7 @@ async function* copied(handle: FileHandle, scan: Scan, merge: Merge, signal: Abo
 
 /**
  * The merged archive as a stream. Its first entry is the root directory and ours, so that no reader that guesses formats can take
- * the first bytes of a hostile archive for something else.
+ * the first bytes of a hostile archive for something else. What it gives is good until the next is asked for.
  */
 export async function* mergedTar(
   handle: FileHandle,

@@ -48,6 +48,8 @@ export interface Scan {
   end: number;
   /** SHA-256 of the bytes up to `end`. */
   sha256: string;
+  /** Of all bytes of the file. */
+  whole_sha256: string;
   /** Bytes and xattr blocks of all files, in 4 KiB blocks. */
   blocks: number;
   /** Newest modification time, whole seconds. */
@@ -259,6 +261,7 @@ export const scanArchive = async (
     inserts: [],
     end: 0,
     sha256: '',
+    whole_sha256: '',
     blocks: 0,
     newest_s: 0,
     needs_tree: undefined,
@@ -269,7 +272,10 @@ export const scanArchive = async (
   };
   while (await readEntry(blocks, scan));
   if (scan.tree.nodes.size === 1) throw bad(0, 'is missing: the archive is empty');
+  blocks.settle();
   scan.end = blocks.at;
-  scan.sha256 = hash.digest('hex');
+  scan.sha256 = hash.copy().digest('hex');
+  await blocks.drain();
+  scan.whole_sha256 = hash.digest('hex');
   return scan;
 };

@@ -6,7 +6,7 @@ import { ensureDir } from '../lib/files.ts';
 import { mke2fsArgs } from './layout.ts';
 import { setRest } from './rest.ts';
 import { findUnpacker } from './tools.ts';
-import { feed, step, type Work } from './work.ts';
+import { merged, step, type Work } from './work.ts';
 
 /** Where fakeroot keeps owners and devices between two steps. */
 export const OWNERS = 'owners';
@@ -25,9 +25,8 @@ export const fromTree = async (work: Work): Promise<void> => {
     );
   const keep = ['--same-owner', '--numeric-owner', '--same-permissions'];
   if (work.scan.acls) keep.push('--acls');
-  await feed(work, 'unpack', input =>
-    step(work, [...under(), tar, '-x', ...keep, '--delay-directory-restore', '-C', tree, '-f', '-'], { input }),
-  );
+  const argv = [...under(), tar, '-x', ...keep, '--delay-directory-restore', '-C', tree, '-f', '-'];
+  await step(work, argv, { input: merged(work, 'unpack') });
   // A file that its owner may not read is closed to mke2fs too, for fakeroot cannot open it: it gets its mode in the end.
   const closed = [...work.scan.tree.nodes].filter(([, node]) => node.kind === 'file' && (node.mode & 0o400) === 0);
   const opened = fakeroot === undefined ? [] : closed;

@@ -2,7 +2,6 @@
 import type { FileHandle } from 'node:fs/promises';
 import { statfs } from 'node:fs/promises';
 import { dirname } from 'node:path';
-import { Readable } from 'node:stream';
 import { Fault } from '../api/fault.ts';
 import type { JobProgress } from '../api/job.ts';
 import { type RunOptions, runAny } from '../lib/proc.ts';
@@ -84,19 +83,11 @@ export const noRoom = async (work: Work): Promise<Fault> => {
   );
 };
 
-/** The merged archive as the standard input of a step, which is closed whatever happens. */
-export const feed = async <T>(work: Work, stage: string, use: (input: Readable) => Promise<T>): Promise<T> => {
+/** The merged archive, for the standard input of a step. */
+export const merged = (work: Work, stage: string): AsyncIterable<Uint8Array> => {
   const { signal, onProgress } = work.options;
-  const input = Readable.from(
-    mergedTar(work.handle, work.scan, work.merge, {
-      signal,
-      onProgress: (done, total) => onProgress?.({ stage, done, total, unit: 'bytes' }),
-    }),
-    { objectMode: false, highWaterMark: 1024 * 1024 },
-  );
-  try {
-    return await use(input);
-  } finally {
-    input.destroy();
-  }
+  return mergedTar(work.handle, work.scan, work.merge, {
+    signal,
+    onProgress: (done, total) => onProgress?.({ stage, done, total, unit: 'bytes' }),
+  });
 };

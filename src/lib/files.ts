@@ -3,6 +3,7 @@ import { createHash } from 'node:crypto';
 import { lstatSync, statSync } from 'node:fs';
 import { lstat, mkdir, open, realpath, rename, rm } from 'node:fs/promises';
 import { basename, dirname, join, relative, resolve, sep } from 'node:path';
+import { Ahead } from './ahead.ts';
 
 export const syncDir = async (dir: string): Promise<void> => {
   const handle = await open(dir, 'r');
@@ -90,11 +91,11 @@ export const ensureDir = async (path: string, mode = 0o755): Promise<string> => 
 export const sha256File = async (path: string, signal?: AbortSignal): Promise<string> => {
   await using handle = await open(path, 'r');
   const hash = createHash('sha256');
-  const chunk = Buffer.allocUnsafe(1024 * 1024); // one for all: a stream would make a new one each time
+  const ahead = new Ahead(handle);
   for (;;) {
     signal?.throwIfAborted();
-    const { bytesRead } = await handle.read(chunk, 0, chunk.length, null);
-    if (bytesRead === 0) return hash.digest('hex');
-    hash.update(chunk.subarray(0, bytesRead));
+    const piece = await ahead.next();
+    if (piece.length === 0) return hash.digest('hex');
+    hash.update(piece);
   }
 };

@@ -2,14 +2,14 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { open, readdir, readFile } from 'node:fs/promises';
-import type { Readable } from 'node:stream';
+import type { Readable, Writable } from 'node:stream';
 
 export interface RunOptions {
   cwd?: string;
   /** Replaces the environment; default: the caller's own. */
   env?: NodeJS.ProcessEnv;
-  /** Bytes or a stream for the standard input; default: /dev/null. */
-  input?: Uint8Array | Readable;
+  /** Bytes for the standard input, or pieces of them, each of which is done with when the next is asked for; default: /dev/null. */
+  input?: Uint8Array | AsyncIterable<Uint8Array>;
   /** Aborting kills the child's process group. */
   signal?: AbortSignal;
   /** Deadline, ms. Default 60 000. */
@@ -85,6 +85,14 @@ export const killGroup = (child: ChildProcess, grace_ms = 2000): void => {
   child.once('exit', () => clearTimeout(timer));
 };
 
+/** Writes the pieces one after the other and closes. Throws what they throw; a child that closes its input early is no error: its exit code tells. */
+const pump = async (from: NonNullable<RunOptions['input']>, to: Writable): Promise<void> => {
+  to.on('error', () => {});
+  for await (const piece of from instanceof Uint8Array ? [from] : from)
+    if (await new Promise(resolve => to.write(piece, resolve))) return;
+  to.end();
+};
+
 /** Runs a program to its end in a process group of its own. Rejects only if it could not be started or was aborted. */
 export const runAny = (argv: readonly string[], options: RunOptions = {}): Promise<RunResult> =>
   new Promise((resolve, reject) => {
@@ -109,13 +117,7 @@ export const runAny = (argv: readonly string[], options: RunOptions = {}): Promi
     const timer = setTimeout(() => end(new RunError(argv, `${program} took longer than ${ms} ms`)), ms);
     const onAbort = () => end(options.signal?.reason);
     options.signal?.addEventListener('abort', onAbort, { once: true });
-    const { input } = options;
-    child.stdin?.on('error', () => {}); // the child may close its input early; its exit code tells
-    if (input instanceof Uint8Array) child.stdin?.end(input);
-    else if (input !== undefined && child.stdin !== null) {
-      input.on('error', end);
-      input.pipe(child.stdin);
-    }
+    const fed = child.stdin && pump(options.input ?? new Uint8Array(), child.stdin).catch(end);
     const done = () => {
       clearTimeout(timer);
       options.signal?.removeEventListener('abort', onAbort);
@@ -126,7 +128,8 @@ export const runAny = (argv: readonly string[], options: RunOptions = {}): Promi
       const what = errno === 'ENOENT' ? 'is not installed or not in PATH' : `cannot be started: ${error.message}`;
       reject(new RunError(argv, `${program} ${what}`, undefined, errno));
     });
-    child.once('close', (code, signal) => {
+    child.once('close', async (code, signal) => {
+      await fed;
       done();
       if (why !== undefined) reject(why);
       else resolve({ code, signal, stdout: stdout(), stderr: stderr() });

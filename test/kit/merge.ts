@@ -45,7 +45,7 @@ export const tarPlace = async (): Promise<TarPlace> => {
       const scan = await scanArchive(handle, { signal });
       const plan = planMerge(scan, overlays, () => defaults(scan));
       const parts: Buffer[] = [];
-      for await (const part of mergedTar(handle, scan, plan, { signal })) parts.push(part);
+      for await (const part of mergedTar(handle, scan, plan, { signal })) parts.push(Buffer.from(part));
       return { tar: Buffer.concat(parts), scan, plan };
     },
   };
