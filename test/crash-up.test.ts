@@ -10,7 +10,7 @@ const here = () => g;
 const opened = new AsyncDisposableStack();
 before(async () => {
   const sources = opened.use(await openSources());
-  g = opened.use(await ground('qemu', sources.env));
+  g = opened.use(await ground('qemu', { env: sources.env }));
   await sources.point(g.w);
 });
 after(() => opened.disposeAsync());

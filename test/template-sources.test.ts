@@ -25,7 +25,7 @@ before(async () => {
   dir = await mkdtemp(join(tmpdir(), 'nexus-sources-'));
   opened.defer(() => rm(dir, { recursive: true, force: true }));
   sources = opened.use(await openSources());
-  g = opened.use(await ground('qemu', sources.env));
+  g = opened.use(await ground('qemu', { env: sources.env }));
   await sources.point(g.w);
   await settle(() => g);
 });

@@ -14,7 +14,7 @@ import { audit } from './audit.ts';
 import { type Stage, stage, vmmsByVm } from './behave.ts';
 import { makePackages } from './packages.ts';
 import { bundledMain } from './program.ts';
-import { REPO, type World } from './world.ts';
+import { REPO, type World, type WorldOptions } from './world.ts';
 
 export interface Ground extends Stage {
   /** What happens at which step, from now on: src/lib/step.ts. Nothing: all is well. */
@@ -48,8 +48,11 @@ const makeAgent = async (dir: string, vmm: VmmKind): Promise<void> => {
   await chmod(join(dir, 'nexus-probe'), 0o755);
 };
 
-/** Makes it, empty: see `settle`. `more` goes into the environment of the daemon. */
-export const ground = async (vmm: VmmKind = 'qemu', more: Record<string, string> = {}): Promise<Ground> => {
+/** Makes it, empty: see `settle`. */
+export const ground = async (
+  vmm: VmmKind = 'qemu',
+  { env: more, ...options }: Pick<WorldOptions, 'env' | 'parent'> = {},
+): Promise<Ground> => {
   const dir = await mkdtemp(join(tmpdir(), 'nxg-'));
   const faults = join(dir, 'faults');
   const fault = (text = '') => writeFile(faults, text);
@@ -65,7 +68,7 @@ export const ground = async (vmm: VmmKind = 'qemu', more: Record<string, string>
       PATH: `${join(dir, 'bin')}:${process.env.PATH}`,
       ...more,
     };
-    const s = await stage(vmm, { seed: 'empty', main: await bundledMain(), env });
+    const s = await stage(vmm, { ...options, seed: 'empty', main: await bundledMain(), env });
     const dispose = async () => {
       await s[Symbol.asyncDispose]();
       await rm(dir, { recursive: true, force: true });
