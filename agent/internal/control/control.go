@@ -76,6 +76,7 @@ func (s *Server) routes() {
 	s.mux.HandleFunc("GET /v1/execs", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, 200, map[string]any{"execs": s.Execs.List()})
 	})
+	s.fsRoutes()
 	s.mux.HandleFunc("POST /v1/power", s.power)
 	s.mux.HandleFunc("POST /v1/settle", s.settle)
 	s.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
@@ -91,7 +92,7 @@ func long(h http.HandlerFunc) http.HandlerFunc {
 		n := r.Context().Value(longKey{}).(*atomic.Int32)
 		defer n.Add(-1)
 		if n.Add(1) > wire.LongStreams {
-			refuse(w, 429, "too_many", "too many execs, outputs and inputs are open on this connection")
+			refuse(w, 429, "too_many", "too many commands and files are open on this connection")
 			return
 		}
 		h(w, r)

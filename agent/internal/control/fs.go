@@ -1,0 +1,255 @@
+package control
+
+import (
+	"encoding/json"
+	"errors"
+	"net/http"
+	"net/url"
+	"strconv"
+
+	"github.com/workfort/nexus/agent/internal/fs"
+)
+
+func (s *Server) fsRoutes() {
+	s.mux.HandleFunc("GET /v1/fs/stat", fsStat)
+	s.mux.HandleFunc("GET /v1/fs/list", long(fsList))
+	s.mux.HandleFunc("GET /v1/fs/read", long(fsRead))
+	s.mux.HandleFunc("POST /v1/fs/write", long(fsWrite))
+	s.mux.HandleFunc("POST /v1/fs/remove", long(fsRemove))
+	s.mux.HandleFunc("POST /v1/fs/mkdir", fsMkdir)
+	s.mux.HandleFunc("POST /v1/fs/rename", fsRename)
+	s.mux.HandleFunc("POST /v1/fs/chmod", fsChmod)
+}
+
+// fsQuery reads the fields of a query and keeps the first that is not valid.
+type fsQuery struct {
+	url.Values
+	err error
+}
+
+func (q *fsQuery) fail(text string) {
+	if q.err == nil {
+		q.err = errors.New(text)
+	}
+}
+
+func (q *fsQuery) path() string {
+	path := q.Get("path")
+	if err := fs.CheckPath(path); err != nil {
+		q.fail(err.Error())
+	}
+	return path
+}
+
+// number is the value of a field, or -1 if it is not there.
+func (q *fsQuery) number(name string, bits int) int64 {
+	text := q.Get(name)
+	if text == "" {
+		return -1
+	}
+	n, err := strconv.ParseUint(text, 10, bits)
+	if err != nil {
+		q.fail(name + " must be a whole number")
+	}
+	return int64(n)
+}
+
+func (q *fsQuery) mode() *uint32 {
+	mode, err := octal(q.Get("mode"))
+	if err != nil {
+		q.fail(err.Error())
+	}
+	return mode
+}
+
+func octal(text string) (*uint32, error) {
+	if text == "" {
+		return nil, nil
+	}
+	n, err := strconv.ParseUint(text, 8, 32)
+	if err != nil || n > 0o7777 {
+		return nil, errors.New("mode must be an octal number")
+	}
+	mode := uint32(n)
+	return &mode, nil
+}
+
+// refuseFs answers why the guest's files did not allow it: 422 and the name of the errno.
+func refuseFs(w http.ResponseWriter, err error) {
+	code, detail := fs.CodeOf(err)
+	refuse(w, 422, code, detail)
+}
+
+// done is the trailer of each answer that is streamed: ok, or the code of what broke it off.
+func done(w http.ResponseWriter, err error) {
+	code := "ok"
+	if err != nil {
+		code, _ = fs.CodeOf(err)
+	}
+	w.Header().Set(http.TrailerPrefix+"Nexus-End", code)
+}
+
+func fsStat(w http.ResponseWriter, r *http.Request) {
+	q := &fsQuery{Values: r.URL.Query()}
+	path := q.path()
+	if q.err != nil {
+		refuse(w, 400, "invalid", q.err.Error())
+		return
+	}
+	e, err := fs.Stat(path, q.Get("follow") == "1")
+	if err != nil {
+		refuseFs(w, err)
+		return
+	}
+	answer(w, 200, e)
+}
+
+func fsList(w http.ResponseWriter, r *http.Request) {
+	q := &fsQuery{Values: r.URL.Query()}
+	path := q.path()
+	if q.err != nil {
+		refuse(w, 400, "invalid", q.err.Error())
+		return
+	}
+	begun := false
+	out := json.NewEncoder(w)
+	err := fs.List(path, func() {
+		begun = true
+		w.Header().Set("Content-Type", "application/x-ndjson")
+		w.WriteHeader(200)
+	}, func(e fs.Entry) error {
+		if err := out.Encode(e); err != nil {
+			panic(http.ErrAbortHandler)
+		}
+		return nil
+	})
+	if !begun {
+		refuseFs(w, err)
+		return
+	}
+	done(w, err)
+}
+
+func fsRead(w http.ResponseWriter, r *http.Request) {
+	q := &fsQuery{Values: r.URL.Query()}
+	path, offset, length := q.path(), max(0, q.number("offset", 63)), q.number("length", 63)
+	if q.err != nil {
+		refuse(w, 400, "invalid", q.err.Error())
+		return
+	}
+	f, err := fs.Open(path, offset, length, q.Get("etag"))
+	if err != nil {
+		refuseFs(w, err)
+		return
+	}
+	defer f.Close()
+	head, _ := json.Marshal(f.Entry)
+	w.Header().Set("Content-Type", "application/octet-stream")
+	w.Header().Set("Nexus-Entry", url.PathEscape(string(head)))
+	if f.Length >= 0 {
+		w.Header().Set("Nexus-Length", strconv.FormatInt(f.Length, 10))
+	}
+	w.WriteHeader(200)
+	_ = http.NewResponseController(w).Flush()
+	_, err = f.WriteTo(w)
+	if broken := new(fs.Broken); errors.As(err, &broken) {
+		panic(http.ErrAbortHandler)
+	}
+	done(w, err)
+}
+
+func fsWrite(w http.ResponseWriter, r *http.Request) {
+	q := &fsQuery{Values: r.URL.Query()}
+	job := fs.Write{Path: q.path(), Mode: q.mode(), UID: int(q.number("uid", 31)), GID: int(q.number("gid", 31)),
+		Append: q.Get("append") == "1", Offset: q.number("offset", 63)}
+	if job.Append && job.Offset >= 0 {
+		q.fail("append and offset exclude each other")
+	}
+	if q.err != nil {
+		refuse(w, 400, "invalid", q.err.Error())
+		return
+	}
+	n, e, err := job.From(r.Body)
+	if broken := new(fs.Broken); errors.As(err, &broken) {
+		panic(http.ErrAbortHandler)
+	}
+	if err != nil {
+		refuseFs(w, err)
+		return
+	}
+	answer(w, 200, map[string]any{"bytes": n, "entry": e})
+}
+
+// change is the body of the requests that change one file.
+type change struct {
+	Path      string `json:"path"`
+	NewPath   string `json:"new_path"`
+	Mode      string `json:"mode"`
+	UID       *int   `json:"uid"`
+	GID       *int   `json:"gid"`
+	Recursive bool   `json:"recursive"`
+	Parents   bool   `json:"parents"`
+	Replace   bool   `json:"replace"`
+
+	bits *uint32
+}
+
+func (c *change) uid() int { return orNone(c.UID) }
+func (c *change) gid() int { return orNone(c.GID) }
+
+func orNone(n *int) int {
+	if n == nil {
+		return -1
+	}
+	return *n
+}
+
+// changes answers a request that changes one file.
+func changes(w http.ResponseWriter, r *http.Request, deed func(c *change) error) {
+	c := new(change)
+	if !read(w, r, c) {
+		return
+	}
+	bits, err := octal(c.Mode)
+	c.bits = bits
+	if err == nil {
+		err = fs.CheckPath(c.Path)
+	}
+	if err == nil && c.NewPath != "" {
+		err = fs.CheckPath(c.NewPath)
+	}
+	if err == nil && (c.uid() < -1 || c.gid() < -1) {
+		err = errors.New("uid and gid are not negative")
+	}
+	if err != nil {
+		refuse(w, 400, "invalid", err.Error())
+		return
+	}
+	if err := deed(c); err != nil {
+		refuseFs(w, err)
+		return
+	}
+	w.WriteHeader(204)
+}
+
+func fsRemove(w http.ResponseWriter, r *http.Request) {
+	changes(w, r, func(c *change) error { return fs.Remove(c.Path, c.Recursive) })
+}
+
+func fsMkdir(w http.ResponseWriter, r *http.Request) {
+	changes(w, r, func(c *change) error {
+		mode := uint32(0o755)
+		if c.bits != nil {
+			mode = *c.bits
+		}
+		return fs.Mkdir(c.Path, mode, c.Parents, c.uid(), c.gid())
+	})
+}
+
+func fsRename(w http.ResponseWriter, r *http.Request) {
+	changes(w, r, func(c *change) error { return fs.Rename(c.Path, c.NewPath, c.Replace) })
+}
+
+func fsChmod(w http.ResponseWriter, r *http.Request) {
+	changes(w, r, func(c *change) error { return fs.Change(c.Path, c.bits, c.uid(), c.gid()) })
+}
