@@ -2,11 +2,13 @@
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { Readable } from 'node:stream';
 import { test } from 'node:test';
 import fc from 'fast-check';
 import { z } from 'zod';
 import { ExecExit, ExecSpec } from '../src/api/exec.ts';
 import { Fault } from '../src/api/fault.ts';
+import { framed } from '../src/guest/send.ts';
 import { type ExecPiece, encodePreamble, exitOf, FrameParser, MAX_FRAME } from '../src/guest/wire.ts';
 
 const vectors = <T>(name: string, schema: z.ZodType<T>): T =>
@@ -166,4 +168,22 @@ test('fuzz: any bytes give bounded frames or one fault, split or whole', () => {
     ),
     { numRuns: 2000 },
   );
+});
+
+const Bodies = z.object({
+  bodies: z.array(z.object({ name: z.string(), chunks: z.array(z.string()), body: z.string() })),
+});
+
+test('golden: bodies in frames', async () => {
+  const { bodies } = vectors('fs-frames', Bodies);
+  assert.ok(bodies.length > 0);
+  for (const { name, chunks, body } of bodies) {
+    const source = Readable.from(
+      chunks.map(hex => Buffer.from(hex, 'hex')),
+      { objectMode: true },
+    );
+    assert.equal(Buffer.concat(await Array.fromAsync(framed(source))).toString('hex'), body, name);
+  }
+  const long = Buffer.concat(await Array.fromAsync(framed(Readable.from([Buffer.alloc(100_000)]))));
+  assert.deepEqual([long.length, long.readUInt32BE(0), long.readUInt32BE(65_540)], [100_012, 65_536, 34_464]);
 });

@@ -7,8 +7,10 @@ export type Method = 'GET' | 'POST' | 'PUT' | 'PATCH' | 'DELETE';
 /**
  * `sse`: the answer is `text/event-stream`; `output` is the schema of one message (a discriminated union on `type`).
  * `upload`: the request body is `application/octet-stream`, read as a stream; the input comes from path and query.
+ * `download`: the answer is `application/octet-stream`; `output` is what its header `nexus-head` says of it, as JSON in ASCII. What
+ * fails in the middle breaks the connection off: the end of the answer is the end of the bytes.
  */
-export type StreamKind = 'sse' | 'upload';
+export type StreamKind = 'sse' | 'upload' | 'download';
 
 export interface Op<
   I extends z.ZodObject = z.ZodObject,

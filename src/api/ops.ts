@@ -4,6 +4,7 @@ import { daemonOps } from './daemon.ts';
 import { eventOps } from './event.ts';
 import { execOps } from './exec.ts';
 import { firecrackerOps } from './firecracker.ts';
+import { fsOps } from './fs.ts';
 import { imageOps } from './image.ts';
 import { jobOps } from './job.ts';
 import { kernelOps } from './kernel.ts';
@@ -32,6 +33,7 @@ export const ops = {
   ...vmUpOps,
   ...vmWatchOps,
   ...execOps,
+  ...fsOps,
   ...jobOps,
   ...eventOps,
 };

@@ -22,7 +22,7 @@ const subject = (row: Row, input: Record<string, unknown>): string => {
   const [noun] = split(row);
   const one = NOUNS[noun]?.[0] ?? noun;
   const key = row.args[0];
-  return key === undefined ? `the ${one}` : `${one} '${cell(key, input[noun] ?? input[key])}'`;
+  return key === undefined ? `the ${one}` : `${one} '${cell(key, input[noun] ?? input.path ?? input[key])}'`;
 };
 
 const confirmed = async (row: Row, input: Record<string, unknown>): Promise<void> => {
@@ -67,12 +67,8 @@ export const runRow = async (
   if (stream !== undefined) return stream(cli, input);
   const view = VIEWS[row.name];
   if (view !== undefined) return view(cli, input);
-  if (row.stream === 'upload') return showAnswer(cli, row, input, await upload(cli, input));
   if (DESTRUCTIVE.includes(split(row)[1]) && options.yes !== true && onTerminal()) await confirmed(row, input);
-  const answer = await cli.nexus.call(row.name, input);
+  const answer = await cli.nexus.call(row.name, input, row.stream === 'upload' ? { body: process.stdin } : {});
   if (row.answers === 'job' && isJob(answer)) return jobStarted(cli, answer, options.detach === true);
   showAnswer(cli, row, input, answer);
 };
-
-const upload = (cli: Cli, input: Record<string, unknown>): Promise<unknown> =>
-  cli.nexus.exec.stdin({ vm: String(input.vm), exec: String(input.exec) }, { body: process.stdin });

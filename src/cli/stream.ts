@@ -6,6 +6,7 @@ import { checkJob } from '../client/job.ts';
 import { plain } from '../lib/text.ts';
 import { type Cli, note, out } from './cli.ts';
 import { attachCommand } from './exec.ts';
+import { listFiles } from './fs.ts';
 import { cell, json, timeText } from './show.ts';
 import { showTop } from './top.ts';
 
@@ -52,5 +53,6 @@ export const STREAMS: Record<string, Show> = {
   'build.logs': (cli, { build, ...rest }) =>
     each(cli, cli.nexus.build.logs({ build: text(build), ...rest }), rest.follow === true ? jobLine : buildLine),
   'exec.attach': attachCommand,
+  'fs.list': (cli, { vm, path }) => listFiles(cli, cli.nexus.fs.list({ vm: text(vm), path: text(path) })),
   'event.watch': (cli, input) => each(cli, cli.nexus.event.watch(input), eventLine),
 };

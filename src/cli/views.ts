@@ -4,6 +4,7 @@ import { FAULTS } from '../api/fault.ts';
 import { Unreachable } from '../client/transport.ts';
 import { checksText } from '../lib/checks.ts';
 import { type Cli, fail, note, out } from './cli.ts';
+import { readFile, writeFile } from './fs.ts';
 import { inspectText } from './inspect.ts';
 import { json } from './show.ts';
 
@@ -23,6 +24,8 @@ const doctor: View = async cli => {
 };
 
 export const VIEWS: Record<string, View> = {
+  'fs.read': readFile,
+  'fs.write': writeFile,
   'daemon.doctor': doctor,
   'build.trigger': async (cli, { template }) => {
     const build = await cli.nexus.build.trigger({ template: String(template) });

@@ -13,6 +13,7 @@ export const NOUNS: Record<string, readonly [string, string]> = {
   ws: ['workspace', 'workspaces'],
   vm: ['VM', 'VMs'],
   exec: ['command', 'commands'],
+  fs: ['file', 'files'],
   job: ['job', 'jobs'],
   event: ['event', 'events'],
 };
@@ -33,7 +34,14 @@ export const NOUN_ALIASES: Record<string, string> = {
   jobs: 'job',
 };
 
-export const VERB_ALIASES: Record<string, string> = { list: 'ls', get: 'show', delete: 'rm', remove: 'rm' };
+export const VERB_ALIASES: Record<string, string> = {
+  list: 'ls',
+  get: 'show',
+  delete: 'rm',
+  remove: 'rm',
+  read: 'cat',
+  rename: 'mv',
+};
 
 /** The verb of an operation that answers nothing, once it is done. */
 export const PAST: Record<string, string> = {
@@ -41,6 +49,9 @@ export const PAST: Record<string, string> = {
   remove: 'Removed',
   signal: 'Signalled',
   ping: 'Alive',
+  mkdir: 'Made',
+  rename: 'Renamed',
+  chmod: 'Changed',
 };
 
 /** These ask first on a terminal. */
@@ -60,4 +71,6 @@ export const SHORT: Record<string, string> = {
   cwd: 'w',
   follow: 'f',
   tail: 'n',
+  recursive: 'r',
+  parents: 'p',
 };

@@ -12,6 +12,7 @@ import type { Row } from '../api/derive.ts';
 import { Fault } from '../api/fault.ts';
 import type { OpArgs, OpName, OpOut, OpStream } from '../api/ops.ts';
 import { TABLE } from '../api/table.ts';
+import { type Download, downloadOf } from './download.ts';
 import { readSse } from './sse.ts';
 import { defaultSocket, readText, type Transport, unixTransport } from './transport.ts';
 
@@ -33,9 +34,16 @@ type Sse<N extends OpName> =
     ? (args?: OpArgs<N>, options?: CallOptions) => AsyncGenerator<OpOut<N>, void>
     : (args: OpArgs<N>, options?: CallOptions) => AsyncGenerator<OpOut<N>, void>;
 type Upload<N extends OpName> = (args: OpArgs<N>, options: UploadOptions) => Promise<OpOut<N>>;
+type Downloads<N extends OpName> = (args: OpArgs<N>, options?: CallOptions) => Promise<Download<OpOut<N>>>;
 
 export type Call<N extends OpName> =
-  OpStream<N> extends 'sse' ? Sse<N> : OpStream<N> extends 'upload' ? Upload<N> : Plain<N>;
+  OpStream<N> extends 'sse'
+    ? Sse<N>
+    : OpStream<N> extends 'upload'
+      ? Upload<N>
+      : OpStream<N> extends 'download'
+        ? Downloads<N>
+        : Plain<N>;
 
 export type Noun = OpName extends `${infer N}.${string}` ? N : never;
 type Verb<N extends Noun> = Extract<OpName, `${N}.${string}`> extends `${N}.${infer V}` ? V : never;
@@ -101,13 +109,25 @@ async function* streamWith(
   yield* readSse(message, transport.socket, signal);
 }
 
+const downloadWith = async (
+  transport: Transport,
+  name: string,
+  args: Record<string, unknown>,
+  { signal }: CallOptions = {},
+): Promise<Download<unknown>> => {
+  const message = await transport.send({ ...outgoing(rowOf(name), args), accept: 'application/octet-stream', signal });
+  return downloadOf(message, transport.socket, signal);
+};
+
+const WAYS = { sse: streamWith, upload: callWith, download: downloadWith } as const;
+
 /** One noun's verbs. The daemon keeps the contract, and TypeScript cannot follow it through the loop: hence the cast. */
 const noun = <N extends Noun>(transport: Transport, name: N): Verbs<N> => {
   const verbs: Record<string, unknown> = {};
   for (const row of Object.values(TABLE)) {
     const [of, verb] = row.name.split('.');
     if (of !== name || verb === undefined) continue;
-    const way = row.stream === 'sse' ? streamWith : callWith;
+    const way = row.stream === undefined ? callWith : WAYS[row.stream];
     verbs[verb] = (args: Record<string, unknown> = {}, options: CallOptions = {}) =>
       way(transport, row.name, args, options);
   }
@@ -128,6 +148,7 @@ export class Nexus implements Nouns, AsyncDisposable {
   readonly ws: Verbs<'ws'>;
   readonly vm: Verbs<'vm'>;
   readonly exec: Verbs<'exec'>;
+  readonly fs: Verbs<'fs'>;
   readonly job: Verbs<'job'>;
   readonly event: Verbs<'event'>;
   readonly #transport: Transport;
@@ -147,12 +168,13 @@ export class Nexus implements Nouns, AsyncDisposable {
     this.ws = noun(transport, 'ws');
     this.vm = noun(transport, 'vm');
     this.exec = noun(transport, 'exec');
+    this.fs = noun(transport, 'fs');
     this.job = noun(transport, 'job');
     this.event = noun(transport, 'event');
   }
 
   /** A call whose operation is known only at run time. */
-  call(name: string, args: Record<string, unknown>, options: CallOptions = {}): Promise<unknown> {
+  call(name: string, args: Record<string, unknown>, options: Partial<UploadOptions> = {}): Promise<unknown> {
     return callWith(this.#transport, name, args, options);
   }
 

@@ -5,14 +5,11 @@ import { Fault } from '../api/fault.ts';
 import type { OpIn } from '../api/ops.ts';
 import type { ExecStream } from '../guest/exec.ts';
 import type { GuestExecs } from '../guest/exec_list.ts';
-import { admit, needVm } from './find.ts';
 import type { HandlersOf } from './handler.ts';
 import type { Host, Live } from './host.ts';
 import { idOf, newId } from './ids.ts';
-import { guestReady, liveOf } from './live.ts';
+import { awaitGuest, needLive } from './inside.ts';
 
-/** How long a command waits for a guest that is about to be ready. */
-const READY_MS = 10_000;
 const SMALL_MS = 10_000;
 /** One message carries at most this much output, so that slow readers see progress. */
 const MESSAGE_BYTES = 64 * 1024;
@@ -54,30 +51,6 @@ export const execHandlers = (host: Host): HandlersOf<'exec'> => ({
 
 /** For requests with a short answer. */
 const small = (live: Live): AbortSignal => AbortSignal.any([AbortSignal.timeout(SMALL_MS), live.gone.signal]);
-
-export const needLive = async (host: Host, ref: string): Promise<Live> => {
-  const vm = await needVm(host, ref);
-  admit(vm, 'exec');
-  const live = liveOf(host, vm.id);
-  if (live === undefined) throw new Fault('bad_state', `Cannot run a command in VM '${vm.name}': it has just ended.`);
-  return live;
-};
-
-export const awaitGuest = async (live: Live, ref: string, client: AbortSignal): Promise<void> => {
-  if (live.guest.state === 'ready') return;
-  const deadline = AbortSignal.timeout(READY_MS);
-  try {
-    await guestReady(live, AbortSignal.any([deadline, client]));
-  } catch (error) {
-    if (live.gone.signal.aborted)
-      throw new Fault('bad_state', `Cannot run a command in VM '${ref}': it has just ended.`);
-    if (!deadline.aborted) throw error;
-    throw new Fault('guest', `The guest of VM '${ref}' does not answer: it is ${live.guest.state}.`, {
-      hint: `nexusctl vm logs ${ref}`,
-      cause: error,
-    });
-  }
-};
 
 const startExec = (live: Live, input: OpIn<'exec.run'>, client: AbortSignal): Promise<ExecStream> => {
   const { vm, idempotency_key: key, ...spec } = input;

@@ -11,8 +11,17 @@ export interface Ctx {
   readonly body?: Readable;
 }
 
+/** Bytes that are sent as they come. It is disposed in every case, read or not. */
+export interface Download<Head> extends Disposable {
+  readonly head: Head;
+  /** How many bytes there will be; null: that is not known. */
+  readonly length: number | null;
+  readonly bytes: AsyncIterable<Uint8Array>;
+}
+
 /** One answer, or for `sse` operations the messages; a throw before the first message becomes the HTTP status. */
-export type Answer<N extends OpName> = OpStream<N> extends 'sse' ? AsyncIterable<OpOut<N>> : OpOut<N>;
+export type Answer<N extends OpName> =
+  OpStream<N> extends 'sse' ? AsyncIterable<OpOut<N>> : OpStream<N> extends 'download' ? Download<OpOut<N>> : OpOut<N>;
 
 export type Handler<N extends OpName> = (ctx: Ctx, input: OpIn<N>) => Promise<Answer<N>>;
 

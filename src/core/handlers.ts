@@ -4,6 +4,7 @@ import { daemonHandlers } from './daemon.ts';
 import { eventHandlers } from './event.ts';
 import { execHandlers } from './exec.ts';
 import { firecrackerHandlers } from './firecracker.ts';
+import { fsHandlers } from './fs.ts';
 import type { Handlers } from './handler.ts';
 import type { Host } from './host.ts';
 import { imageHandlers } from './image.ts';
@@ -27,6 +28,7 @@ export const makeHandlers = (host: Host): Handlers => ({
   ...wsHandlers(host),
   ...vmHandlers(host),
   ...execHandlers(host),
+  ...fsHandlers(host),
   ...jobHandlers(host),
   ...eventHandlers(host),
 });

@@ -9,10 +9,11 @@ import { PassThrough, type Readable } from 'node:stream';
 import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from 'fastify';
 import { Fault } from '../api/fault.ts';
 import { type AnyOp, OP_NAMES, type OpName, ops } from '../api/ops.ts';
-import type { Ctx, Handlers } from '../core/handler.ts';
+import type { Ctx, Download, Handlers } from '../core/handler.ts';
 import { withDeadline } from '../lib/deadline.ts';
 import { ensureDir } from '../lib/files.ts';
 import type { Log } from '../lib/log.ts';
+import { sendDownload } from './download.ts';
 import { explain, parseInput } from './input.ts';
 import { sendSse } from './sse.ts';
 
@@ -124,6 +125,17 @@ const serve = async (door: Door, name: OpName, request: FastifyRequest, reply: F
     actor: 'api',
     ...(op.stream === 'upload' ? { body: uploadBody(request.raw) } : {}),
   };
+  if (op.stream === 'download') {
+    const answer = (await handler(ctx, input)) as Download<unknown>;
+    await sendDownload(answer, {
+      raw: reply.raw,
+      signal: abort.signal,
+      check: head => check(door, name, op, head),
+      onOpen: () => reply.hijack(),
+      onError: error => door.log.warn({ op: name, err: toFault(error, door.log, name) }, 'a download broke off'),
+    });
+    return reply;
+  }
   if (op.stream !== 'sse') {
     const answer = await handler(ctx, input);
     check(door, name, op, answer);

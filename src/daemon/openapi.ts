@@ -4,6 +4,7 @@ import { DaemonInfo, DoctorReport } from '../api/daemon.ts';
 import { EventMessage } from '../api/event.ts';
 import { ExecMessage } from '../api/exec.ts';
 import { FAULTS, type FaultCode } from '../api/fault.ts';
+import { FsEntry } from '../api/fs.ts';
 import { Image } from '../api/image.ts';
 import { Job, JobMessage } from '../api/job.ts';
 import { Kernel } from '../api/kernel.ts';
@@ -24,6 +25,7 @@ const NAMED: Record<string, z.ZodType> = {
   DoctorReport,
   EventMessage,
   ExecMessage,
+  FsEntry,
   Image,
   Job,
   JobMessage,
@@ -106,6 +108,13 @@ const faults = (codes: readonly FaultCode[]): Json => {
 
 const success = (op: AnyOp, write: Write): Json => {
   const schema = write(op.output, 'output');
+  if (op.stream === 'download') {
+    return {
+      description: 'The bytes. An answer that breaks off is not whole.',
+      headers: { 'nexus-head': { description: 'What they are, as JSON in ASCII.', schema } },
+      content: { 'application/octet-stream': { schema: { type: 'string', format: 'binary' } } },
+    };
+  }
   if (op.stream !== 'sse') return { description: 'Done.', content: { 'application/json': { schema } } };
   return {
     description:

@@ -5,7 +5,6 @@
  * standard input takes both its places at once, so that commands that wait for input can never keep input waiting.
  * Whatever was taken is given back when the command's output is over.
  */
-import http2 from 'node:http2';
 import type { Duplex, Readable } from 'node:stream';
 import { z } from 'zod';
 import type { Signal } from '../api/exec.ts';
@@ -15,11 +14,11 @@ import { type Egress, serveEgress } from './egress.ts';
 import { ExecOutput, type ExecStream, type Offsets } from './exec.ts';
 import { EXECS_MOST_BYTES, ExecList, type GuestExecs } from './exec_list.ts';
 import { type Ending, type Facts, parseBody, parseFacts } from './facts.ts';
+import { Files } from './files.ts';
 import { type GuestState, Keeper, type KeeperOptions, type Settle } from './keeper.ts';
-import { bound, LostError, readBody, statusOf } from './link.ts';
 import { refusal, spawnRefusal } from './refusal.ts';
 import { type OutputRequest, Requests } from './requests.ts';
-import { sendAll } from './send.ts';
+import { upload } from './upload.ts';
 import { type Asked, encodePreamble, ID } from './wire.ts';
 
 export interface GuestOptions extends KeeperOptions {
@@ -42,7 +41,6 @@ const BULK = 112;
 const START_MS = 30_000;
 /** How long a command's output waits for a lost connection. */
 const RECOVER_MS = 120_000;
-const { NGHTTP2_CANCEL } = http2.constants;
 
 const checkId = (id: string): string => {
   if (!ID.test(id)) throw new Fault('invalid', 'Cannot name a command so: an ID has 1 to 64 of A-Z a-z 0-9 _ -.');
@@ -66,11 +64,13 @@ export class Guest implements AsyncDisposable {
   readonly #outputs = new Set<ExecOutput>();
   /** Commands that have a place for their standard input already. */
   readonly #reserved = new Set<string>();
+  readonly files: Files;
 
   constructor(options: GuestOptions) {
     this.#options = options;
     this.#keeper = new Keeper(options);
     this.#requests = new Requests(this.#keeper);
+    this.files = new Files(this.#requests, this.#bulk);
   }
 
   get state(): GuestState {
@@ -206,31 +206,13 @@ export class Guest implements AsyncDisposable {
   async writeStdin(id: string, stream: Readable, signal: AbortSignal): Promise<number> {
     const limit = this.#requests.bounded(signal);
     const what = `feed command ${id}`;
-    let sent = 0;
     try {
       const reserved = this.#reserved.delete(checkId(id));
       using _place = reserved ? undefined : await this.#bulk.take(1, limit);
-      return await this.#requests.told(what, signal, async () => {
-        const link = await this.#requests.link(limit);
-        const request = link.request({ ':method': 'POST', ':path': `/v1/exec/${id}/stdin` }, false);
-        try {
-          const answer = Promise.all([statusOf(request), readBody(request)]);
-          answer.catch(() => {}); // raced below
-          bound(request, limit);
-          const sending = sendAll(request, stream, bytes => {
-            sent += bytes;
-          });
-          // A command that closes its input answers before all is sent; a source that fails is heard first.
-          const [head, body] = await Promise.race([answer, sending.then(() => answer)]);
-          if (head[':status'] !== 200) throw refusal(what, head[':status'] ?? 0, body);
-          return parseBody(Taken, body, 'what the command took').bytes;
-        } catch (error) {
-          if (!(error instanceof LostError)) throw error;
-          throw new LostError(`${error.message} after ${sent} bytes were sent`, error);
-        } finally {
-          if (!request.closed) request.close(NGHTTP2_CANCEL);
-        }
-      });
+      const request = { what, path: `/v1/exec/${id}/stdin`, body: stream };
+      const { status, body } = await upload(this.#requests, request, limit, signal);
+      if (status !== 200) throw refusal(what, status, body);
+      return parseBody(Taken, body, 'what the command took').bytes;
     } finally {
       stream.destroy();
     }

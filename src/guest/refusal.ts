@@ -18,7 +18,8 @@ const CODES: Record<string, FaultCode> = {
 /** What an agent says of a request that it does not have. */
 const UNKNOWN = 'the agent does not know this request';
 
-const read = (body: Buffer): { code: string; detail: string } => {
+/** Code and detail of a refusal. */
+export const readRefusal = (body: Buffer): { code: string; detail: string } => {
   try {
     const parsed = Refusal.safeParse(JSON.parse(body.toString('utf8')));
     if (parsed.success) return { code: parsed.data.code, detail: plain(parsed.data.detail).slice(0, 300) };
@@ -30,7 +31,7 @@ const read = (body: Buffer): { code: string; detail: string } => {
 
 /** The fault for an answer of 400 or more. `what` completes "Cannot …". */
 export const refusal = (what: string, status: number, body: Buffer): Fault => {
-  const { code, detail } = read(body);
+  const { code, detail } = readRefusal(body);
   if (status < 400)
     return new Fault('guest', `Cannot ${what}: the guest answered with an unexpected status ${status}.`);
   if (status === 404 && detail === UNKNOWN) {
@@ -57,7 +58,7 @@ const isReason = (code: string): code is Reason => EXEC_REASONS.some(reason => r
 
 /** The fault for a command that the guest could not start (status 422); `reason` is the guest's own word. */
 export const spawnRefusal = (spec: { argv: readonly string[] }, status: number, body: Buffer): Fault => {
-  const { code, detail } = read(body);
+  const { code, detail } = readRefusal(body);
   const program = plain(spec.argv[0] ?? '').slice(0, 200);
   if (status !== 422 || !isReason(code)) return refusal(`run '${program}'`, status, body);
   // The agent's own sentence is finer: it names the directory or the file.

@@ -2,7 +2,7 @@
  * Requests over whatever control connection is current: again where that is safe, with a deadline, with errors for the
  * reader.
  */
-import http2, { type OutgoingHttpHeaders } from 'node:http2';
+import http2, { type IncomingHttpHeaders, type OutgoingHttpHeaders } from 'node:http2';
 import { Fault } from '../api/fault.ts';
 import { DeadlineError, pause } from '../lib/deadline.ts';
 import { Slots } from '../lib/slots.ts';
@@ -44,18 +44,29 @@ export interface SmallRequest {
   most?: number;
   /** True: doing it twice does no harm. */
   again: boolean;
+  /** The fault for an answer that is no success; default: `refusal`. */
+  refused?: typeof refusal;
 }
 
-/** A request whose answer is a command's output. Doing it twice does no harm. */
-export interface OutputRequest {
+/** A request whose answer is streamed. Doing it twice does no harm. */
+export interface StreamRequest {
   what: string;
+  headers: OutgoingHttpHeaders;
+  body?: Buffer;
+  refused: (status: number, body: Buffer) => Fault;
+}
+
+/** A request whose answer is a command's output. */
+export interface OutputRequest extends StreamRequest {
   /** Of the command that is asked for; it may turn out to be another that was there. */
   id: string;
   /** What the output is counted from, where the guest does not say. */
   from: Offsets;
-  headers: OutgoingHttpHeaders;
-  body?: Buffer;
-  refused: (status: number, body: Buffer) => Fault;
+}
+
+interface Streamed {
+  source: Source;
+  headers: IncomingHttpHeaders;
 }
 
 /** Worth another try: the connection was lost, or the guest still counts streams of a connection that was. */
@@ -105,7 +116,7 @@ export class Requests {
       return await this.#tries(limit.signal, lost, async link => {
         const answer = await call(link, request, limit.signal);
         if (answer.status >= 200 && answer.status < 300) return answer;
-        throw refusal(what, answer.status, answer.body);
+        throw (request.refused ?? refusal)(what, answer.status, answer.body);
       });
     });
   }
@@ -138,13 +149,32 @@ export class Requests {
 
   /** A command's output from its first answer on, within `ms` for all tries. */
   async output(request: OutputRequest, ms: number, signal: AbortSignal): Promise<Opened> {
+    const { source, headers } = await this.stream(request, ms, signal);
+    try {
+      const pid = headers['nexus-exec-pid'];
+      if (typeof pid !== 'string' || !PID.test(pid)) {
+        throw new Fault('guest', `Cannot ${request.what}: the guest did not name the process.`);
+      }
+      const { 'nexus-exec-id': id = request.id, 'nexus-exec-from': from } = headers;
+      if (typeof id !== 'string' || !ID.test(id)) {
+        throw new Fault('guest', `Cannot ${request.what}: the guest did not name the command.`);
+      }
+      return { source, pid: Number(pid), id, from: offsetsOf(from) ?? request.from };
+    } catch (error) {
+      source.stream.close(http2.constants.NGHTTP2_CANCEL);
+      throw error;
+    }
+  }
+
+  /** An answer that is streamed, from its head on, within `ms` for all tries. */
+  async stream(request: StreamRequest, ms: number, signal: AbortSignal): Promise<Streamed> {
     return await this.told(request.what, signal, async () => {
       using limit = within('the answer of the guest', ms, this.bounded(signal));
       return await this.#tries(limit.signal, passing, link => this.#open(link, request, limit.signal));
     });
   }
 
-  async #open(link: Link, request: OutputRequest, signal: AbortSignal): Promise<Opened> {
+  async #open(link: Link, request: StreamRequest, signal: AbortSignal): Promise<Streamed> {
     const { body } = request;
     const stream = link.request(request.headers, body === undefined);
     const source = new Source(stream, link);
@@ -158,15 +188,7 @@ export class Requests {
       const headers = await answer;
       const status = headers[':status'] ?? 0;
       if (status !== 200) throw request.refused(status, await readBody(stream));
-      const pid = headers['nexus-exec-pid'];
-      if (typeof pid !== 'string' || !PID.test(pid)) {
-        throw new Fault('guest', `Cannot ${request.what}: the guest did not name the process.`);
-      }
-      const { 'nexus-exec-id': id = request.id, 'nexus-exec-from': from } = headers;
-      if (typeof id !== 'string' || !ID.test(id)) {
-        throw new Fault('guest', `Cannot ${request.what}: the guest did not name the command.`);
-      }
-      return { source, pid: Number(pid), id, from: offsetsOf(from) ?? request.from };
+      return { source, headers };
     } catch (error) {
       cancel();
       throw error;

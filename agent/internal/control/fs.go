@@ -8,6 +8,7 @@ import (
 	"strconv"
 
 	"github.com/workfort/nexus/agent/internal/fs"
+	"github.com/workfort/nexus/agent/internal/wire"
 )
 
 func (s *Server) fsRoutes() {
@@ -169,7 +170,7 @@ func fsWrite(w http.ResponseWriter, r *http.Request) {
 		refuse(w, 400, "invalid", q.err.Error())
 		return
 	}
-	n, e, err := job.From(r.Body)
+	n, e, err := job.From(&wire.Frames{R: r.Body})
 	if broken := new(fs.Broken); errors.As(err, &broken) {
 		panic(http.ErrAbortHandler)
 	}

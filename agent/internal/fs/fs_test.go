@@ -102,7 +102,7 @@ func TestABrokenWriteLeavesWhatWasThere(t *testing.T) {
 		t.Fatal(err)
 	}
 	for path, code := range map[string]string{dir: "EISDIR", dir + "/no/file": "ENOENT", "/dev/null": "NOT_REGULAR",
-		file + "/x": "ENOTDIR", dir + "/..": "EISDIR", "/": "EISDIR", dir + "/" + strings.Repeat("n", 300): "ENAMETOOLONG"} {
+		file + "/x": "ENOTDIR", dir + "/..": "EISDIR", dir + "/" + strings.Repeat("n", 300): "ENAMETOOLONG"} {
 		_, _, err := write(path).From(strings.NewReader("x"))
 		wants(t, err, code)
 	}
@@ -244,9 +244,10 @@ func TestRemoveMkdirRenameChange(t *testing.T) {
 	if _, err := Stat(at("a/b/c"), false); err != nil {
 		t.Fatal("the link was followed")
 	}
-	for _, path := range []string{"/", "//", at("a") + "/..", at("a") + "/.", at("a") + "/../", "/."} {
-		wants(t, Remove(path, true), "EINVAL")
+	for _, path := range []string{"/", "//", "/a/..", "/a/.", "/a/../", "/.", "/.//"} {
+		wants(t, named(path), "EINVAL") // not Remove: it would be this machine's
 	}
+	wants(t, Remove(at("a")+"/b/..", true), "EINVAL")
 	must(t, Remove(at("a"), true))
 	must(t, Remove(at("moved"), false))
 	wants(t, Remove(at("moved"), true), "ENOENT")

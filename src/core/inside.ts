@@ -1,0 +1,39 @@
+/** The way into a VM that runs, for whatever is done in there. */
+import { Fault } from '../api/fault.ts';
+import { admit, needVm } from './find.ts';
+import type { Host, Live } from './host.ts';
+import { guestReady, liveOf } from './live.ts';
+
+/** How long a command waits for a guest that is about to be ready. */
+const READY_MS = 10_000;
+
+export const needLive = async (host: Host, ref: string): Promise<Live> => {
+  const vm = await needVm(host, ref);
+  admit(vm, 'exec');
+  const live = liveOf(host, vm.id);
+  if (live === undefined) throw new Fault('bad_state', `Cannot run a command in VM '${vm.name}': it has just ended.`);
+  return live;
+};
+
+export const awaitGuest = async (live: Live, ref: string, client: AbortSignal): Promise<void> => {
+  if (live.guest.state === 'ready') return;
+  const deadline = AbortSignal.timeout(READY_MS);
+  try {
+    await guestReady(live, AbortSignal.any([deadline, client]));
+  } catch (error) {
+    if (live.gone.signal.aborted)
+      throw new Fault('bad_state', `Cannot run a command in VM '${ref}': it has just ended.`);
+    if (!deadline.aborted) throw error;
+    throw new Fault('guest', `The guest of VM '${ref}' does not answer: it is ${live.guest.state}.`, {
+      hint: `nexusctl vm logs ${ref}`,
+      cause: error,
+    });
+  }
+};
+
+/** A guest that answers. `gone` is aborted with the client's signal, and when the VM has ended. */
+export const needGuest = async (host: Host, ref: string, client: AbortSignal) => {
+  const live = await needLive(host, ref);
+  await awaitGuest(live, ref, client);
+  return { guest: live.guest, gone: AbortSignal.any([client, live.gone.signal]) };
+};

@@ -1,0 +1,50 @@
+/** A request with a body of any length, and its small answer. */
+import http2 from 'node:http2';
+import type { Readable } from 'node:stream';
+import { type Answer, bound, LostError, readBody, statusOf } from './link.ts';
+import type { Requests } from './requests.ts';
+import { sendAll } from './send.ts';
+
+export interface UploadRequest {
+  /** Completes "Cannot …". */
+  what: string;
+  path: string;
+  body: Readable;
+  /** What the body is, where it breaks off; default: the standard input. */
+  noun?: string;
+}
+
+/** Sends the body once: an error says how far it came. `limit` ends it, `signal` is the caller's part of that. */
+export const upload = async (
+  requests: Requests,
+  { what, path, body, noun }: UploadRequest,
+  limit: AbortSignal,
+  signal: AbortSignal,
+): Promise<Answer> => {
+  let sent = 0;
+  try {
+    return await requests.told(what, signal, async () => {
+      const link = await requests.link(limit);
+      const request = link.request({ ':method': 'POST', ':path': path }, false);
+      try {
+        const answer = Promise.all([statusOf(request), readBody(request)]);
+        answer.catch(() => {}); // raced below
+        bound(request, limit);
+        const onSent = (bytes: number) => {
+          sent += bytes;
+        };
+        const sending = sendAll(request, body, onSent, noun);
+        // A guest that has enough answers before all is sent; a source that fails is heard first.
+        const [head, bytes] = await Promise.race([answer, sending.then(() => answer)]);
+        return { status: head[':status'] ?? 0, body: bytes };
+      } catch (error) {
+        if (!(error instanceof LostError)) throw error;
+        throw new LostError(`${error.message} after ${sent} bytes were sent`, error);
+      } finally {
+        if (!request.closed) request.close(http2.constants.NGHTTP2_CANCEL);
+      }
+    });
+  } finally {
+    body.destroy();
+  }
+};
