@@ -7,7 +7,7 @@ import { after, before, describe, test } from 'node:test';
 import type { Vm } from '../src/api/vm.ts';
 import { lastWord } from '../src/core/verdict.ts';
 import { poll, sleep } from '../src/lib/deadline.ts';
-import { killVmm, noVmm, rejects, type Stage, stage, until } from './kit/behave.ts';
+import { kept, killVmm, noVmm, rejects, type Stage, stage, until } from './kit/behave.ts';
 import type { World } from './kit/world.ts';
 
 /** Quick, and told apart: the first delay, the ceiling, and when an end comes late enough. */
@@ -236,6 +236,7 @@ for (const vmm of ['qemu', 'firecracker'] as const) {
         begun('dead', { restart: 'on-crash' }, {}),
         begun('young', {}, { BOOT_MS: 60_000 }),
       ]);
+      for (const { id } of [off, again, mute, bad, dead, young]) await kept(w, id);
       await w.kill();
       for (const { pid } of [off, again, mute, bad, young]) process.kill(pid ?? assert.fail('no process'), 'SIGUSR2');
       assert.ok(await killVmm(w, dead.id));

@@ -14,7 +14,7 @@ import type { Console } from '../vmm/console.ts';
 import type { Machine, MachineEnd } from '../vmm/machine.ts';
 import type { Host, Live, StartTimes } from './host.ts';
 import { insist } from './insist.ts';
-import { endKeeperOf } from './keepers.ts';
+import { endKeeperOf, keeperFor } from './keepers.ts';
 import { moveVm } from './move.ts';
 import { watchStops } from './paused.ts';
 import { afterEnd } from './restarts.ts';
@@ -194,6 +194,12 @@ export const letGo = async (host: Host, live: Live): Promise<void> => {
       host.log.warn({ err: error, vm: live.vm_id }, 'cannot close a part of a VM');
     }
   }
+};
+
+/** Of a daemon that stops: its VMs live on. */
+export const leave = async (host: Host, live: Live): Promise<void> => {
+  if (!live.gone.signal.aborted) await keeperFor(host, live.vm_id);
+  await letGo(host, live);
 };
 
 /** After the end is stored: another start may come. */

@@ -12,7 +12,7 @@ import { admit, lockVm, named, needVm, publicVm } from './find.ts';
 import type { Host, Live, StartTimes } from './host.ts';
 import { initrdFor } from './initrd.ts';
 import { insist } from './insist.ts';
-import { newKeeper } from './keepers.ts';
+import { keepSoon } from './keepers.ts';
 import { diskFull } from './land.ts';
 import { forget, guestReady, hold, letGo } from './live.ts';
 import { moveVm } from './move.ts';
@@ -145,6 +145,7 @@ export const launch = async (host: Host, vm: VmRecord, assets: Assets, how: Laun
     );
     undo.commit();
     live.stored.resolve();
+    keepSoon(host, live);
     return live;
   } catch (error) {
     await undo.unwind((step, e) => host.log.error({ err: e, vm: id, step }, 'cannot undo a step of a start'));
@@ -253,7 +254,6 @@ const boot = async (
     await letGo(host, live);
     forget(host, live);
   });
-  await newKeeper(host, vm.id); // its own start takes its time, the guest's takes longer
   signal.throwIfAborted();
   return live;
 };

@@ -11,7 +11,7 @@ import { makeHandlers } from '../core/handlers.ts';
 import type { AgentFiles, Host } from '../core/host.ts';
 import { JobRunner } from '../core/jobs.ts';
 import { fullSteps } from '../core/land.ts';
-import { letGo } from '../core/live.ts';
+import { leave } from '../core/live.ts';
 import { makeMetrics } from '../core/metrics.ts';
 import { startAllOwed, startOwed } from '../core/owed.ts';
 import { makePaths } from '../core/paths.ts';
@@ -175,7 +175,7 @@ const endWork = async (host: Host, closing: AbortController): Promise<void> => {
 
 /** The VMs live on, and the next daemon adopts them. */
 const letGoAll = async (host: Host): Promise<void> => {
-  await Promise.all([...host.live.values()].map(live => letGo(host, live)));
+  await Promise.all([...host.live.values()].map(live => leave(host, live)));
 };
 
 const ARCH = { x64: 'x86_64', arm64: 'aarch64' } as const;

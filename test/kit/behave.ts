@@ -1,6 +1,7 @@
 /** A daemon whose stand-in VMM can be told, before each start, how to behave: see the headers of test/standin/qemu.ts and firecracker.ts. */
 import assert from 'node:assert/strict';
 import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
 import process from 'node:process';
 import { after } from 'node:test';
 import { Fault, type FaultCode } from '../../src/api/fault.ts';
@@ -10,6 +11,7 @@ import { type ExecResult, execResult } from '../../src/client/exec.ts';
 import { poll } from '../../src/lib/deadline.ts';
 import { procStat } from '../../src/lib/proc.ts';
 import { vmOf } from '../../src/vmm/find.ts';
+import { hasKeeper } from '../../src/vmm/keeper.ts';
 import { audit } from './audit.ts';
 import { type World, type WorldOptions, world } from './world.ts';
 
@@ -78,6 +80,13 @@ export const until = (w: World, vm: string, state: VmState, ms = 10_000): Promis
     const now = await w.client.vm.get({ vm });
     return now.state === state ? now : undefined;
   });
+
+/** Of what its VMM says last. */
+export const isKept = (w: World, id: string): boolean => hasKeeper(join(w.data_dir, 'vms', id, 'run'));
+
+/** Waits until it is: a keeper comes a moment after the start. */
+export const kept = (w: World, id: string): Promise<boolean> =>
+  poll(`the keeper of ${id}`, 20_000, () => isKept(w, id) || undefined);
 
 /** The VMMs that live, by the ID of their VM. A child of one that is about to become another program is none. */
 export const vmmsByVm = async (w: World): Promise<Map<string, number[]>> => {

@@ -4,7 +4,9 @@ import { readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { poll } from '../../src/lib/deadline.ts';
-import { killVmm, vmmsByVm } from './behave.ts';
+import { signalProc } from '../../src/lib/proc.ts';
+import { findKeepers } from '../../src/vmm/keeper.ts';
+import { isKept, kept, killVmm, vmmsByVm } from './behave.ts';
 import type { Verb } from './crash.ts';
 import { deeds } from './crash_deeds.ts';
 import type { Ground } from './ground.ts';
@@ -44,7 +46,7 @@ export const bootVerb = (ground: () => Ground): Verb => {
         'reconcile.record',
         'reconcile.adopt',
       ],
-      'reconcile.sweep',
+      ...['start.keeper', 'reconcile.sweep'],
     ],
     prepare: async () => {
       for (const name of ['kept', 'dead', 'half']) ids.set(name, (await create({ name })).id);
@@ -58,13 +60,16 @@ export const bootVerb = (ground: () => Ground): Verb => {
       await image('cut').catch(() => {});
       await w().ended();
       assert.ok(await killVmm(w(), ids.get('dead') ?? ''));
+      for (const { proc } of await findKeepers(join(w().data_dir, 'vms'))) await signalProc(proc, 'SIGKILL');
+      await poll('a VM without a keeper', 10_000, () => !isKept(w(), ids.get('kept') ?? '') || undefined);
     },
     run: () => w().start(),
     again: async () => {},
-    survives: ['reconcile.end', 'reconcile.adopt', 'reconcile.sweep'],
-    swept: ['reconcile.end', 'reconcile.adopt', 'reconcile.sweep'],
+    survives: ['reconcile.end', 'reconcile.adopt', 'start.keeper', 'reconcile.sweep'],
+    swept: ['reconcile.end', 'reconcile.adopt', 'start.keeper', 'reconcile.sweep'],
     done: async () => {
       assert.deepEqual([(await vm('kept')).state, (await vm('kept')).pid], ['running', pid]);
+      await kept(w(), ids.get('kept') ?? '');
       assert.deepEqual([(await vm('dead')).state, (await vm('half')).state], ['crashed', 'failed']);
       const [job] = await client().job.list({ limit: 1 });
       assert.equal(job?.state, 'interrupted');
@@ -76,12 +81,12 @@ export const bootVerb = (ground: () => Ground): Verb => {
 
 /** A daemon that finds a keeper which nobody told to end, and which cannot be told any more. */
 export const keeperVerb = (ground: () => Ground): Verb => {
-  const { w, client, started, is } = deeds(ground);
+  const { w, client, kept, is } = deeds(ground);
   return {
     name: 'a daemon that finds a keeper',
     steps: ['reconcile.keeper'],
     prepare: async () => {
-      await started();
+      await kept();
       await ground().fault('die before:end.keeper');
       await client()
         .vm.stop({ vm: 'vm' })

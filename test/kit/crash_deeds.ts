@@ -2,7 +2,7 @@
 import { Fault } from '../../src/api/fault.ts';
 import type { Job } from '../../src/api/job.ts';
 import type { VmState } from '../../src/api/vm_state.ts';
-import { until } from './behave.ts';
+import { kept, until } from './behave.ts';
 import type { Ground } from './ground.ts';
 import type { World } from './world.ts';
 
@@ -22,15 +22,17 @@ export const deeds = (ground: () => Ground) => {
   const create = (more: { name?: string; restart?: 'on-crash'; auto_start?: boolean } = {}) =>
     client().vm.create({ name: 'vm', memory_mib: 64, root_size_bytes: 128 * MIB, ...more });
   const start = () => client().vm.start({ vm: 'vm', timeout_ms: 10_000 });
+  const started = async () => {
+    await create();
+    return start();
+  };
   return {
     w,
     client,
     create,
     start,
-    started: async () => {
-      await create();
-      await start();
-    },
+    started,
+    kept: async () => kept(w(), (await started()).id),
     disk: () => client().ws.create({ name: 'disk', size_bytes: 16 * MIB }),
     is: (state: VmState) => () => until(w(), 'vm', state),
     kernel: () => ended(w(), client().kernel.download({ provider: 'debian' })),

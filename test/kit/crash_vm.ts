@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import process from 'node:process';
 import { execResult } from '../../src/client/exec.ts';
 import { poll } from '../../src/lib/deadline.ts';
-import { killVmm, until } from './behave.ts';
+import { isKept, kept, killVmm, until } from './behave.ts';
 import type { Verb } from './crash.ts';
 import { deeds } from './crash_deeds.ts';
 import type { Ground } from './ground.ts';
@@ -15,7 +15,7 @@ import { RELEASE } from './packages.ts';
 const MUTE = { BOOT_MS: 60_000, STUBBORN: 1 };
 
 export const vmVerbs = (ground: () => Ground): readonly Verb[] => {
-  const { w, client, create, start, started, is, kernel } = deeds(ground);
+  const { w, client, create, start, started, kept: startedAndKept, is, kernel } = deeds(ground);
   return [
     {
       name: 'vm.create',
@@ -36,7 +36,7 @@ export const vmVerbs = (ground: () => Ground): readonly Verb[] => {
           'start.spawn',
           'start.process',
         ],
-        ...['start.answer', 'start.cont', 'start.keeper', 'start.running', 'guest.record'],
+        ...['start.answer', 'start.cont', 'start.running', 'guest.record'],
       ],
       prepare: async () => {
         await create();
@@ -45,8 +45,24 @@ export const vmVerbs = (ground: () => Ground): readonly Verb[] => {
       },
       run: start,
       already: 'bad_state',
-      survives: ['start.keeper', 'guest.record'],
+      survives: ['guest.record'],
       done: is('running'),
+    },
+    {
+      name: 'a VM that is not yet kept',
+      steps: ['start.keeper'],
+      prepare: create,
+      run: async () => {
+        const { id } = await start();
+        await poll('its keeper', 20_000, async () => {
+          await client().vm.get({ vm: id }); // as long as there is a daemon
+          return (await ground().wish()) === '' || isKept(w(), id) || undefined;
+        });
+      },
+      already: 'bad_state',
+      survives: ['start.keeper'],
+      swept: ['start.keeper'],
+      done: async () => kept(w(), (await is('running')()).id),
     },
     {
       name: 'vm.start that fails',
@@ -62,11 +78,20 @@ export const vmVerbs = (ground: () => Ground): readonly Verb[] => {
     },
     {
       name: 'vm.stop',
-      steps: ['stop.stopping', 'stop.power', 'stop.letgo', 'stop.record', 'end.keeper'],
+      steps: ['stop.stopping', 'stop.power', 'stop.letgo', 'stop.record'],
       prepare: started,
       run: () => client().vm.stop({ vm: 'vm', timeout_ms: 5000 }),
       already: 'bad_state',
-      survives: ['stop.stopping', 'stop.power', 'end.keeper'],
+      survives: ['stop.stopping', 'stop.power'],
+      done: is('stopped'),
+    },
+    {
+      name: 'vm.stop of one that is kept',
+      steps: ['end.keeper'],
+      prepare: startedAndKept,
+      run: () => client().vm.stop({ vm: 'vm', force: true }),
+      already: 'bad_state',
+      survives: ['end.keeper'],
       swept: ['end.keeper'],
       done: is('stopped'),
     },
