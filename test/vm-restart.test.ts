@@ -7,7 +7,7 @@ import { after, before, describe, test } from 'node:test';
 import type { Vm } from '../src/api/vm.ts';
 import { lastWord } from '../src/core/verdict.ts';
 import { poll, sleep } from '../src/lib/deadline.ts';
-import { kept, killVmm, noVmm, rejects, type Stage, stage, until } from './kit/behave.ts';
+import { endKeepers, kept, killVmm, noVmm, rejects, type Stage, stage, until } from './kit/behave.ts';
 import type { World } from './kit/world.ts';
 
 /** Quick, and told apart: the first delay, the ceiling, and when an end comes late enough. */
@@ -228,17 +228,20 @@ for (const vmm of ['qemu', 'firecracker'] as const) {
         return w.client.vm.start({ vm: id, ...(manner.BOOT_MS === undefined ? {} : { wait: 'running' }) });
       };
       const panic = 'Kernel panic - not syncing: no init';
-      const [off, again, mute, bad, dead, young] = await Promise.all([
+      const [off, again, mute, bad, dead, young, unkept] = await Promise.all([
         begun('off', { restart: 'on-crash' }, { LAST: '[    9.1] reboot: Power down' }),
         begun('again', {}, {}),
         begun('mute', {}, { LAST: '' }),
         begun('bad', {}, { LAST: `[    9.1] ${panic}\r\n[    9.2] ---[ end` }),
         begun('dead', { restart: 'on-crash' }, {}),
         begun('young', {}, { BOOT_MS: 60_000 }),
+        begun('unkept', {}, {}),
       ]);
-      for (const { id } of [off, again, mute, bad, dead, young]) await kept(w, id);
+      for (const { id } of [off, again, mute, bad, dead, young, unkept]) await kept(w, id);
       await w.kill();
-      for (const { pid } of [off, again, mute, bad, young]) process.kill(pid ?? assert.fail('no process'), 'SIGUSR2');
+      await endKeepers(w, [unkept.id]); // as if the daemon had died before it started one
+      for (const { pid } of [off, again, mute, bad, young, unkept])
+        process.kill(pid ?? assert.fail('no process'), 'SIGUSR2');
       assert.ok(await killVmm(w, dead.id));
       await noVmm(w);
       await w.start();
@@ -258,7 +261,8 @@ for (const vmm of ['qemu', 'firecracker'] as const) {
       assert.deepEqual(await last(young), ['crashed', vmm === 'qemu' ? unknown : early, 'daemon']);
       assert.equal((await w.client.vm.get({ vm: young.id })).restart_at_ms, null);
       assert.deepEqual(await last(bad), ['crashed', `The guest's kernel panicked: [    9.1] ${panic}`, 'daemon']);
-      assert.deepEqual(await last(dead), ['crashed', unknown, 'daemon']);
+      for (const vm of [dead, unkept]) assert.deepEqual(await last(vm), ['crashed', unknown, 'daemon']);
+      assert.match((await ended(unkept))?.console_tail.at(-1) ?? '', /no daemon was there is lost$/);
       await readyAfter(dead.id, dead.pid);
       assert.ok((await ended(off))?.console_tail.includes('[    9.1] reboot: Power down'));
       for (const vm of [off, mute, dead]) {

@@ -9,9 +9,9 @@ import type { Vm, VmmKind } from '../../src/api/vm.ts';
 import type { VmState } from '../../src/api/vm_state.ts';
 import { type ExecResult, execResult } from '../../src/client/exec.ts';
 import { poll } from '../../src/lib/deadline.ts';
-import { procStat } from '../../src/lib/proc.ts';
+import { procStat, signalProc } from '../../src/lib/proc.ts';
 import { vmOf } from '../../src/vmm/find.ts';
-import { hasKeeper } from '../../src/vmm/keeper.ts';
+import { findKeepers } from '../../src/vmm/keeper.ts';
 import { audit } from './audit.ts';
 import { type World, type WorldOptions, world } from './world.ts';
 
@@ -81,12 +81,22 @@ export const until = (w: World, vm: string, state: VmState, ms = 10_000): Promis
     return now.state === state ? now : undefined;
   });
 
-/** Of what its VMM says last. */
-export const isKept = (w: World, id: string): boolean => hasKeeper(join(w.data_dir, 'vms', id, 'run'));
+/** Those that keep what the VMMs of these VMs say last. */
+const keepers = async (w: World, ids: readonly string[]) =>
+  (await findKeepers(join(w.data_dir, 'vms'))).filter(({ vm_id }) => ids.includes(vm_id));
+
+/** Its FIFO alone would tell too early: the daemon opens it for the keeper. */
+export const isKept = async (w: World, id: string): Promise<boolean> => (await keepers(w, [id])).length > 0;
 
 /** Waits until it is: a keeper comes a moment after the start. */
 export const kept = (w: World, id: string): Promise<boolean> =>
-  poll(`the keeper of ${id}`, 20_000, () => isKept(w, id) || undefined);
+  poll(`the keeper of ${id}`, 20_000, async () => (await isKept(w, id)) || undefined);
+
+/** As somebody may do who is not the daemon. */
+export const endKeepers = async (w: World, ids: readonly string[]): Promise<void> => {
+  for (const { proc } of await keepers(w, ids)) await signalProc(proc, 'SIGKILL');
+  await poll('the end of keepers', 10_000, async () => (await keepers(w, ids)).length === 0 || undefined);
+};
 
 /** The VMMs that live, by the ID of their VM. A child of one that is about to become another program is none. */
 export const vmmsByVm = async (w: World): Promise<Map<string, number[]>> => {

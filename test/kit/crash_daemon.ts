@@ -4,9 +4,7 @@ import { readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { poll } from '../../src/lib/deadline.ts';
-import { signalProc } from '../../src/lib/proc.ts';
-import { findKeepers } from '../../src/vmm/keeper.ts';
-import { isKept, kept, killVmm, vmmsByVm } from './behave.ts';
+import { endKeepers, kept, killVmm, vmmsByVm } from './behave.ts';
 import type { Verb } from './crash.ts';
 import { deeds } from './crash_deeds.ts';
 import type { Ground } from './ground.ts';
@@ -60,8 +58,7 @@ export const bootVerb = (ground: () => Ground): Verb => {
       await image('cut').catch(() => {});
       await w().ended();
       assert.ok(await killVmm(w(), ids.get('dead') ?? ''));
-      for (const { proc } of await findKeepers(join(w().data_dir, 'vms'))) await signalProc(proc, 'SIGKILL');
-      await poll('a VM without a keeper', 10_000, () => !isKept(w(), ids.get('kept') ?? '') || undefined);
+      await endKeepers(w(), [...ids.values()]);
     },
     run: () => w().start(),
     again: async () => {},

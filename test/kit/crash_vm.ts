@@ -56,7 +56,7 @@ export const vmVerbs = (ground: () => Ground): readonly Verb[] => {
         const { id } = await start();
         await poll('its keeper', 20_000, async () => {
           await client().vm.get({ vm: id }); // as long as there is a daemon
-          return (await ground().wish()) === '' || isKept(w(), id) || undefined;
+          return (await ground().wish()) === '' || (await isKept(w(), id)) || undefined;
         });
       },
       already: 'bad_state',

@@ -45,7 +45,7 @@ export class Vsock {
   #path = '';
   #booted = false;
   #harness: Harness | undefined;
-  /** Connections that came before the guest's driver was there. */
+  /** Connections of either side that came before the guest's driver was there. */
   #early: (() => void)[] = [];
   #last_port = 2 ** 30;
 
@@ -75,7 +75,7 @@ export class Vsock {
     const { harness: program, onHarnessEnd } = this.#options;
     if (program === undefined) later();
     else {
-      const onDial = (stream: Socket) => this.#dialFor(stream);
+      const onDial = (stream: Socket) => this.#whenBooted(() => this.#dialFor(stream));
       this.#harness = startHarness({ program, onDial, onReady: later, onEnd: onHarnessEnd });
     }
   }
@@ -87,8 +87,12 @@ export class Vsock {
   #take(socket: Socket): void {
     socket.on('error', () => {});
     const read = () => socket.once('data', (chunk: Buffer) => void this.#connect(socket, chunk));
-    if (this.#booted) read();
-    else this.#early.push(read);
+    this.#whenBooted(read);
+  }
+
+  #whenBooted(work: () => void): void {
+    if (this.#booted) work();
+    else this.#early.push(work);
   }
 
   async #connect(socket: Socket, chunk: Buffer): Promise<void> {
