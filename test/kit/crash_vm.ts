@@ -174,10 +174,11 @@ export const vmVerbs = (ground: () => Ground): readonly Verb[] => {
       prepare: async () => {
         await create({ restart: 'on-crash' });
         await start();
-        await client().kernel.remove({ kernel: RELEASE });
       },
       run: async () => {
         await killVmm(w(), (await client().vm.get({ vm: 'vm' })).id);
+        await is('crashed')(); // until then its kernel is in use
+        await client().kernel.remove({ kernel: RELEASE });
         await poll('the refusal', 20_000, async () => (await client().vm.get({ vm: 'vm' })).error ?? undefined);
       },
       again: kernel,
