@@ -191,7 +191,11 @@ test('a root file system that is garbage: the start says so, and the VM can be d
   await w.client.vm.delete({ vm: 'bad' });
   const ls = await run(['ls', join(w.data_dir, 'vms')]);
   assert.equal(ls.stdout, '');
-  assert.equal((await w.client.ws.get({ ws: 'empty' })).vm_id, null, 'a workspace that was attached is only detached');
+  assert.equal(
+    (await w.client.ws.inspect({ ws: 'empty' })).vm_id,
+    null,
+    'a workspace that was attached is only detached',
+  );
 });
 
 test('the daemon is killed and comes back: the VM never stopped', { timeout: 300_000 }, async () => {

@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { randomBytes } from 'node:crypto';
 import {
   chmod,
+  copyFile,
   mkdir,
   mkdtemp,
   open,
@@ -23,9 +24,11 @@ import { pickDisks } from '../src/disk/pick.ts';
 import { sha256File } from '../src/lib/files.ts';
 import { silentLog } from '../src/lib/log.ts';
 import { run, runAny } from '../src/lib/proc.ts';
+import { agentBinaries } from './kit/agent.ts';
 import { type FsKind, loopFs } from './kit/loop-fs.ts';
 
 const MIB = 1024 * 1024;
+const SBIN = { PATH: `${process.env.PATH}:/usr/sbin:/sbin`, LC_ALL: 'C' };
 const [IMG, IMG2] = ['img_01k0000000000000000000000a', 'img_01k0000000000000000000000b'];
 const [WS, WS2, WS3] = [
   'ws_01k0000000000000000000000a',
@@ -106,6 +109,52 @@ const promises = async (t: TestContext, dir: string, disks: Disks): Promise<void
     assert.deepEqual((await readdir(join(dir, 'workspaces'))).sort(), [WS, WS2]);
   });
 
+  await t.test('a snapshot begins as its workspace is, and the two part', async () => {
+    const from = disks.path('workspaces', WS);
+    const before = await sha256File(from);
+    const path = await disks.snapshot(WS, WS3, signal());
+    assert.equal(await sha256File(path), before);
+    assert.deepEqual([(await stat(path)).size, (await stat(path)).mode & 0o7777], [256 * MIB, 0o600]);
+    await disks.grow(WS3, 300 * MIB);
+    await using handle = await open(path, 'r+');
+    await handle.write(randomBytes(4096), 0, 4096, 4096);
+    await handle.sync();
+    assert.equal(await sha256File(from), before);
+    await assert.rejects(disks.snapshot(WS, WS3, signal()), fault('exists'));
+    await assert.rejects(disks.snapshot('ws_01k0000000000000000000000d', WS3, signal()), fault('exists'));
+    await disks.removeWs(WS3);
+    await assert.rejects(disks.snapshot('ws_01k0000000000000000000000d', WS3, signal()), fault('not_found'));
+  });
+
+  await t.test('what disks share is told apart from what is their own', async () => {
+    const all = [
+      { kind: 'images', id: IMG },
+      { kind: 'workspaces', id: WS },
+      { kind: 'workspaces', id: WS3 },
+    ] as const;
+    const [image, ws, none] = await disks.space(all);
+    assert.deepEqual(none, { used_bytes: null, own_bytes: null, shared_bytes: null });
+    assert.ok(image && ws);
+    const { own_bytes, shared_bytes, used_bytes } = ws;
+    assert.ok(own_bytes !== null && shared_bytes !== null, 'not known');
+    assert.equal(own_bytes + shared_bytes, used_bytes);
+    if (disks.backend === 'copy') assert.equal(shared_bytes, 0);
+    else assert.ok(own_bytes >= 4096 && own_bytes < MIB && shared_bytes >= 2 * MIB - 65_536, JSON.stringify(ws));
+    assert.ok(
+      (image.used_bytes ?? 0) >= 2 * MIB && image.own_bytes === (image.used_bytes ?? 0) - (image.shared_bytes ?? 0),
+    );
+  });
+
+  await t.test('an empty disk with a label is an ext4 file system that takes next to no room', async () => {
+    const path = await disks.empty(WS3, 1024 * MIB, signal(), 'a-label-that-is-long');
+    const { stdout } = await run(['dumpe2fs', '-h', path], { env: SBIN });
+    assert.match(stdout, /^Filesystem volume name: +a-label-that-is-$/m);
+    assert.match(stdout, /^Block count: +262144$/m);
+    assert.equal((await runAny(['e2fsck', '-fn', path], { env: SBIN })).code, 0);
+    assert.ok((await disks.usage('workspaces', WS3)).allocated_bytes < 4 * MIB);
+    await disks.removeWs(WS3);
+  });
+
   await t.test('an empty disk takes no room', async () => {
     await disks.empty(WS3, 1024 * MIB, signal());
     const usage = await disks.usage('workspaces', WS3);
@@ -141,6 +190,27 @@ const promises = async (t: TestContext, dir: string, disks: Disks): Promise<void
     assert.deepEqual(await readdir(join(dir, 'images')), [IMG]);
   });
 
+  await t.test('what is being made is no leftover', async () => {
+    const making = disks.empty(WS3, 64 * MIB, signal(), 'data');
+    const known = { images: new Set([IMG]), workspaces: new Set([WS, WS2]) };
+    const seen: string[] = [];
+    let made = false;
+    const done = making.then(() => {
+      made = true;
+    });
+    while (!made) {
+      seen.push(...(await disks.leftovers(known)).map(one => one.name).filter(name => name.includes('.part')));
+      await new Promise(resolve => setTimeout(resolve, 1));
+    }
+    await done;
+    assert.deepEqual(seen, []);
+    assert.deepEqual(
+      (await disks.leftovers(known)).map(one => one.name),
+      [`workspaces/${WS3}`],
+    );
+    await disks.removeWs(WS3);
+  });
+
   await t.test('the sweep takes what is half made or unknown, and only that', async () => {
     const half = `.${WS3}.01234567-89ab-cdef-0123-456789abcdef.part`;
     await mkdir(join(dir, 'workspaces', half));
@@ -169,6 +239,8 @@ const promises = async (t: TestContext, dir: string, disks: Disks): Promise<void
   });
 };
 
+const probe = async () => (await agentBinaries()).probe;
+
 const BACKEND: Record<FsKind, Disks['backend']> = { btrfs: 'btrfs', xfs: 'reflink', ext4: 'copy' };
 
 for (const kind of ['btrfs', 'xfs', 'ext4'] as const) {
@@ -177,7 +249,7 @@ for (const kind of ['btrfs', 'xfs', 'ext4'] as const) {
     if (typeof fs === 'string') return t.skip(fs);
     await using mounted = fs;
     const data = join(mounted.dir, 'data');
-    const disks = await pickDisks(data, silentLog());
+    const disks = await pickDisks(data, silentLog(), { probe: await probe() });
     assert.equal(disks.backend, BACKEND[kind], disks.why);
     assert.deepEqual(await readdir(data), []);
     await promises(t, data, disks);
@@ -219,7 +291,7 @@ test('a data directory that was copied to another file system works on there', a
 test('disks in the directory for temporary files, whatever lies under it', async t => {
   const dir = await mkdtemp(join(tmpdir(), 'nexus-disk-'));
   t.after(() => rm(dir, { recursive: true, force: true }));
-  await promises(t, dir, await pickDisks(dir, silentLog()));
+  await promises(t, dir, await pickDisks(dir, silentLog(), { probe: await probe() }));
 });
 
 test('a full disk is no_room, with numbers, and nothing is left', async t => {
@@ -235,7 +307,11 @@ test('a full disk is no_room, with numbers, and nothing is left', async t => {
   await assert.rejects(disks.importImage(big, IMG, signal()), (error: unknown) => {
     assert.ok(error instanceof Fault);
     assert.equal(error.code, 'no_room');
-    assert.match(error.message, /takes 80(\.\d)? MiB, .* has \d.* free/);
+    assert.match(
+      error.message,
+      /it takes 80(\.\d)? MiB and 1\.\d MiB is kept in reserve, but the data directory has \d+.* MiB free\.$/,
+    );
+    assert.match(error.hint ?? '', /nexusctl gc --dry-run/);
     return true;
   });
   // What the file system only finds out while it writes: a file that grows under the copy.
@@ -253,31 +329,40 @@ test('a full disk is no_room, with numbers, and nothing is left', async t => {
   assert.ok(before - (await statfs(mounted.dir)).bfree < 16);
 });
 
-test('an ordinary user has btrfs clones and removes them', async t => {
-  const fs = await loopFs('btrfs', 256);
-  if (typeof fs === 'string') return t.skip(fs);
-  await using mounted = fs;
-  const program = `
+for (const kind of ['btrfs', 'xfs', 'ext4'] as const) {
+  test(`an ordinary user has clones and snapshots on ${kind} and removes them`, async t => {
+    const fs = await loopFs(kind, 512);
+    if (typeof fs === 'string') return t.skip(fs);
+    await using mounted = fs;
+    const helper = join(mounted.dir, 'probe');
+    await copyFile(await probe(), helper);
+    await chmod(helper, 0o755);
+    const program = `
     import { pickDisks } from ${JSON.stringify(join(import.meta.dirname, '../src/disk/pick.ts'))};
     import { silentLog } from ${JSON.stringify(join(import.meta.dirname, '../src/lib/log.ts'))};
     import { readdirSync, writeFileSync } from 'node:fs';
     const dir = ${JSON.stringify(join(mounted.dir, 'mine'))};
     const signal = AbortSignal.timeout(30000);
-    const disks = await pickDisks(dir, silentLog());
+    const disks = await pickDisks(dir, silentLog(), { probe: ${JSON.stringify(helper)} });
     writeFileSync(dir + '/m', Buffer.alloc(1 << 20, 7));
     await disks.importImage(dir + '/m', '${IMG}', signal);
     await disks.clone('${IMG}', '${WS}', 2 << 20, signal);
+    await disks.snapshot('${WS}', '${WS2}', signal);
+    await disks.empty('${WS3}', 16 << 20, signal, 'data');
+    const [space] = await disks.space([{ kind: 'workspaces', id: '${WS2}' }]);
     await disks.removeImage('${IMG}');
     const left = readdirSync(dir + '/images').length;
-    await disks.removeWs('${WS}');
-    console.log(JSON.stringify([process.getuid(), disks.backend, left, readdirSync(dir + '/workspaces').length]));`;
-  const script = join(mounted.dir, 'user.ts');
-  await writeFile(script, program);
-  await chmod(script, 0o644);
-  const argv = ['setpriv', '--reuid', '65534', '--regid', '65534', '--clear-groups', process.execPath, script];
-  const result = await runAny(argv, { cwd: mounted.dir });
-  if (/EACCES|Permission denied|ERR_MODULE_NOT_FOUND/.test(result.stderr) && result.stdout === '')
-    return t.skip(`another user cannot read this checkout: ${result.stderr.trim().split('\n')[0]}`);
-  assert.equal(result.code, 0, result.stderr);
-  assert.deepEqual(JSON.parse(result.stdout), [65534, 'btrfs', 0, 0]);
-});
+    for (const id of ['${WS}', '${WS2}', '${WS3}']) await disks.removeWs(id);
+    const shares = space.shared_bytes >= 1 << 20;
+    console.log(JSON.stringify([process.getuid(), disks.backend, shares, left, readdirSync(dir + '/workspaces').length]));`;
+    const script = join(mounted.dir, 'user.ts');
+    await writeFile(script, program);
+    await chmod(script, 0o644);
+    const argv = ['setpriv', '--reuid', '65534', '--regid', '65534', '--clear-groups', process.execPath, script];
+    const result = await runAny(argv, { cwd: mounted.dir });
+    if (/EACCES|Permission denied|ERR_MODULE_NOT_FOUND/.test(result.stderr) && result.stdout === '')
+      return t.skip(`another user cannot read this checkout: ${result.stderr.trim().split('\n')[0]}`);
+    assert.equal(result.code, 0, result.stderr);
+    assert.deepEqual(JSON.parse(result.stdout), [65534, BACKEND[kind], kind !== 'ext4', 0, 0]);
+  });
+}

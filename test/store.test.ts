@@ -37,9 +37,13 @@ const wsOf = (n: number, more: Partial<Workspace> = {}): Workspace => ({
   id: idOf('ws', n),
   name: `ws${n}`,
   image_id: null,
+  source_ws_id: null,
   size_bytes: 8 * 1024 ** 3,
   vm_id: null,
   role: null,
+  position: null,
+  mount: null,
+  read_only: false,
   owned: false,
   created_at_ms: 1000 + n,
   ...more,
@@ -115,7 +119,15 @@ test('a VM comes back as it was written, by name and by ID, also after a reopen'
     guest: 'ready',
     run: { pid: 42, start_ticks: 123_456, boot_id: 'b' },
     pid: 42,
-    guest_facts: { agent_version: '1', kernel: '6.1', os: 'Debian', hostname: 'web', init: 'agent', boot_id: 'g' },
+    guest_facts: {
+      agent_version: '1',
+      kernel: '6.1',
+      os: 'Debian',
+      hostname: 'web',
+      init: 'agent',
+      boot_id: 'g',
+      problems: [],
+    },
     error: { at_ms: 1, code: 'vmm', detail: 'it\'s \u{1f600} "quoted"', hint: 'try' },
     last_exit: { at_ms: 2, reason: 'gone', exit_code: null, signal: 'KILL', console_tail: ['a', '', 'b'] },
   });
@@ -256,25 +268,32 @@ test('a workspace is attached to one VM at a time, a VM has one root', async () 
   for (const n of [1, 2]) await store.insertVm(vmOf(n), {});
   for (const n of [1, 2, 3]) await store.insertWs(wsOf(n));
   const [vm1, vm2, ws1, ws2, ws3] = [idOf('vm', 1), idOf('vm', 2), idOf('ws', 1), idOf('ws', 2), idOf('ws', 3)];
-  const attached = await store.attachWs(ws1, vm1, 'root');
+  const attached = await store.attachWs(ws1, vm1, { role: 'root' });
   assert.deepEqual([attached.vm_id, attached.role, attached.owned], [vm1, 'root', false]);
   assert.equal((await store.findVm(vm1))?.root_ws_id, ws1);
-  await fails(store.attachWs(ws1, vm2, 'root'), 'in_use', "Cannot attach workspace 'ws1': it is attached to VM 'vm1'.");
   await fails(
-    store.attachWs(ws2, vm1, 'root'),
+    store.attachWs(ws1, vm2, { role: 'root' }),
+    'in_use',
+    "Cannot attach workspace 'ws1': it is attached to VM 'vm1'.",
+  );
+  await fails(
+    store.attachWs(ws2, vm1, { role: 'root' }),
     'in_use',
     "Cannot attach workspace 'ws2' as root: VM 'vm1' has 'ws1' as root.",
   );
-  await store.attachWs(ws3, vm1, 'data');
-  assert.deepEqual((await store.listWs({ vm_id: vm1 })).map(ws => ws.id).sort(), [ws1, ws3]);
+  await store.attachWs(ws3, vm1, { role: 'data' });
+  assert.deepEqual(
+    (await store.wsOfVm(vm1)).map(ws => ws.id),
+    [ws1, ws3],
+  );
   await fails(store.removeWs(ws1), 'in_use', "Cannot remove workspace 'ws1': it is attached to VM 'vm1'.");
   assert.equal((await store.detachWs(ws1)).vm_id, null);
   assert.equal((await store.findVm(vm1))?.root_ws_id, null);
   await fails(store.detachWs(ws1), 'bad_state', "Cannot detach workspace 'ws1': it is not attached.");
   await store.removeWs(ws1);
   await fails(store.removeWs(ws1), 'not_found');
-  await fails(store.attachWs(ws2, idOf('vm', 9), 'data'), 'not_found');
-  const race = await Promise.allSettled([vm1, vm2, vm1, vm2].map(vm => store.attachWs(ws2, vm, 'root')));
+  await fails(store.attachWs(ws2, idOf('vm', 9), { role: 'data' }), 'not_found');
+  const race = await Promise.allSettled([vm1, vm2, vm1, vm2].map(vm => store.attachWs(ws2, vm, { role: 'root' })));
   assert.equal(race.filter(r => r.status === 'fulfilled').length, 1);
 });
 
@@ -298,7 +317,7 @@ test('a removed VM takes its history and what it owns; the rest is detached', as
   await using store = await openStore(temp.dir);
   await store.insertVm(vmOf(1), { ws: wsOf(1, { owned: true }) });
   await store.insertWs(wsOf(2));
-  await store.attachWs(idOf('ws', 2), idOf('vm', 1), 'data');
+  await store.attachWs(idOf('ws', 2), idOf('vm', 1), { role: 'data' });
   const removed = await store.removeVm(idOf('vm', 1), { keep_disk: false });
   assert.deepEqual(
     removed.map(ws => ws.name),
@@ -413,7 +432,7 @@ test('whatever is attached and removed in whatever order, VMs and workspaces agr
       if (s.verb === 'insertVm')
         return store.insertVm(vmOf(s.vm), s.ws === null ? {} : { ws: wsOf(s.ws, { owned: s.owned }) });
       if (s.verb === 'insertWs') return store.insertWs(wsOf(s.ws));
-      if (s.verb === 'attach') return store.attachWs(idOf('ws', s.ws), idOf('vm', s.vm), s.role);
+      if (s.verb === 'attach') return store.attachWs(idOf('ws', s.ws), idOf('vm', s.vm), { role: s.role });
       if (s.verb === 'detach') return store.detachWs(idOf('ws', s.ws));
       if (s.verb === 'removeVm') return store.removeVm(idOf('vm', s.vm), { keep_disk: s.keep_disk });
       return store.removeWs(idOf('ws', s.ws));
@@ -425,9 +444,17 @@ test('whatever is attached and removed in whatever order, VMs and workspaces agr
       const roots = workspaces.filter(ws => ws.vm_id === vm.id && ws.role === 'root').map(ws => ws.id);
       assert.deepEqual(roots, vm.root_ws_id === null ? [] : [vm.root_ws_id]);
       assert.equal((await store.vmHistory(vm.id, 10)).length, 1);
+      const places = (await store.wsOfVm(vm.id)).filter(ws => ws.role === 'data').map(ws => ws.position);
+      assert.deepEqual(
+        places,
+        places.map((_, i) => i + 1),
+        'without gaps',
+      );
     }
     for (const ws of workspaces) {
-      assert.ok(ws.vm_id === null ? ws.role === null && !ws.owned : vms.some(vm => vm.id === ws.vm_id));
+      assert.ok(
+        ws.vm_id === null ? ws.role === null && ws.position === null && !ws.owned : vms.some(vm => vm.id === ws.vm_id),
+      );
     }
   };
   await fc.assert(fc.asyncProperty(fc.array(step, { maxLength: 25 }), holds), { numRuns: 40 });

@@ -334,7 +334,7 @@ test('a name of 63 characters, whose disk cannot be named after it', async () =>
   const name = `a${'.-'.repeat(30)}bc`;
   const vm = await create(name);
   assert.equal(name.length, 63);
-  assert.match((await w.client.ws.get({ ws: vm.root_ws_id ?? '' })).name, /^ws-/);
+  assert.match((await w.client.ws.inspect({ ws: vm.root_ws_id ?? '' })).name, /^ws-/);
   const taken = await w.client.ws.create({ name: 'short-root', size_bytes: 16 * 1024 * 1024 });
   const other = await create('short');
   assert.notEqual(other.root_ws_id, taken.id);

@@ -2,12 +2,14 @@
 import assert from 'node:assert/strict';
 import { readdir, stat } from 'node:fs/promises';
 import { join } from 'node:path';
+import process from 'node:process';
 import { test } from 'node:test';
 import { Fault } from '../src/api/fault.ts';
 import { nothingLeft, rejects, staged, until } from './kit/behave.ts';
 
 const SMALL = 16 * 1024 * 1024;
 const s = await staged();
+const vmm = process.env.NEXUS_TEST_STANDIN === 'firecracker' ? 'firecracker' : 'qemu';
 const { w, create } = s;
 const disk = (id: string | null) => join(w.data_dir, 'workspaces', id ?? '', 'disk.raw');
 
@@ -55,9 +57,9 @@ test('attached at most once, changed only while the VM does not run, kept from r
   assert.deepEqual([root.owned, (await w.client.vm.get({ vm: 'b' })).root_ws_id], [false, null]);
   await rejects(w.client.vm.start({ vm: 'b' }), 'bad_state', /no root workspace/);
   await w.client.vm.delete({ vm: 'b' });
-  assert.equal((await w.client.ws.get({ ws: 'data' })).vm_id, null, 'what was attached is only detached');
+  assert.equal((await w.client.ws.inspect({ ws: 'data' })).vm_id, null, 'what was attached is only detached');
   await w.client.vm.delete({ vm: 'a', keep_disk: true });
-  const kept = await w.client.ws.get({ ws: a.root_ws_id ?? '' });
+  const kept = await w.client.ws.inspect({ ws: a.root_ws_id ?? '' });
   assert.deepEqual([kept.vm_id, kept.owned], [null, false]);
   await stat(disk(kept.id));
   const again = await w.client.vm.create({ name: 'again', ws: kept.name });
@@ -65,6 +67,140 @@ test('attached at most once, changed only while the VM does not run, kept from r
   await w.client.vm.start({ vm: 'again' });
   await w.client.vm.delete({ vm: 'again' });
   for (const ws of await w.client.ws.list({})) await w.client.ws.remove({ ws: ws.id });
+  await nothingLeft(w);
+});
+
+test('an inspection names what a workspace hangs together with, and what it takes', async () => {
+  const vm = await create('seen');
+  await w.client.ws.create({ name: 'data', size_bytes: SMALL });
+  await w.client.ws.attach({ ws: 'data', vm: 'seen', mount: '/srv/data', read_only: true });
+  const [data, root] = await w.client.ws.list({});
+  assert.deepEqual(
+    [data?.name, data?.vm_name, data?.image_name, data?.position, data?.mount, data?.read_only],
+    ['data', 'seen', null, 1, '/srv/data', true],
+  );
+  assert.deepEqual(
+    [root?.id, root?.vm_name, root?.image_name, root?.role, root?.position],
+    [vm.root_ws_id, 'seen', 'debian', 'root', 0],
+  );
+  const seen = await w.client.ws.inspect({ ws: 'data' });
+  assert.deepEqual(seen, data);
+  assert.equal(seen.path, disk(seen.id));
+  const { blocks } = await stat(seen.path);
+  assert.equal(seen.used_bytes, blocks * 512);
+  if (seen.own_bytes !== null) assert.equal(seen.own_bytes + (seen.shared_bytes ?? 0), seen.used_bytes);
+  const disks = (await w.client.vm.inspect({ vm: 'seen' })).disks.map(d => [d.device, d.mount, d.read_only, d.name]);
+  assert.deepEqual(disks, [
+    ['/dev/vda', '/', false, 'seen-root'],
+    ['/dev/vdb', '/srv/data', true, 'data'],
+  ]);
+  const [image] = await w.client.image.list({});
+  assert.ok((image?.used_bytes ?? 0) > SMALL);
+  await w.client.vm.delete({ vm: 'seen' });
+  const left = await w.client.ws.list({});
+  assert.deepEqual(
+    left.map(ws => [ws.name, ws.vm_name, ws.mount, ws.position]),
+    [['data', null, null, null]],
+    'the root went with its VM, what was attached is free',
+  );
+  await rejects(w.client.ws.inspect({ ws: vm.root_ws_id ?? '' }), 'not_found');
+  await w.client.ws.remove({ ws: 'data' });
+  await nothingLeft(w);
+});
+
+test('a place for a disk: not where the system lies, not twice, not for a root', async () => {
+  await create('m');
+  for (const name of ['one', 'two']) await w.client.ws.create({ name, size_bytes: SMALL, format: 'none' });
+  for (const mount of [
+    '/',
+    'data',
+    '/proc/x',
+    '/dev',
+    '/run/a',
+    '/tmp/b',
+    '/etc',
+    '/usr',
+    '/usr/bin',
+    '/a b',
+    '/a:ro',
+    '/a/../b',
+    '//a',
+    '/a/',
+    `/${'x'.repeat(99)}`,
+  ])
+    await rejects(w.client.ws.attach({ ws: 'one', vm: 'm', mount }), 'invalid');
+  await rejects(w.client.ws.attach({ ws: 'one', vm: 'm', role: 'root', mount: '/data' }), 'invalid', /for data disks/);
+  await rejects(w.client.ws.attach({ ws: 'one', vm: 'm', role: 'root', read_only: true }), 'invalid', /for data disks/);
+  await rejects(w.client.ws.create({ image: 'debian', format: 'ext4' }), 'invalid', /clone of an image/);
+  await w.client.ws.attach({ ws: 'one', vm: 'm', mount: '/data' });
+  await rejects(w.client.ws.attach({ ws: 'two', vm: 'm', mount: '/data' }), 'in_use', /has 'one' at \/data/);
+  await w.client.vm.delete({ vm: 'm' });
+  for (const ws of ['one', 'two']) await w.client.ws.remove({ ws });
+  await nothingLeft(w);
+});
+
+test('a snapshot is a workspace of its own; there is none of a disk in use', async () => {
+  const vm = await create('s');
+  const root = vm.root_ws_id ?? '';
+  const copy = await w.client.ws.snapshot({ ws: 's-root', name: 'copy' });
+  const image = await w.client.image.inspect({ image: 'debian' });
+  assert.deepEqual([copy.source_ws_id, copy.image_id, copy.vm_id, copy.owned], [root, image.id, null, false]);
+  assert.equal((await stat(disk(copy.id))).size, (await stat(disk(root))).size);
+  await rejects(w.client.ws.snapshot({ ws: 's-root', name: 'copy' }), 'exists');
+  await w.client.vm.start({ vm: 's' });
+  const fault = await rejects(w.client.ws.snapshot({ ws: 's-root' }), 'bad_state', /its VM 's' is running/);
+  assert.match(fault.hint ?? '', /nexusctl vm stop s/);
+  await w.client.vm.pause({ vm: 's' });
+  await rejects(w.client.ws.snapshot({ ws: 's-root' }), 'bad_state', /is paused/);
+  await w.client.vm.delete({ vm: 's' });
+  const again = await w.client.ws.snapshot({ ws: 'copy' });
+  await w.client.ws.remove({ ws: 'copy' });
+  await w.client.vm.create({ name: 'from', ws: again.id, memory_mib: 64 });
+  await w.client.vm.start({ vm: 'from' });
+  assert.equal((await w.client.vm.inspect({ vm: 'from' })).image?.name, 'debian');
+  await w.client.vm.delete({ vm: 'from' });
+  await w.client.ws.remove({ ws: again.id });
+  await nothingLeft(w);
+});
+
+test('a disk grows, never shrinks, and a running guest is told', async () => {
+  await w.client.ws.create({ name: 'data', size_bytes: SMALL });
+  await rejects(w.client.ws.update({ ws: 'data', size_bytes: SMALL - 1 }), 'invalid');
+  await rejects(w.client.ws.update({ ws: 'none', size_bytes: SMALL }), 'not_found');
+  const free = await w.client.ws.update({ ws: 'data', size_bytes: 2 * SMALL });
+  assert.deepEqual(
+    [free.size_bytes, free.file_system, (await stat(disk(free.id))).size],
+    [2 * SMALL, 'at_next_start', 2 * SMALL],
+  );
+  await rejects(w.client.ws.update({ ws: 'data', size_bytes: SMALL }), 'invalid', /'data' 16 MiB long: it has 32 MiB/);
+  const vm = await create('g');
+  const root = await w.client.ws.inspect({ ws: vm.root_ws_id ?? '' });
+  await w.client.ws.attach({ ws: 'data', vm: 'g' });
+  assert.equal((await w.client.ws.update({ ws: 'data', size_bytes: 3 * SMALL })).file_system, 'not_mounted');
+  await w.client.vm.start({ vm: 'g' });
+  const longer = root.size_bytes + SMALL;
+  const grown = await w.client.ws.update({ ws: 'g-root', size_bytes: longer });
+  assert.deepEqual([grown.file_system, grown.size_bytes, grown.notice], ['grown', longer, undefined]);
+  const same = await w.client.ws.update({ ws: 'g-root', size_bytes: longer });
+  assert.equal(same.file_system, 'grown', 'once more does no harm');
+  assert.equal((await w.client.ws.update({ ws: 'data', size_bytes: 4 * SMALL })).file_system, 'not_mounted');
+  await w.client.vm.pause({ vm: 'g' });
+  await rejects(w.client.ws.update({ ws: 'g-root', size_bytes: 2 * longer }), 'bad_state', /its VM 'g' is paused/);
+  await w.client.vm.delete({ vm: 'g' });
+  await w.client.ws.remove({ ws: 'data' });
+  await nothingLeft(w);
+});
+
+test('a VMM that does not take the length is no failure: the guest has it at its next start', async () => {
+  await s.behave({ REFUSE: vmm === 'qemu' ? 'block_resize' : 'PATCH /drives/disk0' });
+  const vm = await create('r');
+  await w.client.vm.start({ vm: 'r' });
+  const grown = await w.client.ws.update({ ws: 'r-root', size_bytes: 64 * 1024 ** 3 });
+  assert.equal(grown.file_system, 'at_next_start');
+  assert.match(grown.notice ?? '', /grows at the next start of the VM\. Cannot resize a disk of VM .*refused/);
+  assert.equal((await stat(disk(vm.root_ws_id))).size, 64 * 1024 ** 3);
+  await s.behave();
+  await w.client.vm.delete({ vm: 'r' });
   await nothingLeft(w);
 });
 

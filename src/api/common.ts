@@ -23,6 +23,14 @@ export const Ref = z.string().min(1).max(128).describe('name or ID');
 
 export const TimeMs = z.int().min(0).describe('milliseconds since the epoch');
 export const Bytes = z.int().min(0).describe('bytes');
+/** What a disk takes of the host's file system. */
+export const Space = z.strictObject({
+  used_bytes: Bytes.nullable().describe('what it takes of the host, shared or not; null: its file is missing'),
+  own_bytes: Bytes.nullable().describe('of that, what nothing else shares: its removal gives it back; null: not known'),
+  shared_bytes: Bytes.nullable().describe('of that, what other disks share; null: not known'),
+});
+export type Space = z.infer<typeof Space>;
+
 export const Sha256 = z.string().regex(/^[0-9a-f]{64}$/);
 export const Arch = z.enum(['x86_64', 'aarch64']);
 export type Arch = z.infer<typeof Arch>;

@@ -1,5 +1,5 @@
 import { z } from 'zod';
-import { Arch, Bytes, id, Name, Ref, Sha256, TimeMs } from './common.ts';
+import { Arch, Bytes, id, Name, Ref, Sha256, Space, TimeMs } from './common.ts';
 import { Job } from './job.ts';
 import { Nothing, op } from './op.ts';
 
@@ -23,9 +23,13 @@ export const Image = z.strictObject({
 });
 export type Image = z.infer<typeof Image>;
 
+/** An image, and what it takes of the host. */
+export const ImageListed = Image.extend(Space.shape);
+export type ImageListed = z.infer<typeof ImageListed>;
+
 /** An image, and what it comes from. */
 export const ImageInspect = Image.extend({
-  used_bytes: Bytes.nullable().describe('what it takes of the host; null: its file is missing'),
+  ...Space.shape,
   build: z
     .strictObject({
       id: z.string(),
@@ -90,8 +94,8 @@ export const imageOps = {
     path: '/v1/images',
     summary: 'List images, newest first',
     input: z.strictObject({}),
-    output: z.array(Image),
-    columns: ['id', 'name', 'os', 'init', 'size_bytes', 'created_at_ms'],
+    output: z.array(ImageListed),
+    columns: ['id', 'name', 'os', 'init', 'size_bytes', 'own_bytes', 'shared_bytes', 'created_at_ms'],
     tool: true,
   }),
   'image.inspect': op({

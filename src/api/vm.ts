@@ -31,6 +31,10 @@ export const GuestFacts = z.strictObject({
   hostname: z.string(),
   init: z.string(),
   boot_id: z.string(),
+  problems: z
+    .array(z.string())
+    .default([])
+    .describe('what the guest lacks, a sentence each, such as a disk that could not be mounted'),
 });
 export type GuestFacts = z.infer<typeof GuestFacts>;
 

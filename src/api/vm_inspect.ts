@@ -1,6 +1,6 @@
 /** A VM as it is on this host. */
 import { z } from 'zod';
-import { Bytes, Name, Ref, TimeMs } from './common.ts';
+import { Bytes, Name, Ref, Space, TimeMs } from './common.ts';
 import { ImageInspect } from './image.ts';
 import { op } from './op.ts';
 import { Accel, GuestFacts, LastExit, RestartPolicy, Tags, VmError, VmmKind } from './vm.ts';
@@ -21,10 +21,10 @@ export const VmDisk = z.strictObject({
   ws_id: z.string(),
   name: Name.describe('of the workspace'),
   role: z.enum(['root', 'data']),
+  device: z.string().describe('in the guest'),
+  mount: z.string().nullable().describe('where the guest has it'),
   size_bytes: Bytes.describe('as the guest sees it'),
-  used_bytes: Bytes.nullable().describe(
-    'what it takes of the host, shared blocks counted too; null: its file is missing',
-  ),
+  ...Space.shape,
   read_only: z.boolean(),
   path: z.string(),
 });

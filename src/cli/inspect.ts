@@ -60,6 +60,7 @@ const made = ({ image, kernel, guest_facts: guest }: VmInspect): Line[] => [
   ['kernel', kernel === null ? '-' : `${kernel.version}, ${kernel.id}`],
   ['guest', guest === null ? '-' : `${guest.os}, Linux ${guest.kernel}, host name ${guest.hostname}`],
   ['', guest === null ? '' : `agent ${guest.agent_version}, init ${guest.init}, boot ${guest.boot_id}`],
+  ...(guest?.problems ?? []).map((problem): Line => ['problem', problem]),
 ];
 
 const fate = ({ restart, last_exit: exit, error, tags }: VmInspect): Line[] => {
@@ -78,7 +79,7 @@ const fate = ({ restart, last_exit: exit, error, tags }: VmInspect): Line[] => {
   ];
 };
 
-const DISKS = ['name', 'role', 'size_bytes', 'used_bytes', 'read_only', 'path'];
+const DISKS = ['name', 'role', 'device', 'mount', 'size_bytes', 'own_bytes', 'shared_bytes', 'read_only', 'path'];
 
 export const inspectText = (vm: VmInspect): string => {
   const guest = vm.guest === null ? '' : `, guest ${vm.guest}`;

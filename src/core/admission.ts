@@ -2,6 +2,7 @@
 import { Fault } from '../api/fault.ts';
 import type { Image } from '../api/image.ts';
 import type { Kernel } from '../api/kernel.ts';
+import type { Workspace } from '../api/ws.ts';
 import { hostArch } from '../lib/arch.ts';
 import { exists } from '../lib/files.ts';
 import type { VmRecord } from '../store/store.ts';
@@ -11,6 +12,7 @@ import { needAsset, needKernel } from './find.ts';
 import { firecrackerOf } from './firecracker.ts';
 import type { Host } from './host.ts';
 import { useAsset } from './using.ts';
+import { deviceName } from './ws_view.ts';
 
 /** What a start needs; its kernel and its Firecracker cannot be removed until disposed. */
 export interface Assets extends Disposable {
@@ -22,15 +24,15 @@ export interface Assets extends Disposable {
   /** The Firecracker of the store that starts it. */
   firecracker_id: string | undefined;
   disks: MachineSpec['disks'];
-  /** What the guest's agent is to know of its root, for the kernel's command line. */
-  root_words: string[];
+  /** What the guest's agent is to know of its disks, for the kernel's command line. */
+  guest_words: string[];
 }
 
 /** Everything that can be refused before anything is touched. */
 export const admitAssets = async (host: Host, vm: VmRecord): Promise<Assets> => {
   if (vm.root_ws_id === null) {
     throw new Fault('bad_state', `Cannot start VM '${vm.name}': it has no root workspace.`, {
-      hint: `nexusctl ws attach <workspace> --vm ${vm.name} --role root`,
+      hint: `nexusctl ws attach <workspace> ${vm.name} --role root`,
     });
   }
   const kernel = vm.kernel_id === null ? await usualAsset(host, 'kernel') : await needKernel(host, vm.kernel_id);
@@ -43,7 +45,7 @@ export const admitAssets = async (host: Host, vm: VmRecord): Promise<Assets> => 
     throw new Fault('unsupported', `Cannot start VM '${vm.name}': kernel ${kernel.version} is for ${kernel.arch}.`);
   }
   const vmm = await host.vmms.choose(vm.vmm);
-  const { disks, root_words } = await admitDisks(host, vm);
+  const { disks, guest_words } = await admitDisks(host, vm);
   using stack = new DisposableStack();
   stack.use(await useAsset(host, kernel, needKernel));
   const { program, version } = vmm.facts();
@@ -52,7 +54,7 @@ export const admitAssets = async (host: Host, vm: VmRecord): Promise<Assets> => 
     stack.use(await useAsset(host, firecracker, (_host, id) => needAsset(host, 'firecracker', id)));
   const held = stack.move();
   return {
-    ...{ vmm, program, version, kernel, firecracker_id: firecracker?.id, disks, root_words },
+    ...{ vmm, program, version, kernel, firecracker_id: firecracker?.id, disks, guest_words },
     [Symbol.dispose]: () => held.dispose(),
   };
 };
@@ -64,9 +66,12 @@ const rootWords = (image: Image | undefined): string[] => [
   ...(image?.build_id == null ? [] : [`nexus.build=${image.build_id}`]),
 ];
 
-const admitDisks = async (host: Host, vm: VmRecord): Promise<Pick<Assets, 'disks' | 'root_words'>> => {
-  const all = await host.store.listWs({ vm_id: vm.id });
-  const order = [...all.filter(w => w.role === 'root'), ...all.filter(w => w.role === 'data').reverse()];
+/** What the initramfs mounts beside the root. */
+const mountWord = ({ position, mount, read_only }: Workspace): string[] =>
+  mount === null ? [] : [`nexus.mount=${deviceName(position ?? 0)}:${mount}${read_only ? ':ro' : ''}`];
+
+const admitDisks = async (host: Host, vm: VmRecord): Promise<Pick<Assets, 'disks' | 'guest_words'>> => {
+  const order = await host.store.wsOfVm(vm.id);
   const disks = [];
   for (const ws of order) {
     const path = host.disks.path('workspaces', ws.id);
@@ -79,9 +84,9 @@ const admitDisks = async (host: Host, vm: VmRecord): Promise<Pick<Assets, 'disks
         },
       );
     }
-    disks.push({ id: ws.id, path, read_only: false });
+    disks.push({ id: ws.id, path, read_only: ws.read_only });
   }
   const root = order[0];
   const image = root?.image_id ? await host.store.findImage(root.image_id) : undefined;
-  return { disks, root_words: rootWords(image) };
+  return { disks, guest_words: [...rootWords(image), ...order.flatMap(mountWord)] };
 };

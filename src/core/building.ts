@@ -98,6 +98,7 @@ const runBuild = (host: Host, job: JobContext, build: Build): Promise<string> =>
       ...{ agent_version: host.agent.version, warning: null },
       ...{ sha256: made.sha256, size_bytes: made.size_bytes, created_at_ms: Date.now() },
     };
+    using _making = host.uses.use(image.id);
     await host.step('build.import', () => host.disks.importImage(out, image.id, job.signal, { move: true }));
     try {
       await host.step('build.insert', () => host.store.finishBuild(id, image, made.inputs_sha256, Date.now()));

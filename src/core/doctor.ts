@@ -154,7 +154,7 @@ const dataDir = async ({ data_dir, host }: Examined): Promise<Check[]> => {
 
 const disk = async ({ data_dir, log, host }: Examined): Promise<Check[]> => {
   const there = await nearest(data_dir);
-  const disks = host?.disks ?? (there === data_dir ? await pickDisks(data_dir, log, plainStep) : undefined);
+  const disks = host?.disks ?? (there === data_dir ? await pickDisks(data_dir, log) : undefined);
   const { bavail, bsize } = await statfs(there);
   const free = bavail * bsize;
   const space = `${formatBytes(free)} free`;

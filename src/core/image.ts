@@ -8,13 +8,13 @@ import { needImage, needRootfs } from './find.ts';
 import type { HandlersOf } from './handler.ts';
 import type { Host } from './host.ts';
 import { newId } from './ids.ts';
-import { inspectImage } from './image_chain.ts';
+import { inspectImage, listImages } from './image_chain.ts';
 import { exportImage, importImage } from './image_files.ts';
 import { takeAsset } from './using.ts';
 
 export const imageHandlers = (host: Host): HandlersOf<'image'> => ({
   'image.build': (_ctx, input) => buildPlain(host, input),
-  'image.list': () => host.store.listImages(),
+  'image.list': () => listImages(host),
   'image.inspect': async (_ctx, { image }) => inspectImage(host, await needImage(host, image)),
   'image.import': async (_ctx, input) => {
     await nameIsFree(host, input.name);

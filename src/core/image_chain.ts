@@ -1,13 +1,26 @@
 /** What an image comes from: its build, the template, the image below, the archive. */
-import type { Image, ImageInspect } from '../api/image.ts';
+import type { Space } from '../api/common.ts';
+import type { Image, ImageInspect, ImageListed } from '../api/image.ts';
 import type { Host } from './host.ts';
+
+const imageSpace = (host: Host, images: readonly Image[]): Promise<Space[]> =>
+  host.disks.space(images.map(({ id }) => ({ kind: 'images', id })));
+
+export const listImages = async (host: Host): Promise<ImageListed[]> => {
+  const images = await host.store.listImages();
+  const space = await imageSpace(host, images);
+  return images.map((image, i) => ({
+    ...image,
+    ...(space[i] ?? { used_bytes: null, own_bytes: null, shared_bytes: null }),
+  }));
+};
 
 export const inspectImage = async (host: Host, image: Image): Promise<ImageInspect> => {
   const { store } = host;
-  const [build, rootfs, usage] = await Promise.all([
+  const [build, rootfs, [listed]] = await Promise.all([
     image.build_id === null ? undefined : store.findBuild(image.build_id),
     image.rootfs_id === null ? undefined : store.assets.rootfs.find(image.rootfs_id),
-    host.disks.usage('images', image.id).catch(() => undefined),
+    imageSpace(host, [image]),
   ]);
   const base_id = build?.base_image_id ?? null;
   const [template, base] = await Promise.all([
@@ -16,7 +29,7 @@ export const inspectImage = async (host: Host, image: Image): Promise<ImageInspe
   ]);
   return {
     ...image,
-    used_bytes: usage?.allocated_bytes ?? null,
+    ...(listed ?? { used_bytes: null, own_bytes: null, shared_bytes: null }),
     build: build === undefined ? null : buildOf(build),
     template:
       build?.template_id == null || build.template === null

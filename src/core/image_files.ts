@@ -30,6 +30,7 @@ export const importImage = async (host: Host, input: OpIn<'image.import'>): Prom
 const takeIn = async (host: Host, job: JobContext, input: OpIn<'image.import'>): Promise<string> => {
   const id = newId('img');
   const { name, from } = input;
+  using _making = host.uses.use(id);
   job.progress({ stage: 'copy', done: 0, total: null, unit: 'bytes' });
   const path = await host.step('import.copy', () => host.disks.importImage(from, id, job.signal));
   try {

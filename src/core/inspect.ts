@@ -11,6 +11,7 @@ import { liveOf } from './live.ts';
 import { consoleLog, runDir } from './paths.ts';
 import { uptimeOf } from './top.ts';
 import { usageOf } from './usage.ts';
+import { deviceName, wsOfVm } from './ws_view.ts';
 
 export const inspectVm = async (host: Host, ref: string): Promise<VmInspect> => {
   const vm = await needVm(host, ref);
@@ -57,24 +58,22 @@ export const inspectVm = async (host: Host, ref: string): Promise<VmInspect> => 
   };
 };
 
-/** The root first. */
+/** The root first, then as they were attached. */
 const disksOf = async (host: Host, vm_id: string): Promise<VmDisk[]> => {
-  const all = (await host.store.listWs({ vm_id })).toReversed();
-  const ordered = [...all.filter(ws => ws.role === 'root'), ...all.filter(ws => ws.role === 'data')];
-  return Promise.all(
-    ordered.map(async ({ id, name, role, size_bytes }) => {
-      const usage = await host.disks.usage('workspaces', id).catch(() => undefined);
-      return {
-        ws_id: id,
-        name,
-        role: role ?? 'data',
-        size_bytes: usage?.size_bytes ?? size_bytes,
-        used_bytes: usage?.allocated_bytes ?? null,
-        read_only: false,
-        path: host.disks.path('workspaces', id),
-      };
-    }),
-  );
+  const all = await wsOfVm(host, vm_id);
+  return all.map(({ id, name, role, position, mount, read_only, size_bytes, path, ...rest }) => ({
+    ws_id: id,
+    name,
+    role: role ?? 'data',
+    device: `/dev/${deviceName(position ?? 0)}`,
+    mount: role === 'root' ? '/' : mount,
+    size_bytes,
+    used_bytes: rest.used_bytes,
+    own_bytes: rest.own_bytes,
+    shared_bytes: rest.shared_bytes,
+    read_only,
+    path,
+  }));
 };
 
 const imageOf = async (host: Host, id: string | null): Promise<VmInspect['image']> => {

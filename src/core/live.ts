@@ -131,8 +131,8 @@ const timing = (
 
 /** The facts that the contract knows; the guest's protocol has more. */
 const publicFacts = (facts: GuestFacts): GuestFacts => {
-  const { agent_version, kernel, os, hostname, init, boot_id } = facts;
-  return { agent_version, kernel, os, hostname, init, boot_id };
+  const { agent_version, kernel, os, hostname, init, boot_id, problems } = facts;
+  return { agent_version, kernel, os, hostname, init, boot_id, problems };
 };
 
 const aborted = (signal: AbortSignal): Promise<void> =>

@@ -227,7 +227,7 @@ const boot = async (
       memory_mib: vm.memory_mib,
       kernel: join(assetDir(host.paths, 'kernel', assets.kernel.id), 'vmlinux'),
       initrd,
-      cmdline: [...assets.root_words, `nexus.hostname=${vm.name}`],
+      cmdline: [...assets.guest_words, `nexus.hostname=${vm.name}`],
       disks: assets.disks,
       disk_rate_bytes: vm.disk_rate_bytes,
       disk_rate_ops: vm.disk_rate_ops,

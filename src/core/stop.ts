@@ -211,7 +211,7 @@ const dropRecord = async (host: Host, { id }: Vm, options: { keep_disk: boolean 
   } catch (error) {
     if (!(error instanceof Fault && error.code === 'no_room')) throw error;
     host.log.warn({ err: error, vm: id }, 'no room to remove the record of a VM: its files go first');
-    const owned = options.keep_disk ? [] : (await host.store.listWs({ vm_id: id })).filter(ws => ws.owned);
+    const owned = options.keep_disk ? [] : (await host.store.wsOfVm(id)).filter(ws => ws.owned);
     for (const ws of owned) await host.step('delete.disk', () => host.disks.removeWs(ws.id));
     await host.step('delete.dir', () => removeTree(host.paths.data, vmDir(host.paths, id)));
     return drop();

@@ -19,6 +19,13 @@ export const useAsset = async (
   }
 };
 
+/** Takes a workspace for a change of what it is to whom. `verb` completes "Cannot …". */
+export const takeWs = (host: Host, { id, name }: { id: string; name: string }, verb: string): Disposable => {
+  const taken = host.uses.take(id);
+  if (taken !== undefined) return taken;
+  throw new Fault('in_use', `Cannot ${verb} workspace '${name}': it is being copied or changed just now.`);
+};
+
 /** Takes an asset for its removal. `name` completes "Cannot remove …". */
 export const takeAsset = (host: Host, { id }: { id: string }, name: string): Disposable => {
   const taken = host.uses.take(id);

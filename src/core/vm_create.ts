@@ -10,10 +10,8 @@ import { needImage, needKernel, needWs, publicVm } from './find.ts';
 import type { Host } from './host.ts';
 import { newId } from './ids.ts';
 import { tellState } from './move.ts';
-import { useAsset } from './using.ts';
-
-/** A full copy of a large image on a slow disk. */
-const CLONE_MS = 600_000;
+import { takeWs, useAsset } from './using.ts';
+import { blankWs, CLONE_MS } from './ws_make.ts';
 
 export const createVm = async (host: Host, input: OpIn<'vm.create'>, _actor: string): Promise<Vm> => {
   if ((await host.store.findVm(input.name)) !== undefined) {
@@ -58,15 +56,11 @@ const createWithImage = async (
   }
   using _used = await useAsset(host, image, needImage);
   const ws_id = newId('ws');
+  using _making = host.uses.use(ws_id);
   const ws: Workspace = {
-    id: ws_id,
-    name: await rootName(host, input.name, ws_id),
+    ...blankWs(ws_id, await rootName(host, input.name, ws_id), input.root_size_bytes),
     image_id: image.id,
-    size_bytes: input.root_size_bytes,
-    vm_id: id,
-    role: 'root',
-    owned: true,
-    created_at_ms: Date.now(),
+    ...{ vm_id: id, role: 'root', position: 0, owned: true },
   };
   const deadline = AbortSignal.any([AbortSignal.timeout(CLONE_MS), host.closing]);
   await host.step('create.clone', () => host.disks.clone(image.id, ws_id, input.root_size_bytes, deadline));
@@ -93,8 +87,10 @@ const createWithWs = async (
       hint: `nexusctl ws detach ${ws.name}`,
     });
   }
+  using _taken = takeWs(host, ws, 'attach');
   const vm = { ...blank(input, id, kernel_id), image_id: ws.image_id, root_ws_id: ws.id };
-  return created(host, await host.step('create.insert', () => host.store.insertVm(vm, uidOption(host))));
+  const inserted = await host.step('create.insert', () => host.store.insertVm(vm, uidOption(host)));
+  return created(host, inserted);
 };
 
 const created = (host: Host, vm: VmRecord): Vm => {

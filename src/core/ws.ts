@@ -2,25 +2,21 @@ import { Fault } from '../api/fault.ts';
 import type { OpIn } from '../api/ops.ts';
 import type { Workspace } from '../api/ws.ts';
 import type { VmRecord } from '../store/store.ts';
-import { admit, lockVm, needImage, needVm, needWs } from './find.ts';
+import { admit, lockVm, needVm, needWs } from './find.ts';
 import type { HandlersOf } from './handler.ts';
 import type { Host } from './host.ts';
-import { newId } from './ids.ts';
-import { useAsset } from './using.ts';
-
-/** A full copy of a large image on a slow disk. */
-const CLONE_MS = 600_000;
+import { takeWs } from './using.ts';
+import { growWs } from './ws_grow.ts';
+import { createWs } from './ws_make.ts';
+import { snapshotWs } from './ws_snapshot.ts';
+import { inspectWs, listWs } from './ws_view.ts';
 
 export const wsHandlers = (host: Host): HandlersOf<'ws'> => ({
   'ws.create': (_ctx, input) => createWs(host, input),
-  'ws.list': () => host.store.listWs(),
-  'ws.get': (_ctx, input) => needWs(host, input.ws),
-  'ws.attach': async (_ctx, { ws, vm, role }) => {
-    const workspace = await needWs(host, ws);
-    return withVm(host, await needVm(host, vm), 'ws.attach', id =>
-      host.step('ws.attach', () => host.store.attachWs(workspace.id, id, role)),
-    );
-  },
+  'ws.list': () => listWs(host),
+  'ws.inspect': async (_ctx, { ws }) => inspectWs(host, await needWs(host, ws)),
+  'ws.update': (_ctx, input) => growWs(host, input),
+  'ws.attach': (_ctx, input) => attachWs(host, input),
   'ws.detach': async (_ctx, { ws }) => {
     const workspace = await needWs(host, ws);
     if (workspace.vm_id === null) throw new Fault('bad_state', `Workspace '${workspace.name}' is not attached.`);
@@ -32,8 +28,11 @@ export const wsHandlers = (host: Host): HandlersOf<'ws'> => ({
       throw new Fault('bad_state', `Workspace '${workspace.name}' is not attached to VM '${vm.name}' any more.`);
     });
   },
+  'ws.snapshot': (_ctx, input) => snapshotWs(host, input),
   'ws.remove': async (_ctx, { ws }) => {
-    const { id } = await needWs(host, ws);
+    const workspace = await needWs(host, ws);
+    const { id } = workspace;
+    using _taken = takeWs(host, workspace, 'remove');
     // the record first: a crash in between leaves a file that the next start sweeps
     await host.step('ws.record', () => host.store.removeWs(id));
     await host.step('ws.disk', () => host.disks.removeWs(id));
@@ -41,45 +40,22 @@ export const wsHandlers = (host: Host): HandlersOf<'ws'> => ({
   },
 });
 
+const attachWs = async (host: Host, input: OpIn<'ws.attach'>): Promise<Workspace> => {
+  const { role, mount = null, read_only } = input;
+  if (role === 'root' && (mount !== null || read_only)) {
+    throw new Fault('invalid', 'A root is mounted writable on /: --mount and --read-only are for data disks.');
+  }
+  const ws = await needWs(host, input.ws);
+  return withVm(host, await needVm(host, input.vm), 'ws.attach', async id => {
+    using _taken = takeWs(host, ws, 'attach');
+    return await host.step('ws.attach', () => host.store.attachWs(ws.id, id, { role, mount, read_only }));
+  });
+};
+
 /** Under the VM's lock, and only where its disks may change. */
 const withVm = async <T>(host: Host, vm: VmRecord, verb: string, work: (id: string) => Promise<T>): Promise<T> => {
   await using _ = await lockVm(host, vm, 'attach', verb);
   const now = await needVm(host, vm.id);
   admit(now, 'attach');
   return await work(now.id);
-};
-
-const createWs = async (host: Host, input: OpIn<'ws.create'>): Promise<Workspace> => {
-  const id = newId('ws');
-  const name = input.name ?? id.replace('_', '-');
-  if ((await host.store.findWs(name)) !== undefined) throw new Fault('exists', `Workspace '${name}' exists already.`);
-  const image = input.image === undefined ? null : await needImage(host, input.image);
-  const size_bytes = input.size_bytes ?? image?.size_bytes;
-  if (size_bytes === undefined) {
-    throw new Fault('invalid', 'Cannot create an empty workspace: its size is missing.', {
-      hint: 'give --size, e.g. --size 8G',
-    });
-  }
-  using _used = image === null ? undefined : await useAsset(host, image, needImage);
-  const deadline = AbortSignal.any([AbortSignal.timeout(CLONE_MS), host.closing]);
-  await host.step('ws.make', () =>
-    image === null ? host.disks.empty(id, size_bytes, deadline) : host.disks.clone(image.id, id, size_bytes, deadline),
-  );
-  const ws: Workspace = {
-    id,
-    name,
-    image_id: image?.id ?? null,
-    size_bytes,
-    vm_id: null,
-    role: null,
-    owned: false,
-    created_at_ms: Date.now(),
-  };
-  try {
-    await host.step('ws.insert', () => host.store.insertWs(ws));
-  } catch (error) {
-    await host.disks.removeWs(id);
-    throw error;
-  }
-  return ws;
 };

@@ -87,7 +87,7 @@ export const bootDaemon = async (options: DaemonOptions): Promise<Daemon> => {
     const probe = join(options.agent_dir, 'nexus-probe');
     const cgroups = await openCgroups(paths.data);
     const [disks, vmms] = await Promise.all([
-      pickDisks(options.data_dir, log, step),
+      pickDisks(options.data_dir, log, { step, probe }),
       openVmms({
         ...{ probe, qemu: options.qemu, log, step, cgroups },
         firecracker: options.firecracker ?? (() => storedFirecracker(store, paths)),

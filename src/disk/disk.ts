@@ -2,16 +2,21 @@
  * Disks of images and workspaces: <data>/images/<id>/disk.raw and <data>/workspaces/<id>/disk.raw.
  *
  * INVARIANTS: a folder named by an ID holds a complete, synced disk: it was made as `.<id>.<random>.part` beside it and renamed.
- * The disk of an image is never written again. Nothing outside the data directory is removed.
+ * The disk of an image is never written again. Nothing outside the data directory is removed. Folders that are being made or
+ * removed have their names in `#work`: they are no leftovers.
  */
 import { randomUUID } from 'node:crypto';
-import { chmod, lstat, open, readdir, rename, rm, statfs } from 'node:fs/promises';
-import { basename, join } from 'node:path';
-import { ID_PATTERN } from '../api/common.ts';
+import { chmod, lstat, open, readdir, rename, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { ID_PATTERN, type Space } from '../api/common.ts';
 import { Fault } from '../api/fault.ts';
 import { ensureDir, exists, publish, removeTree } from '../lib/files.ts';
 import { formatBytes } from '../lib/size.ts';
 import type { Step } from '../lib/step.ts';
+import { makeExt4 } from './format.ts';
+import { errno, lengthen } from './length.ts';
+import { needRoom, roomIn } from './room.ts';
+import { askSpace, plainSpace } from './space.ts';
 import type { Way } from './ways.ts';
 
 export type DiskKind = 'images' | 'workspaces';
@@ -21,6 +26,19 @@ export interface Usage {
   size_bytes: number;
   /** What it takes of the file system; blocks that clones share are counted in each. */
   allocated_bytes: number;
+}
+
+/** A folder that no record accounts for. */
+export interface Leftover {
+  /** Below the data directory. */
+  name: string;
+  used_bytes: number;
+}
+
+/** IDs of disks that have records. */
+export interface Known {
+  images: ReadonlySet<string>;
+  workspaces: ReadonlySet<string>;
 }
 
 export interface Disks {
@@ -33,8 +51,10 @@ export interface Disks {
   exportImage(id: string, to: string, signal: AbortSignal): Promise<void>;
   /** A writable clone of an image, grown to `size_bytes`. Never shrinks: `invalid`. Gives the path. */
   clone(image_id: string, ws_id: string, size_bytes: number, signal: AbortSignal): Promise<string>;
-  /** An empty sparse disk. Gives the path. */
-  empty(ws_id: string, size_bytes: number, signal: AbortSignal): Promise<string>;
+  /** A writable clone of a workspace that nobody writes to meanwhile, as long as that. Gives the path. */
+  snapshot(from_ws_id: string, ws_id: string, signal: AbortSignal): Promise<string>;
+  /** An empty sparse disk; with a label, an ext4 file system. Gives the path. */
+  empty(ws_id: string, size_bytes: number, signal: AbortSignal, label?: string): Promise<string>;
   /** Lengthens the disk of a workspace; shorter is `invalid`. */
   grow(ws_id: string, size_bytes: number): Promise<void>;
   /** Removes a disk; it need not exist. */
@@ -43,32 +63,20 @@ export interface Disks {
   path(kind: DiskKind, id: string): string;
   /** `not_found` if there is no such disk. */
   usage(kind: DiskKind, id: string): Promise<Usage>;
-  /**
-   * Removes what was left half made and disks that no record knows; gives their names. Only for the start of a daemon: disks that
-   * are being made are taken for leftovers. What is not named like ours is left alone.
-   */
-  sweep(known: { images: ReadonlySet<string>; workspaces: ReadonlySet<string> }): Promise<string[]>;
+  /** What disks take of the host, each with what it shares with others; where that is not known, or the disk is missing, null. */
+  space(disks: readonly { kind: DiskKind; id: string }[]): Promise<Space[]>;
+  /** Refuses what takes more than is free, with the numbers: `no_room`. `what` completes "Cannot …". */
+  needRoom(what: string, needed_bytes: number): Promise<void>;
+  /** What was left half made, and disks that no record knows. What is not named like ours is left alone. */
+  leftovers(known: Known): Promise<Leftover[]>;
+  removeLeftover(leftover: Leftover): Promise<void>;
+  /** Removes all leftovers; gives their names. Only where nothing is being made: disks get their records after they are there. */
+  sweep(known: Known): Promise<string[]>;
 }
 
 const PREFIX = { images: 'img_', workspaces: 'ws_' } as const;
 const NOUN = { images: 'image', workspaces: 'workspace' } as const;
 const PART = /^\.((?:img|ws)_[0-9a-z]{26})\.[0-9a-f-]{36}\.part$/;
-
-const errno = (error: unknown): string | undefined =>
-  error instanceof Error && 'code' in error && typeof error.code === 'string' ? error.code : undefined;
-
-/** Opens a disk for writing, sets its length, syncs it. */
-const lengthen = async (path: string, size_bytes: number, noun: string): Promise<void> => {
-  await using handle = await open(path, 'r+');
-  const { size } = await handle.stat();
-  if (size_bytes < size)
-    throw new Fault(
-      'invalid',
-      `Cannot make ${noun} ${formatBytes(size_bytes)} long: it has ${formatBytes(size)} already, and disks do not shrink.`,
-    );
-  if (size_bytes > size) await handle.truncate(size_bytes);
-  await handle.sync();
-};
 
 export class FileDisks implements Disks {
   readonly backend: Disks['backend'];
@@ -76,11 +84,15 @@ export class FileDisks implements Disks {
   readonly #data: string;
   readonly #way: Way;
   readonly #step: Step;
+  readonly #probe: string;
+  readonly #work = new Set<string>();
 
-  constructor(data_dir: string, way: Way, step: Step) {
+  /** `probe`: the host's, which tells shared blocks. */
+  constructor(data_dir: string, way: Way, step: Step, probe: string) {
     this.#data = data_dir;
     this.#way = way;
     this.#step = step;
+    this.#probe = probe;
     this.backend = way.backend;
     this.why = way.why;
   }
@@ -96,10 +108,12 @@ export class FileDisks implements Disks {
     const final = this.path(kind, id);
     const parent = await ensureDir(join(this.#data, kind));
     const target = join(parent, id);
-    const temp = join(parent, `.${id}.${randomUUID()}.part`);
+    const part = `.${id}.${randomUUID()}.part`;
+    const temp = join(parent, part);
     const noun = `${NOUN[kind]} ${id}`;
-    if (await exists(target)) throw new Fault('exists', `Cannot make the disk of ${noun}: there is one.`);
+    this.#work.add(part);
     try {
+      if (await exists(target)) throw new Fault('exists', `Cannot make the disk of ${noun}: there is one.`);
       await fill(temp);
       signal.throwIfAborted();
       await this.#step('disk.publish', () => publish(temp, target));
@@ -107,6 +121,8 @@ export class FileDisks implements Disks {
     } catch (cause) {
       await removeTree(this.#data, temp).catch(() => {}); // the next sweep takes it
       throw await this.#explain(noun, cause);
+    } finally {
+      this.#work.delete(part);
     }
   }
 
@@ -119,25 +135,20 @@ export class FileDisks implements Disks {
         cause,
       });
     if (code !== 'ENOSPC' && code !== 'EDQUOT') return cause;
-    const free = await this.#free();
+    const { free_bytes: free } = await roomIn(this.#data);
     return new Fault('no_room', `Cannot make the disk of ${noun}: the data directory has ${formatBytes(free)} free.`, {
       hint: `free space in ${this.#data}`,
       cause,
     });
   }
 
-  async #free(): Promise<number> {
-    const fs = await statfs(this.#data);
-    return fs.bavail * fs.bsize;
+  needRoom(what: string, needed_bytes: number): Promise<void> {
+    return needRoom(this.#data, what, needed_bytes);
   }
 
   /** Refuses before the first byte is written. Holes take no room. */
   async #roomFor(source: string, noun: string): Promise<void> {
-    const needed = (await lstat(source)).blocks * 512;
-    const free = await this.#free();
-    if (needed <= free) return;
-    const why = `it takes ${formatBytes(needed)}, the data directory has ${formatBytes(free)} free`;
-    throw new Fault('no_room', `Cannot make the disk of ${noun}: ${why}.`, { hint: `free space in ${this.#data}` });
+    await this.needRoom(`make the disk of ${noun}`, (await lstat(source)).blocks * 512);
   }
 
   importImage(source: string, id: string, signal: AbortSignal, options: { move?: boolean } = {}): Promise<string> {
@@ -170,28 +181,40 @@ export class FileDisks implements Disks {
   }
 
   clone(image_id: string, ws_id: string, size_bytes: number, signal: AbortSignal): Promise<string> {
+    return this.#clone(this.path('images', image_id), `image ${image_id}`, ws_id, size_bytes, signal);
+  }
+
+  snapshot(from_ws_id: string, ws_id: string, signal: AbortSignal): Promise<string> {
+    return this.#clone(this.path('workspaces', from_ws_id), `workspace ${from_ws_id}`, ws_id, undefined, signal);
+  }
+
+  #clone(from: string, noun: string, ws_id: string, size_bytes: number | undefined, signal: AbortSignal) {
     return this.#make('workspaces', ws_id, signal, async dir => {
-      const image = this.path('images', image_id);
-      if (!(await exists(image))) throw new Fault('not_found', `Cannot clone image ${image_id}: its disk is missing.`);
-      if (this.backend === 'copy') await this.#roomFor(image, `workspace ${ws_id}`);
-      await this.#way.clone(image, dir, signal);
+      if (!(await exists(from))) throw new Fault('not_found', `Cannot clone ${noun}: its disk is missing.`);
+      if (this.backend === 'copy') await this.#roomFor(from, `workspace ${ws_id}`);
+      else await this.needRoom(`make the disk of workspace ${ws_id}`, 0);
+      await this.#way.clone(from, dir, signal);
       const disk = join(dir, 'disk.raw');
       await chmod(disk, 0o600);
-      await lengthen(disk, size_bytes, `workspace ${ws_id}`);
+      await lengthen(disk, size_bytes ?? (await lstat(disk)).size, `workspace ${ws_id}`);
     });
   }
 
-  empty(ws_id: string, size_bytes: number, signal: AbortSignal): Promise<string> {
+  empty(ws_id: string, size_bytes: number, signal: AbortSignal, label?: string): Promise<string> {
     return this.#make('workspaces', ws_id, signal, async dir => {
+      await this.needRoom(`make the disk of workspace ${ws_id}`, 0);
       await this.#way.folder(dir, signal);
       const disk = join(dir, 'disk.raw');
-      await (await open(disk, 'wx', 0o600)).close();
-      await lengthen(disk, size_bytes, `workspace ${ws_id}`);
+      await using handle = await open(disk, 'wx', 0o600);
+      await handle.truncate(size_bytes);
+      if (label !== undefined) await this.#step('disk.format', () => makeExt4(disk, label, signal));
+      await handle.sync();
     });
   }
 
   async grow(ws_id: string, size_bytes: number): Promise<void> {
     const disk = this.path('workspaces', ws_id);
+    await this.needRoom(`lengthen the disk of workspace ${ws_id}`, 0);
     await lengthen(disk, size_bytes, `workspace ${ws_id}`).catch(async (cause: unknown) => {
       if (errno(cause) === 'ENOENT') throw new Fault('not_found', `Workspace ${ws_id} has no disk.`, { cause });
       throw await this.#explain(`workspace ${ws_id}`, cause);
@@ -201,15 +224,17 @@ export class FileDisks implements Disks {
   /** Renamed first: a removal that is cut off leaves no half disk under a good name. */
   async #remove(kind: DiskKind, id: string): Promise<void> {
     this.path(kind, id);
-    const temp = join(this.#data, kind, `.${id}.${randomUUID()}.part`);
-    const gone = await rename(join(this.#data, kind, id), temp).then(
-      () => false,
-      (cause: unknown) => {
-        if (errno(cause) === 'ENOENT') return true;
-        throw cause;
-      },
-    );
-    if (!gone) await removeTree(this.#data, temp);
+    const part = `.${id}.${randomUUID()}.part`;
+    const temp = join(this.#data, kind, part);
+    this.#work.add(part);
+    try {
+      await rename(join(this.#data, kind, id), temp);
+      await removeTree(this.#data, temp);
+    } catch (cause) {
+      if (errno(cause) !== 'ENOENT') throw cause;
+    } finally {
+      this.#work.delete(part);
+    }
   }
 
   removeImage(id: string): Promise<void> {
@@ -230,16 +255,32 @@ export class FileDisks implements Disks {
     return { size_bytes: stat.size, allocated_bytes: stat.blocks * 512 };
   }
 
-  async sweep(known: { images: ReadonlySet<string>; workspaces: ReadonlySet<string> }): Promise<string[]> {
-    const removed: string[] = [];
+  async space(disks: readonly { kind: DiskKind; id: string }[]): Promise<Space[]> {
+    const paths = disks.map(({ kind, id }) => this.path(kind, id));
+    return this.backend === 'copy' ? plainSpace(paths) : askSpace(this.#probe, paths);
+  }
+
+  async leftovers(known: Known): Promise<Leftover[]> {
+    const found: Leftover[] = [];
     for (const kind of ['images', 'workspaces'] as const) {
       for (const name of await readdir(join(this.#data, kind)).catch(() => [])) {
         const ours = ID_PATTERN.test(name) && name.startsWith(PREFIX[kind]);
-        if (!PART.test(name) && !(ours && !known[kind].has(name))) continue;
-        await removeTree(this.#data, join(this.#data, kind, name));
-        removed.push(`${kind}/${basename(name)}`);
+        const half = PART.test(name) && !this.#work.has(name);
+        if (!half && !(ours && !known[kind].has(name))) continue;
+        const stat = await lstat(join(this.#data, kind, name, 'disk.raw')).catch(() => undefined);
+        found.push({ name: join(kind, name), used_bytes: (stat?.blocks ?? 0) * 512 });
       }
     }
-    return removed;
+    return found;
+  }
+
+  async removeLeftover({ name }: Leftover): Promise<void> {
+    await removeTree(this.#data, join(this.#data, name));
+  }
+
+  async sweep(known: Known): Promise<string[]> {
+    const found = await this.leftovers(known);
+    for (const one of found) await this.removeLeftover(one);
+    return found.map(one => one.name);
   }
 }

@@ -51,13 +51,17 @@ const pickWay = async (data_dir: string, dir: string): Promise<Way> => {
 };
 
 /** Picks the best backend that works in this data directory. */
-export const pickDisks = async (data_dir: string, log: Log, step: Step = plainStep): Promise<Disks> => {
+export const pickDisks = async (
+  data_dir: string,
+  log: Log,
+  { step = plainStep, probe = 'nexus-probe' }: { step?: Step; probe?: string } = {},
+): Promise<Disks> => {
   await ensureDir(data_dir);
   const dir = await mkdtemp(join(data_dir, '.probe-'));
   try {
     const way = await pickWay(data_dir, dir);
     log.info({ backend: way.backend, why: way.why }, 'disks');
-    return new FileDisks(data_dir, way, step);
+    return new FileDisks(data_dir, way, step, probe);
   } finally {
     await removeTree(data_dir, dir);
   }

@@ -27,7 +27,8 @@ const noRoomOr = (error: unknown): unknown => {
 
 const programs = { PATH: `${process.env.PATH ?? '/usr/bin:/bin'}:/usr/sbin:/sbin`, LC_ALL: 'C' };
 
-const tool = async (argv: string[], signal: AbortSignal, timeout_ms = 60_000): Promise<void> => {
+/** Runs a program that writes; a full disk is ENOSPC. */
+export const tool = async (argv: string[], signal: AbortSignal, timeout_ms = 60_000): Promise<void> => {
   await run(argv, { signal, timeout_ms, env: programs }).catch((error: unknown) => {
     throw noRoomOr(error);
   });

@@ -19,6 +19,7 @@ export const Facts = z.object({
   hostname: Line,
   init: Line,
   arch: Arch,
+  problems: z.array(Line).max(64).default([]),
 });
 export type Facts = z.infer<typeof Facts>;
 

@@ -10,6 +10,7 @@ import { z } from 'zod';
 import type { Signal } from '../api/exec.ts';
 import { Fault } from '../api/fault.ts';
 import { Slots } from '../lib/slots.ts';
+import { plain } from '../lib/text.ts';
 import { type Egress, serveEgress } from './egress.ts';
 import { ExecOutput, type ExecStream, type Offsets } from './exec.ts';
 import { EXECS_MOST_BYTES, ExecList, type GuestExecs } from './exec_list.ts';
@@ -35,6 +36,7 @@ export interface ExecOptions {
 }
 
 const Taken = z.object({ bytes: z.int().min(0) });
+const Grown = z.object({ path: z.string().max(4096).transform(plain) });
 
 const BULK = 112;
 /** From the request to the answer that the command runs, lost connections included. */
@@ -160,6 +162,17 @@ export class Guest implements AsyncDisposable {
       { what: 'set up the guest', method: 'POST', path: '/v1/settle', body, again: true },
       signal,
     );
+  }
+
+  /**
+   * Lets the guest grow the file system on a disk (`vdb`) that is as long as that; gives where it is mounted. `bad_state`: it is not
+   * mounted; `not_found`: the agent is older than this request.
+   */
+  async growDisk(device: string, size_bytes: number, signal: AbortSignal): Promise<string> {
+    const what = `grow the file system on /dev/${device}`;
+    const body = { device, size_bytes };
+    const request = { what, method: 'POST', path: '/v1/disks/grow', body, again: true } as const;
+    return parseBody(Grown, (await this.#requests.call(request, signal)).body, 'what was grown').path;
   }
 
   /** Runs a command. Resolves when it runs; one that cannot be started is a fault with a `reason`. */

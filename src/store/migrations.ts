@@ -1,3 +1,5 @@
+import { SIXTH } from './migration_06.ts';
+
 /**
  * The shape of the database, as numbered steps that only ever go forward and keep the data. A step that has been released is
  * never edited; the next one is added. `user_version` of the database is the number of its last step.
@@ -289,10 +291,7 @@ alter table images_new rename to images;
 create index images_build on images (build_id);
 `;
 
-export const MIGRATIONS: readonly Migration[] = [
-  { version: 1, sql: FIRST },
-  { version: 2, sql: SECOND },
-  { version: 3, sql: THIRD },
-  { version: 4, sql: FOURTH },
-  { version: 5, sql: FIFTH },
-];
+export const MIGRATIONS: readonly Migration[] = [FIRST, SECOND, THIRD, FOURTH, FIFTH, SIXTH].map((sql, i) => ({
+  version: i + 1,
+  sql,
+}));

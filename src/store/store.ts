@@ -78,13 +78,29 @@ export interface NoteStore {
   writeNote(name: string, value: string): Promise<void>;
 }
 
+/** What a workspace is to be to a VM. */
+export interface Attachment {
+  role: 'root' | 'data';
+  /** Data disks only, as `read_only`. */
+  mount?: string | null;
+  read_only?: boolean;
+  owned?: boolean;
+}
+
 export interface WorkspaceStore {
   insertWs(ws: Workspace): Promise<void>;
   findWs(ref: string): Promise<Workspace | undefined>;
-  listWs(filter?: { vm_id?: string; image_id?: string }): Promise<Workspace[]>;
-  /** Attaches in one transaction: `in_use` if it is attached already, or the VM has a root and `role` is root. Keeps `vm.root_ws_id` in step. */
-  attachWs(id: string, vm_id: string, role: 'root' | 'data'): Promise<Workspace>;
-  /** Detaches; the workspace then belongs to nobody (`owned` false). */
+  /** Newest first. */
+  listWs(filter?: { image_id?: string }): Promise<Workspace[]>;
+  /** By their position: the root, /dev/vdb, … */
+  wsOfVm(vm_id: string): Promise<Workspace[]>;
+  /**
+   * Attaches in one transaction, a data disk behind those that the VM has: `in_use` if it is attached already, the VM has a root and
+   * `role` is root, or another disk at `mount`; `invalid` if it has as many as it can have. Keeps `vm.root_ws_id` in step.
+   */
+  attachWs(id: string, vm_id: string, how: Attachment): Promise<Workspace>;
+  resizeWs(id: string, size_bytes: number): Promise<Workspace>;
+  /** Detaches; the workspace then belongs to nobody (`owned` false), and data disks behind it move up. */
   detachWs(id: string): Promise<Workspace>;
   /** `in_use` while attached. */
   removeWs(id: string): Promise<void>;

@@ -110,7 +110,7 @@ const insertVm = async (
   const row = rows.toRow({ ...vm, root_ws_id: null, host_uid, vsock_cid });
   await unlessTaken(`VM '${vm.name}'`, () => trx.insertInto('vms').values(row).execute());
   if (options.ws !== undefined) await insert(trx, { ...options.ws, vm_id: vm.id, role: 'root' });
-  else if (vm.root_ws_id !== null) await attach(trx, vm.root_ws_id, vm.id, 'root', false);
+  else if (vm.root_ws_id !== null) await attach(trx, vm.root_ws_id, vm.id, { role: 'root' });
   await addHistory(trx, vm.id, { at_ms: vm.created_at_ms, from: null, to: vm.state, why: 'created', actor: 'api' });
   return getVm(trx, vm.id);
 };
@@ -149,7 +149,7 @@ export const vmStore = (db: Db): VmStore => ({
   removeVm: (id, { keep_disk }) =>
     db.transaction().execute(async trx => {
       await getVm(trx, id);
-      const attached = await wsOfVm(trx, id);
+      const attached = (await wsOfVm(trx, id)).reverse();
       const removed = keep_disk ? [] : attached.filter(ws => ws.owned);
       for (const ws of attached) await detach(trx, ws);
       for (const ws of removed) await trx.deleteFrom('workspaces').where('id', '=', ws.id).execute();

@@ -2,9 +2,9 @@
 import type { Transaction } from 'kysely';
 import { ID_PATTERN } from '../api/common.ts';
 import { Fault } from '../api/fault.ts';
-import { Workspace } from '../api/ws.ts';
+import { MAX_DATA_DISKS, Workspace } from '../api/ws.ts';
 import { codec, type Db, none, type Tables, unlessTaken } from './sqlite.ts';
-import type { WorkspaceStore } from './store.ts';
+import type { Attachment, WorkspaceStore } from './store.ts';
 
 type Trx = Transaction<Tables>;
 const rows = codec('workspace', Workspace);
@@ -26,38 +26,55 @@ const saveWs = async (trx: Trx, ws: Workspace): Promise<Workspace> => {
   return ws;
 };
 
-/** Attaches; an `owned` workspace goes when its VM is deleted. */
-export const attach = async (
-  trx: Trx,
-  id: string,
-  vm_id: string,
-  role: 'root' | 'data',
-  owned: boolean,
-): Promise<Workspace> => {
-  const ws = await getWs(trx, id);
-  if (ws.vm_id !== null) {
-    const other = await vmOf(trx, ws.vm_id);
-    throw new Fault('in_use', `Cannot attach workspace '${ws.name}': it is attached to VM '${other.name}'.`);
-  }
-  const vm = await vmOf(trx, vm_id);
-  if (role === 'root') {
-    if (vm.root_ws_id !== null) {
-      const root = await getWs(trx, vm.root_ws_id);
-      throw new Fault(
-        'in_use',
-        `Cannot attach workspace '${ws.name}' as root: VM '${vm.name}' has '${root.name}' as root.`,
-      );
-    }
-    await trx.updateTable('vms').set({ root_ws_id: id }).where('id', '=', vm_id).execute();
-  }
-  return saveWs(trx, { ...ws, vm_id, role, owned });
+/** What it is to no VM. */
+const ALONE = { vm_id: null, role: null, position: null, mount: null, read_only: false, owned: false } as const;
+
+/** The place after the data disks that the VM has. */
+const nextPlace = async (trx: Trx, vm_id: string): Promise<number> => {
+  const taken = await trx.selectFrom('workspaces').select('id').where('vm_id', '=', vm_id).where('role', '=', 'data');
+  return (await taken.execute()).length + 1;
 };
 
-/** Detaches a workspace that is attached. */
+const refuseRoot = async (trx: Trx, ws: Workspace, vm: { name: string; root_ws_id: string | null }): Promise<void> => {
+  if (vm.root_ws_id === null) return;
+  const root = await getWs(trx, vm.root_ws_id);
+  throw new Fault(
+    'in_use',
+    `Cannot attach workspace '${ws.name}' as root: VM '${vm.name}' has '${root.name}' as root.`,
+  );
+};
+
+/** Attaches; an `owned` workspace goes when its VM is deleted. */
+export const attach = async (trx: Trx, id: string, vm_id: string, how: Attachment): Promise<Workspace> => {
+  const { role, mount = null, read_only = false, owned = false } = how;
+  const ws = await getWs(trx, id);
+  const refuse = (why: string, code: 'in_use' | 'invalid' = 'in_use') =>
+    new Fault(code, `Cannot attach workspace '${ws.name}': ${why}.`);
+  if (ws.vm_id !== null) throw refuse(`it is attached to VM '${(await vmOf(trx, ws.vm_id)).name}'`);
+  const vm = await vmOf(trx, vm_id);
+  if (role === 'root') {
+    await refuseRoot(trx, ws, vm);
+    await trx.updateTable('vms').set({ root_ws_id: id }).where('id', '=', vm_id).execute();
+    return saveWs(trx, { ...ws, ...ALONE, vm_id, role, position: 0, owned });
+  }
+  const position = await nextPlace(trx, vm_id);
+  if (position > MAX_DATA_DISKS)
+    throw refuse(`VM '${vm.name}' has ${MAX_DATA_DISKS} data disks, and more it cannot have`, 'invalid');
+  const there = (await wsOfVm(trx, vm_id)).find(other => mount !== null && other.mount === mount);
+  if (there !== undefined) throw refuse(`VM '${vm.name}' has '${there.name}' at ${mount}`);
+  return saveWs(trx, { ...ws, vm_id, role, position, mount, read_only, owned });
+};
+
+/** Detaches a workspace that is attached. What was attached after it moves up. */
 export const detach = async (trx: Trx, ws: Workspace): Promise<Workspace> => {
   if (ws.vm_id !== null && ws.role === 'root')
     await trx.updateTable('vms').set({ root_ws_id: null }).where('id', '=', ws.vm_id).execute();
-  return saveWs(trx, { ...ws, vm_id: null, role: null, owned: false });
+  const alone = await saveWs(trx, { ...ws, ...ALONE });
+  if (ws.vm_id !== null && ws.role === 'data')
+    for (const other of await wsOfVm(trx, ws.vm_id)) // one by one and in order: no two have a place at any moment
+      if (other.position !== null && ws.position !== null && other.position > ws.position)
+        await saveWs(trx, { ...other, position: other.position - 1 });
+  return alone;
 };
 
 /** Inserts, and attaches where the record says so. */
@@ -66,13 +83,16 @@ export const insert = async (trx: Trx, ws: Workspace): Promise<void> => {
     const image = await trx.selectFrom('images').select('id').where('id', '=', ws.image_id).executeTakeFirst();
     if (image === undefined) throw none('image', ws.image_id);
   }
-  const row = rows.toRow({ ...ws, vm_id: null, role: null, owned: false });
+  const row = rows.toRow({ ...ws, ...ALONE });
   await unlessTaken(`Workspace '${ws.name}'`, () => trx.insertInto('workspaces').values(row).execute());
-  if (ws.vm_id !== null) await attach(trx, ws.id, ws.vm_id, ws.role ?? 'data', ws.owned);
+  if (ws.vm_id === null) return;
+  const { role, mount, read_only, owned } = ws;
+  await attach(trx, ws.id, ws.vm_id, { role: role ?? 'data', mount, read_only, owned });
 };
 
+/** In the order of the disks: the root, then as they were attached. */
 export const wsOfVm = async (db: Db, vm_id: string): Promise<Workspace[]> => {
-  const found = await db.selectFrom('workspaces').selectAll().where('vm_id', '=', vm_id).orderBy('id').execute();
+  const found = await db.selectFrom('workspaces').selectAll().where('vm_id', '=', vm_id).orderBy('position').execute();
   return found.map(rows.fromRow);
 };
 
@@ -87,12 +107,16 @@ export const wsStore = (db: Db): WorkspaceStore => ({
 
   listWs: async (filter = {}) => {
     let query = db.selectFrom('workspaces').selectAll().orderBy('created_at_ms', 'desc').orderBy('id', 'desc');
-    if (filter.vm_id !== undefined) query = query.where('vm_id', '=', filter.vm_id);
     if (filter.image_id !== undefined) query = query.where('image_id', '=', filter.image_id);
     return (await query.execute()).map(rows.fromRow);
   },
 
-  attachWs: (id, vm_id, role) => db.transaction().execute(trx => attach(trx, id, vm_id, role, false)),
+  wsOfVm: vm_id => wsOfVm(db, vm_id),
+
+  attachWs: (id, vm_id, how) => db.transaction().execute(trx => attach(trx, id, vm_id, how)),
+
+  resizeWs: (id, size_bytes) =>
+    db.transaction().execute(async trx => saveWs(trx, { ...(await getWs(trx, id)), size_bytes })),
 
   detachWs: id =>
     db.transaction().execute(async trx => {

@@ -107,6 +107,10 @@ export class FirecrackerApi {
     await this.#ask('PUT', path, body, signal, ms);
   }
 
+  async patch(path: string, body: object): Promise<void> {
+    await this.#ask('PATCH', path, body);
+  }
+
   close(): void {
     this.#agent.destroy();
   }

@@ -47,8 +47,10 @@ const limiter = ({ disk_rate_bytes, disk_rate_ops }: MachineSpec) => {
 
 export const passedPath = (fd: number): string => `/proc/self/fd/${fd}`;
 
+export const driveId = (index: number): string => `disk${index}`;
+
 const drive = (spec: MachineSpec, fds: PassedFds, index: number): Put => {
-  const drive_id = `disk${index}`;
+  const drive_id = driveId(index);
   const { read_only = true } = spec.disks[index] ?? {};
   return {
     path: `/drives/${drive_id}`,

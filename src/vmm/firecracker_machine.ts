@@ -21,7 +21,7 @@ import type { HeldMachine, Parts } from './driver.ts';
 import { type Exit, watchEnd } from './end.ts';
 import { instanceId } from './find.ts';
 import { AnswerError, ApiError, FirecrackerApi, REQUEST_MS } from './firecracker_api.ts';
-import type { Put } from './firecracker_config.ts';
+import { driveId, type Put } from './firecracker_config.ts';
 import type { MachineEnd, MachineUsage } from './machine.ts';
 import { Metrics } from './metrics.ts';
 import { API_SOCKET, COUNTED, METRICS_FIFO, type RunDir, VSOCK_SOCKET } from './run_dir.ts';
@@ -41,6 +41,7 @@ const LOOK_MS = 3;
 const FLUSH_EVERY_MS = 1000;
 const FLUSH_MS = 1000;
 
+const Config = z.looseObject({ drives: z.array(z.looseObject({ drive_id: z.string(), path_on_host: z.string() })) });
 const Instance = z.looseObject({ id: z.string(), state: z.string() });
 
 export class FirecrackerMachine implements HeldMachine {
@@ -156,6 +157,19 @@ export class FirecrackerMachine implements HeldMachine {
     if (used === undefined) throw this.#fault('ask for the usage of', new Error('it has ended'));
     const { disk_read_bytes = null, disk_write_bytes = null } = this.#metrics?.counters ?? {};
     return { ...used, disk_read_bytes, disk_write_bytes };
+  }
+
+  /** It looks at its file anew, under the name by which it knows it. */
+  async resizeDisk(index: number): Promise<void> {
+    const drive_id = driveId(index);
+    try {
+      const { drives } = Config.parse(await this.#api.get('/vm/config'));
+      const drive = drives.find(one => one.drive_id === drive_id);
+      if (drive === undefined) throw new AnswerError(`it has no drive '${drive_id}'`);
+      await this.#api.patch(`/drives/${drive_id}`, { drive_id, path_on_host: drive.path_on_host });
+    } catch (error) {
+      throw this.#fault('resize a disk of', error);
+    }
   }
 
   /** A stopped process takes SIGTERM when it goes on: it is let go on, and dies before it does anything. */

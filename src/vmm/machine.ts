@@ -77,6 +77,8 @@ export interface Machine {
   /** Presses Ctrl-Alt-Del, for a guest whose agent is silent; false: this machine has no keyboard. */
   ctrlAltDel(): Promise<boolean>;
   usage(): Promise<MachineUsage>;
+  /** Tells the guest how long the disk of that number (0 is /dev/vda) is now; the file is as long already. */
+  resizeDisk(index: number, size_bytes: number): Promise<void>;
   /** Sends a signal to the VMM; nothing happens if it is gone. */
   signal(signal: 'SIGTERM' | 'SIGKILL'): Promise<void>;
   /** Lets go (sockets, timers) without touching the guest: the daemon ends, the VM lives on. */

@@ -30,10 +30,13 @@ const limits = ({ disk_rate_bytes, disk_rate_ops }: MachineSpec): Record<string,
 
 const blockdev = (node: object): string[] => ['-blockdev', JSON.stringify(node)];
 
+/** Of the node of a disk. */
+export const diskName = (index: number): string => `disk${index}`;
+
 const disk = (spec: MachineSpec, fd: number, index: number): string[] => {
   const off = { direct: false, 'no-flush': false };
   const read_only = spec.disks[index]?.read_only ?? true;
-  const name = `disk${index}`;
+  const name = diskName(index);
   const file = {
     driver: 'file',
     filename: `/dev/fdset/${index + 1}`,

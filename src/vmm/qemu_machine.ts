@@ -18,6 +18,7 @@ import { Egress } from './egress.ts';
 import { type Exit, watchEnd } from './end.ts';
 import type { MachineEnd, MachineUsage } from './machine.ts';
 import { Ports } from './ports.ts';
+import { diskName } from './qemu_args.ts';
 import { COMMAND_MS, type Qmp, QmpError, type QmpEvent } from './qmp.ts';
 import { QmpLink } from './qmp_link.ts';
 import { QMP_SOCKET, type RunDir } from './run_dir.ts';
@@ -140,6 +141,10 @@ export class QemuMachine implements HeldMachine {
     return { ...used, disk_read_bytes: sum('rd_bytes'), disk_write_bytes: sum('wr_bytes') };
   }
 
+  async resizeDisk(index: number, size_bytes: number): Promise<void> {
+    await this.#say('resize a disk of', 'block_resize', { 'node-name': diskName(index), size: size_bytes });
+  }
+
   async signal(signal: 'SIGTERM' | 'SIGKILL'): Promise<void> {
     await signalProc(this.proc, signal);
   }
@@ -150,9 +155,9 @@ export class QemuMachine implements HeldMachine {
     this.#dir[Symbol.dispose]();
   }
 
-  async #say(verb: string, command: string): Promise<unknown> {
+  async #say(verb: string, command: string, args?: Record<string, unknown>): Promise<unknown> {
     try {
-      return await this.#link.command(command);
+      return await this.#link.command(command, args);
     } catch (error) {
       throw this.#fault(verb, error);
     }

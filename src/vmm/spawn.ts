@@ -1,7 +1,7 @@
 /** The spawn of a VMM: what it may open is opened here and passed on, so its uid needs no right on the way to our files. */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { closeSync, constants, fchownSync, fstatSync, openSync, statSync } from 'node:fs';
+import { closeSync, constants, fchmodSync, fchownSync, fstatSync, openSync, statSync } from 'node:fs';
 import { Fault } from '../api/fault.ts';
 import type { Accel } from '../api/vm.ts';
 import { inCgroup } from '../lib/cgroup.ts';
@@ -55,11 +55,21 @@ const checkReadable = (spec: MachineSpec, path: string, fd: number): void => {
   throw new Fault('host', `Cannot start VM ${spec.id}: ${path} is not readable for its VMM's user.`, { hint });
 };
 
+/** Its group may read a disk that it may not write; what all may read, the disk of an image, stays as it is. */
+const letRead = (spec: MachineSpec, path: string, fd: number): void => {
+  if (spec.uid !== null && (fstatSync(fd).mode & 0o004) === 0) {
+    fchownSync(fd, 0, spec.uid);
+    fchmodSync(fd, 0o640);
+    return;
+  }
+  checkReadable(spec, path, fd);
+};
+
 const openDisk = ({ spec, reopens_disks }: Spawning, disk: MachineSpec['disks'][number]): number => {
   const fd = openFor(spec, `disk ${disk.id}`, disk.path, disk.read_only ? O_RDONLY : O_RDWR);
   if (!reopens_disks || spec.uid === null) return fd;
   try {
-    if (disk.read_only) checkReadable(spec, disk.path, fd);
+    if (disk.read_only) letRead(spec, disk.path, fd);
     else fchownSync(fd, spec.uid, spec.uid);
     return fd;
   } catch (error) {

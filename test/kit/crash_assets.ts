@@ -1,4 +1,4 @@
-/** The verbs of disks, images, kernels and archives, with the steps that each of them takes. */
+/** The verbs of images, kernels and archives, with the steps that each of them takes. */
 import assert from 'node:assert/strict';
 import { readdir, readFile, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -14,7 +14,7 @@ const OTHER = '9.9.9';
 const BAD = 'made of what was damaged';
 
 export const assetVerbs = (ground: () => Ground): readonly Verb[] => {
-  const { client, create, start, started, disk, kernel, taken, rootfs, image } = deeds(ground);
+  const { client, start, started, kernel, taken, rootfs, image } = deeds(ground);
   const initrds = () => join(ground().w.data_dir, 'initrd');
   const ours = () => client().kernel.inspect({ kernel: RELEASE });
   const others = async () => (await client().kernel.list({})).filter(one => one.version === OTHER);
@@ -33,45 +33,6 @@ export const assetVerbs = (ground: () => Ground): readonly Verb[] => {
     for (const name of made) await writeFile(join(initrds(), name), BAD);
   };
   return [
-    {
-      name: 'ws.create',
-      steps: ['ws.make', 'disk.publish', 'ws.insert'],
-      run: () => client().ws.create({ name: 'disk', image: 'base' }),
-      already: 'exists',
-      done: () => client().ws.get({ ws: 'disk' }),
-    },
-    {
-      name: 'ws.attach',
-      steps: ['ws.attach'],
-      prepare: async () => {
-        await create();
-        await disk();
-      },
-      run: () => client().ws.attach({ ws: 'disk', vm: 'vm' }),
-      already: 'in_use',
-      done: start,
-    },
-    {
-      name: 'ws.detach',
-      steps: ['ws.detach'],
-      prepare: async () => {
-        await create();
-        await disk();
-        await client().ws.attach({ ws: 'disk', vm: 'vm' });
-      },
-      run: () => client().ws.detach({ ws: 'disk' }),
-      already: 'bad_state',
-      done: async () => assert.equal((await client().ws.get({ ws: 'disk' })).vm_id, null),
-    },
-    {
-      name: 'ws.remove',
-      steps: ['ws.record', 'ws.disk'],
-      prepare: () => disk(),
-      run: () => client().ws.remove({ ws: 'disk' }),
-      already: 'not_found',
-      swept: ['ws.disk'],
-      done: async () => assert.deepEqual(await client().ws.list({}), []),
-    },
     {
       name: 'image.build',
       // and those of build.trigger

@@ -20,6 +20,7 @@ export const FACTS: Facts = {
   hostname: 'h',
   init: 'agent',
   arch: 'x86_64',
+  problems: [],
 };
 
 export interface Rig extends AsyncDisposable {

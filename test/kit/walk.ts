@@ -100,7 +100,7 @@ const learn = async ({ w, own }: Client): Promise<void> => {
     // a restart that was cut off is owed
     return vm.state === 'starting' || vm.state === 'stopping' || vm.restart_at_ms !== null ? undefined : vm.state;
   });
-  const disk = await find(w.client.ws.get({ ws: own.disk }));
+  const disk = await find(w.client.ws.inspect({ ws: own.disk }));
   own.attached = disk === undefined ? 'absent' : disk.vm_id === null ? 'free' : 'attached';
 };
 

@@ -63,6 +63,7 @@ export class Vm {
     const why = (await this.#schema)(method, path, json);
     if (why !== undefined) throw new Refused(why);
     if (path === '/actions') this.#act(text(json, 'action_type'));
+    else if (method === 'PATCH') this.#patch(path, json);
     else if (method !== 'PUT') throw new Refused(`the stand-in has no ${method} ${path}`);
     else await this.#put(path, json);
     return { status: 204 };
@@ -83,7 +84,7 @@ export class Vm {
     if (path === '/') return { app_name: 'Firecracker', id: this.#id, state, vmm_version: '1.12.1' };
     if (path === '/version') return { firecracker_version: '1.12.1' };
     if (path === '/machine-config') return this.#parts.get(path) ?? { vcpu_count: 1, mem_size_mib: 128 };
-    if (path === '/vm/config') return Object.fromEntries(this.#parts);
+    if (path === '/vm/config') return { drives: this.#drives() };
     throw new Refused(`Invalid request method and/or path: GET ${path}.`);
   }
 
@@ -112,6 +113,19 @@ export class Vm {
     }
     if (path === '/vsock') await this.#deeds.vsock(text(body, 'uds_path'), Number(body.guest_cid));
     this.#parts.set(path, body);
+  }
+
+  #drives(): Body[] {
+    return [...this.#parts].filter(([name]) => name.startsWith('/drives/')).map(([, body]) => body);
+  }
+
+  /** A drive is opened anew, by whatever name. */
+  #patch(path: string, body: Body): void {
+    const drive = this.#parts.get(path);
+    if (!this.#running || drive === undefined || path !== `/drives/${body.drive_id}`)
+      throw new Refused(`the stand-in has no such drive: PATCH ${path}`);
+    readable('disk', text(body, 'path_on_host'), drive.is_read_only === true ? O_RDONLY : O_RDWR);
+    this.#parts.set(path, { ...drive, ...body });
   }
 
   #checkBoot(body: Body): void {

@@ -106,6 +106,16 @@ const stop = (): object => {
   return {};
 };
 
+/** Only a disk that it has, and only to the length of its file. */
+const resize = (args: Args): object => {
+  const name = String(args['node-name']);
+  const index = options('-blockdev').findIndex(one => JSON.parse(one)['node-name'] === name);
+  const fd = options('-add-fd').map(one => Number(/fd=(\d+)/.exec(one)?.[1]))[index];
+  if (fd === undefined) throw new Refusal(`Cannot find device='' nor node-name='${name}'`);
+  if (fstatSync(fd).size !== args.size) throw new Refusal(`the file of ${name} has ${fstatSync(fd).size} bytes`);
+  return {};
+};
+
 const commands: Record<string, (args: Args) => object | Promise<object>> = {
   qmp_capabilities: () => ({}),
   'chardev-add': args => guest.chardevAdd(args),
@@ -114,6 +124,7 @@ const commands: Record<string, (args: Args) => object | Promise<object>> = {
   device_del: args => guest.deviceDel(args),
   'query-chardev': () => guest.list(),
   'query-status': () => ({ status: running ? 'running' : begun ? 'paused' : 'prelaunch', running }),
+  block_resize: args => resize(args),
   'query-blockstats': () => [{ device: '', stats: { rd_bytes: 1000, wr_bytes: 500 } }],
   stop,
   cont,

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/workfort/nexus/agent/internal/control"
+	"github.com/workfort/nexus/agent/internal/disks"
 	"github.com/workfort/nexus/agent/internal/egress"
 	"github.com/workfort/nexus/agent/internal/execs"
 	"github.com/workfort/nexus/agent/internal/facts"
@@ -25,6 +26,14 @@ import (
 type bystander struct{ client *egress.Client }
 
 func (bystander) Settle(wire.Settle) error { return nil }
+
+// Grow says that the root was grown, and that there is no other disk.
+func (bystander) Grow(device string, _ int64) (string, error) {
+	if device == "vda" {
+		return "/", nil
+	}
+	return "", disks.ErrNotMounted
+}
 
 func (b bystander) Power(kind string, _ time.Duration) { b.client.Ending(kind, "host") }
 

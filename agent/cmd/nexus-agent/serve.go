@@ -12,6 +12,7 @@ import (
 	"github.com/workfort/nexus/agent/internal/account"
 	"github.com/workfort/nexus/agent/internal/channel"
 	"github.com/workfort/nexus/agent/internal/control"
+	"github.com/workfort/nexus/agent/internal/disks"
 	"github.com/workfort/nexus/agent/internal/egress"
 	"github.com/workfort/nexus/agent/internal/execs"
 	"github.com/workfort/nexus/agent/internal/facts"
@@ -52,7 +53,7 @@ func pid1() {
 	}
 
 	table := proc.NewTable(true)
-	client, registry := newClient(), execs.NewRegistry(table)
+	client, registry := newClient(params), execs.NewRegistry(table)
 	own := &machine.Own{Table: table, Close: registry.Close, Ending: client.Ending}
 	safe.Go(func() { connect(params, client, registry, own) })
 	for sig := range signals {
@@ -85,7 +86,7 @@ func service() {
 		safe.Logf("cannot set the host name: %v", err)
 	}
 	table := proc.NewTable(false)
-	client, registry := newClient(), execs.NewRegistry(table)
+	client, registry := newClient(params), execs.NewRegistry(table)
 	served := &machine.Served{Table: table, Ending: client.Ending, End: registry.End}
 	safe.Go(func() { connect(params, client, registry, served) })
 	kind := "down"
@@ -97,9 +98,15 @@ func service() {
 	}
 }
 
-func newClient() *egress.Client {
+func newClient(params machine.Params) *egress.Client {
 	id := facts.NewID()
-	return &egress.Client{Facts: func() wire.Facts { return facts.Gather(id) }}
+	return &egress.Client{Facts: func() wire.Facts {
+		f := facts.Gather(id)
+		for _, problem := range disks.Problems(params.Mounts) {
+			f.Problems = append(f.Problems, facts.Clean(problem))
+		}
+		return f
+	}}
 }
 
 // connect serves the channels for ever. A transport that is not there yet, because its module is loaded later by the image,

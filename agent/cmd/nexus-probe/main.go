@@ -1,4 +1,4 @@
-// nexus-probe prints one JSON object: what the host can do, found out by doing it.
+// nexus-probe prints one line of JSON: what the host can do, found out by doing it, or what files take of it.
 package main
 
 import (
@@ -12,7 +12,7 @@ import (
 
 func main() {
 	verb := ""
-	if len(os.Args) == 2 {
+	if len(os.Args) == 2 || len(os.Args) > 2 && os.Args[1] == "extents" {
 		verb = os.Args[1]
 	}
 	var answer any
@@ -23,11 +23,13 @@ func main() {
 		answer = probe.RunGuest()
 	case "tsc":
 		answer = probe.MeasureTSC()
+	case "extents":
+		answer = probe.ReadExtents(os.Args[2:])
 	case "version":
 		fmt.Println(wire.Version)
 		return
 	default:
-		fmt.Fprintln(os.Stderr, "usage: nexus-probe kvm | tsc | version")
+		fmt.Fprintln(os.Stderr, "usage: nexus-probe kvm | tsc | extents FILE... | version")
 		os.Exit(2)
 	}
 	_ = json.NewEncoder(os.Stdout).Encode(answer)

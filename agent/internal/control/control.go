@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"log"
 	"net"
@@ -15,6 +16,7 @@ import (
 
 	"golang.org/x/net/http2"
 
+	"github.com/workfort/nexus/agent/internal/disks"
 	"github.com/workfort/nexus/agent/internal/execs"
 	"github.com/workfort/nexus/agent/internal/safe"
 	"github.com/workfort/nexus/agent/internal/wire"
@@ -24,6 +26,9 @@ import (
 type System interface {
 	// Settle sets clock, entropy and host name.
 	Settle(wire.Settle) error
+	// Grow grows the file system on a disk (vdb), once that is as long as size, and gives the place where it is mounted;
+	// disks.ErrNotMounted if it is not.
+	Grow(device string, size int64) (string, error)
 	// Power takes the machine down. It is called in a goroutine of its own and need not return.
 	Power(kind string, grace time.Duration)
 }
@@ -79,6 +84,7 @@ func (s *Server) routes() {
 	s.fsRoutes()
 	s.mux.HandleFunc("POST /v1/power", s.power)
 	s.mux.HandleFunc("POST /v1/settle", s.settle)
+	s.mux.HandleFunc("POST /v1/disks/grow", s.grow)
 	s.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		refuse(w, 404, "not_found", "the agent does not know this request")
 	})
@@ -127,6 +133,22 @@ func (s *Server) settle(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.WriteHeader(204)
+}
+
+func (s *Server) grow(w http.ResponseWriter, r *http.Request) {
+	var p wire.Grow
+	if !read(w, r, &p) {
+		return
+	}
+	path, err := s.System.Grow(p.Device, p.SizeBytes)
+	switch {
+	case errors.Is(err, disks.ErrNotMounted):
+		refuse(w, 409, "conflict", err.Error())
+	case err != nil:
+		refuse(w, 500, "internal", err.Error())
+	default:
+		answer(w, 200, wire.Grown{Path: path})
+	}
 }
 
 func validHostname(s string) bool {

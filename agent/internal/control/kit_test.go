@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/net/http2"
 
+	"github.com/workfort/nexus/agent/internal/disks"
 	"github.com/workfort/nexus/agent/internal/execs"
 	"github.com/workfort/nexus/agent/internal/facts"
 	"github.com/workfort/nexus/agent/internal/proc"
@@ -37,6 +38,16 @@ func (s *system) Settle(wire.Settle) error {
 		panic("a fault of the agent")
 	}
 	return nil
+}
+
+func (s *system) Grow(device string, size int64) (string, error) {
+	switch device {
+	case "vda":
+		return "/", nil
+	case "vdb":
+		return "", disks.ErrNotMounted
+	}
+	return "", fmt.Errorf("no %s of %d bytes", device, size)
 }
 
 func (s *system) Power(kind string, grace time.Duration) {

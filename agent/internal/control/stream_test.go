@@ -270,6 +270,12 @@ func TestPowerAndSettle(t *testing.T) {
 			t.Errorf("%s: %d %s", body, r.status, r.body)
 		}
 	}
+	for body, want := range map[string]int{`{"device":"vda","size_bytes":1}`: 200, `{"device":"vdb","size_bytes":1}`: 409,
+		`{"device":"vdc","size_bytes":1}`: 500, `{"device":1}`: 400} {
+		if r := g.ask("POST", "/v1/disks/grow", strings.NewReader(body)); r.status != want {
+			t.Errorf("%s: %d %s", body, r.status, r.body)
+		}
+	}
 	g.server.Execs.Close()
 	if r := g.run(nil, "true"); r.status != 409 {
 		t.Errorf("a command was started while the machine goes down: %d", r.status)

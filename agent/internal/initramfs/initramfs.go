@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/workfort/nexus/agent/internal/account"
+	"github.com/workfort/nexus/agent/internal/disks"
 	"github.com/workfort/nexus/agent/internal/machine"
 	"github.com/workfort/nexus/agent/internal/safe"
 )
@@ -46,15 +47,11 @@ func boot() error {
 	if err := unix.Mount(p.Root, newroot, "ext4", 0, ""); err != nil {
 		return fmt.Errorf("cannot mount the root %s as ext4: %w", p.Root, err)
 	}
-	if err := grow(p.Root, newroot); err != nil {
-		safe.Logf("cannot grow the root: %v", err) // smaller than wished, and usable
-	}
-	// Growing would start a thread that fills new inode tables with zeros; they are zeros on a new disk, and would take
-	// room on the host. e2fsck knows unused ones by their checksum.
-	_ = unix.Mount("", newroot, "", unix.MS_REMOUNT, "noinit_itable")
+	disks.Settle(p.Root, newroot)
 	if err := switchRoot(); err != nil {
 		return err
 	}
+	disks.MountAll(p.Mounts)
 	if err := machine.LoopbackUp(); err != nil {
 		safe.Logf("cannot bring lo up: %v", err)
 	}

@@ -4,6 +4,7 @@ package machine
 import (
 	"strings"
 
+	"github.com/workfort/nexus/agent/internal/disks"
 	"github.com/workfort/nexus/agent/internal/files"
 )
 
@@ -16,6 +17,7 @@ type Params struct {
 	Image     string // of the root, with the name that it had at the start, and the build it came from
 	ImageName string
 	Build     string
+	Mounts    []disks.Mount // data disks, in their order
 }
 
 // ReadParams reads the command line; /proc is mounted.
@@ -40,6 +42,10 @@ func parseParams(line string) Params {
 			p.Build = value
 		case "nexus.transport":
 			p.Transport = value
+		case "nexus.mount":
+			if m, ok := disks.ParseMount(value); ok {
+				p.Mounts = append(p.Mounts, m)
+			}
 		}
 	}
 	return p

@@ -8,6 +8,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/workfort/nexus/agent/internal/disks"
 	"github.com/workfort/nexus/agent/internal/proc"
 	"github.com/workfort/nexus/agent/internal/safe"
 	"github.com/workfort/nexus/agent/internal/wire"
@@ -25,6 +26,11 @@ type Served struct {
 
 // Settle sets clock, entropy and host name.
 func (*Served) Settle(s wire.Settle) error { return Settle(s) }
+
+// Grow grows the file system on a disk.
+func (*Served) Grow(device string, size int64) (string, error) {
+	return disks.GrowMounted(device, size)
+}
 
 // Power asks the image's init for a reboot, never a power-off, which a VMM on x86 would not see. The grace is that of the
 // commands; the init takes its own time.

@@ -1,10 +1,10 @@
 package machine
 
 import (
-	"os"
 	"reflect"
-	"strings"
 	"testing"
+
+	"github.com/workfort/nexus/agent/internal/disks"
 )
 
 func TestParams(t *testing.T) {
@@ -12,37 +12,13 @@ func TestParams(t *testing.T) {
 		"console=ttyS0 quiet\n": {Root: "/dev/vda", Init: "agent"},
 		"nexus.root=/dev/vdb nexus.init=image nexus.hostname=web nexus.transport=vsock nexus.x=y": {Root: "/dev/vdb", Init: "image", Hostname: "web", Transport: "vsock"},
 		"nexus.image=img_1 nexus.image_name=base nexus.build=bld_1":                               {Root: "/dev/vda", Init: "agent", Image: "img_1", ImageName: "base", Build: "bld_1"},
-		"xnexus.init=image nexus.init":                                                            {Root: "/dev/vda"},
-		"nexus.root=PARTUUID=1-2 -- -s":                                                           {Root: "PARTUUID=1-2", Init: "agent"},
+		"nexus.mount=vdb:/data nexus.mount=vdd:/x:ro nexus.mount=sda:/y": {Root: "/dev/vda", Init: "agent",
+			Mounts: []disks.Mount{{Device: "vdb", Path: "/data"}, {Device: "vdd", Path: "/x", ReadOnly: true}}},
+		"xnexus.init=image nexus.init":  {Root: "/dev/vda"},
+		"nexus.root=PARTUUID=1-2 -- -s": {Root: "PARTUUID=1-2", Init: "agent"},
 	} {
-		if got := parseParams(line); got != want {
+		if got := parseParams(line); !reflect.DeepEqual(got, want) {
 			t.Errorf("%q: %+v", line, got)
-		}
-	}
-}
-
-func TestMountPoints(t *testing.T) {
-	text := `21 28 0:20 / /sys rw,nosuid shared:7 - sysfs sysfs rw
-28 1 254:0 / / rw,relatime - ext4 /dev/vda rw
-99 28 0:40 / /mnt/a\040b\134c\011 rw - tmpfs tmpfs rw
-broken
-`
-	if got := parseMountPoints(text); !reflect.DeepEqual(got, []string{"/sys", "/", "/mnt/a b\\c\t"}) {
-		t.Errorf("%q", got)
-	}
-	if got := unescape(`\`); got != `\` {
-		t.Errorf("%q", got)
-	}
-	if got := unescape(`a\04`); got != `a\04` {
-		t.Errorf("%q", got)
-	}
-	if text, err := os.ReadFile("/proc/self/mountinfo"); err == nil && strings.Contains(string(text), " / / ") {
-		found := false
-		for _, p := range mountPoints() {
-			found = found || p == "/"
-		}
-		if !found {
-			t.Error("no root among this machine's own mounts")
 		}
 	}
 }

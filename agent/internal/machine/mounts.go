@@ -3,12 +3,11 @@ package machine
 import (
 	"fmt"
 	"os"
-	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/workfort/nexus/agent/internal/disks"
 	"github.com/workfort/nexus/agent/internal/safe"
 )
 
@@ -83,40 +82,11 @@ func (m mount) ensure() error {
 
 // mountPoints are in the order of the mounts.
 func mountPoints() []string {
-	text, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return nil
-	}
-	return parseMountPoints(string(text))
-}
-
-func parseMountPoints(text string) []string {
 	var points []string
-	for _, line := range strings.Split(text, "\n") {
-		if f := strings.Fields(line); len(f) > 5 {
-			points = append(points, unescape(f[4]))
-		}
+	for _, m := range disks.All() {
+		points = append(points, m.Point)
 	}
 	return points
-}
-
-// unescape undoes the kernel's octal escapes (\040 is a blank).
-func unescape(s string) string {
-	if !strings.Contains(s, `\`) {
-		return s
-	}
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		if s[i] == '\\' && i+3 < len(s) {
-			if n, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
-				b.WriteByte(byte(n))
-				i += 3
-				continue
-			}
-		}
-		b.WriteByte(s[i])
-	}
-	return b.String()
 }
 
 // takeConsole makes /dev/console the standard streams, whatever they were, without taking it as controlling terminal.

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/workfort/nexus/agent/internal/disks"
 	"github.com/workfort/nexus/agent/internal/proc"
 	"github.com/workfort/nexus/agent/internal/safe"
 	"github.com/workfort/nexus/agent/internal/wire"
@@ -31,6 +32,9 @@ func (*Own) Settle(s wire.Settle) error { return Settle(s) }
 
 // Power takes the machine down because the host says so.
 func (o *Own) Power(kind string, grace time.Duration) { o.Down(kind, "host", grace) }
+
+// Grow grows the file system on a disk.
+func (*Own) Grow(device string, size int64) (string, error) { return disks.GrowMounted(device, size) }
 
 // Down ends what runs, puts the file systems to rest and resets the machine, whatever the kind: a VMM on x86 never sees a
 // power-off. It does not return; a second call waits.
@@ -103,7 +107,7 @@ func swapOff() {
 	text, _ := os.ReadFile("/proc/swaps")
 	for _, line := range strings.Split(string(text), "\n") {
 		if f := strings.Fields(line); len(f) > 1 && strings.HasPrefix(f[0], "/") {
-			if path, err := unix.BytePtrFromString(unescape(f[0])); err == nil {
+			if path, err := unix.BytePtrFromString(disks.Unescape(f[0])); err == nil {
 				swapoff(path)
 			}
 		}

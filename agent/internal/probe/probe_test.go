@@ -3,6 +3,7 @@ package probe
 import (
 	"encoding/json"
 	"os"
+	"path/filepath"
 	"runtime"
 	"testing"
 	"time"
@@ -62,5 +63,22 @@ func TestTSC(t *testing.T) {
 	}
 	if diff := float64(*a.KHz)/float64(*b.KHz) - 1; diff > 0.0005 || diff < -0.0005 {
 		t.Errorf("%d and %d kHz", *a.KHz, *b.KHz)
+	}
+}
+
+func TestExtents(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	if err := os.WriteFile(path, make([]byte, 1<<20), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	found := ReadExtents([]string{path, "/no/such"})
+	if len(found) != 2 || found[1] != nil {
+		t.Errorf("%v", found)
+	}
+	if found[0] == nil {
+		t.Skip("the file system of temporary files tells no extents")
+	}
+	if found[0].SharedBytes > found[0].UsedBytes || found[0].UsedBytes > 4<<20 {
+		t.Errorf("%+v", found[0])
 	}
 }

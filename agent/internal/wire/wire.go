@@ -85,6 +85,8 @@ type Facts struct {
 	Hostname     string `json:"hostname"`
 	Init         string `json:"init"`
 	Arch         string `json:"arch"`
+	// Problems are sentences of what the guest lacks, such as a disk that could not be mounted.
+	Problems []string `json:"problems,omitempty"`
 }
 
 // Fault is the body of an error answer.
@@ -103,6 +105,17 @@ type Power struct {
 type Ending struct {
 	Kind string `json:"kind"`
 	By   string `json:"by"`
+}
+
+// Grow is the body of POST /v1/disks/grow.
+type Grow struct {
+	Device    string `json:"device"`
+	SizeBytes int64  `json:"size_bytes"`
+}
+
+// Grown is its answer: where the file system is mounted.
+type Grown struct {
+	Path string `json:"path"`
 }
 
 // Settle is the body of POST /v1/settle. Entropy is base64 in JSON.

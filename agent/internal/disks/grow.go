@@ -1,4 +1,4 @@
-package initramfs
+package disks
 
 import (
 	"encoding/binary"
@@ -13,8 +13,8 @@ import (
 // ext4ResizeFS is EXT4_IOC_RESIZE_FS, _IOW('f', 16, __u64).
 const ext4ResizeFS = 0x40086610
 
-// grow makes the mounted ext4 as long as its device. The kernel gives up a last group that is too small for its own tables.
-func grow(dev, at string) error {
+// Grow makes the mounted ext4 as long as its device. The kernel gives up a last group that is too small for its own tables.
+func Grow(dev, at string) error {
 	f, err := os.Open(dev)
 	if err != nil {
 		return err

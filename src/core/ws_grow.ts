@@ -1,0 +1,85 @@
+/**
+ * A longer disk: its file, its record, and where the VM runs, what the VMM and the guest see of it.
+ *
+ * INVARIANTS: the file is never shorter than the record says. From the record on nothing makes the deed fail: what the running guest
+ * does not get now it gets at its next start, and the answer says so.
+ */
+import { Fault } from '../api/fault.ts';
+import type { OpIn } from '../api/ops.ts';
+import { VM_VERBS } from '../api/vm_state.ts';
+import type { Workspace, WsGrown } from '../api/ws.ts';
+import { formatBytes } from '../lib/size.ts';
+import type { VmRecord } from '../store/store.ts';
+import { lockVm, needVm, needWs } from './find.ts';
+import type { Host, Live } from './host.ts';
+import { liveOf } from './live.ts';
+import { takeWs } from './using.ts';
+import { deviceName } from './ws_view.ts';
+
+/** A guest that emulates looks at a longer disk in less. */
+const GUEST_MS = 15_000;
+
+type Fate = Pick<WsGrown, 'file_system' | 'notice'>;
+
+export const growWs = async (host: Host, input: OpIn<'ws.update'>): Promise<WsGrown> => {
+  const ws = await needWs(host, input.ws);
+  refuseShorter(ws, input.size_bytes);
+  if (ws.vm_id === null) {
+    using _taken = takeWs(host, ws, 'lengthen');
+    return { ...(await lengthen(host, ws, input.size_bytes)), file_system: 'at_next_start' };
+  }
+  const vm = await needVm(host, ws.vm_id);
+  await using _held = await lockVm(host, vm, 'attach', 'ws.update');
+  const now = await needVm(host, vm.id);
+  refuseState(ws, now);
+  if ((await needWs(host, ws.id)).vm_id !== vm.id)
+    throw new Fault('bad_state', `Workspace '${ws.name}' is not attached to VM '${vm.name}' any more.`);
+  const longer = await lengthen(host, ws, input.size_bytes);
+  const live = now.state === 'running' ? liveOf(host, vm.id) : undefined;
+  return { ...longer, ...(live === undefined ? later(longer) : await tellGuest(host, live, longer)) };
+};
+
+const refuseShorter = ({ name, size_bytes: has }: Workspace, size_bytes: number): void => {
+  if (size_bytes >= has) return;
+  const [wish, is] = [size_bytes, has].map(formatBytes);
+  throw new Fault('invalid', `Cannot make workspace '${name}' ${wish} long: it has ${is}, and disks do not shrink.`);
+};
+
+const refuseState = (ws: Workspace, vm: VmRecord): void => {
+  if (vm.state === 'running' || VM_VERBS.attach.includes(vm.state)) return;
+  throw new Fault('bad_state', `Cannot lengthen workspace '${ws.name}': its VM '${vm.name}' is ${vm.state}.`, {
+    hint: vm.state === 'paused' ? `nexusctl vm resume ${vm.name}` : `nexusctl vm wait ${vm.name}`,
+  });
+};
+
+const lengthen = async (host: Host, { id, name, size_bytes: had }: Workspace, size_bytes: number) => {
+  refuseShorter({ ...(await needWs(host, id)), name }, size_bytes);
+  await host.step('grow.file', () => host.disks.grow(id, size_bytes));
+  if (size_bytes === had) return needWs(host, id);
+  return host.step('grow.record', () => host.store.resizeWs(id, size_bytes));
+};
+
+/** What the agent mounts it grows. */
+const later = ({ role, mount }: Workspace): Fate =>
+  role === 'root' || mount !== null ? { file_system: 'at_next_start' } : { file_system: 'not_mounted' };
+
+const tellGuest = async (host: Host, { machine, guest }: Live, ws: Workspace): Promise<Fate> => {
+  const position = ws.position ?? 0;
+  try {
+    await host.step('grow.machine', () => machine.resizeDisk(position, ws.size_bytes));
+    const limit = AbortSignal.any([AbortSignal.timeout(GUEST_MS), host.closing]);
+    await guest.growDisk(deviceName(position), ws.size_bytes, limit);
+    return { file_system: 'grown' };
+  } catch (error) {
+    host.log.warn({ err: error, vm: ws.vm_id, ws: ws.id }, 'a running guest does not get the new length of a disk');
+    if (error instanceof Fault && error.code === 'bad_state') return { file_system: 'not_mounted' };
+    return { file_system: 'at_next_start', notice: whyNot(error) };
+  }
+};
+
+const whyNot = (error: unknown): string => {
+  if (error instanceof Fault && error.code === 'not_found')
+    return "The guest's agent is older than this: the file system grows at the next start of the VM.";
+  const why = error instanceof Error ? error.message.replace(/\.$/, '') : String(error);
+  return `The file system grows at the next start of the VM. ${why}.`;
+};
