@@ -70,7 +70,7 @@ test('nexusctl up --rootfs alpine:3.21: a VM of what Alpine publishes, where the
   // what it comes from, from the disk down to the archive
   const vm = await w.client.vm.inspect({ vm: 'alpine-3.21' });
   const [root] = vm.disks;
-  const ws = await w.client.ws.get({ ws: root?.ws_id ?? '' });
+  const ws = await w.client.ws.inspect({ ws: root?.ws_id ?? '' });
   const build = await w.client.build.inspect({ build: vm.image?.build?.id ?? '' });
   assert.deepEqual([ws.image_id, build.image_id], [vm.image?.id, vm.image?.id]);
   assert.deepEqual([build.template_id, build.rootfs_id], [vm.image?.template?.id, vm.image?.rootfs?.id]);
