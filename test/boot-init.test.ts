@@ -1,17 +1,15 @@
-/** Images with an init of their own, really booted: the agent is a service of it. */
+/** Images that an ordinary user built, really booted with each init that they have, and with the agent in its place. */
 import assert from 'node:assert/strict';
-import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, rename, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { test } from 'node:test';
+import { type TestContext, test } from 'node:test';
 import type { InitMode } from '../src/api/image.ts';
-import { buildExt4 } from '../src/images/build.ts';
-import type { Overlay } from '../src/images/merge.ts';
-import { guestOverlays } from '../src/images/overlays.ts';
 import { poll, raced, withDeadline } from '../src/lib/deadline.ts';
 import { runAny } from '../src/lib/proc.ts';
 import { agentBinaries } from './kit/agent.ts';
 import { testRootfs } from './kit/assets.ts';
+import { bench } from './kit/build.ts';
 import { busyboxRootfs, noBusybox, openrcRootfs } from './kit/busybox.ts';
 import { isClean, powersOff, reboots } from './kit/life.ts';
 import { type BareMachine, bareMachine } from './kit/machine.ts';
@@ -24,27 +22,19 @@ const temp = async () => {
   return { dir, [Symbol.asyncDispose]: () => rm(dir, { recursive: true, force: true }) };
 };
 
+const { guestAsUser } = await bench();
+
 const ENVIRONMENT = { NEXUS_TEST: `two words, "$HOME" and \\ and 50%h` };
 
-/** An image of that archive, with whatever init it has. */
-const build = async (
-  tar: string,
-  dir: string,
-  { overlays = [], init }: { overlays?: Overlay[]; init?: InitMode } = {},
-): Promise<{ image: string; init: InitMode }> => {
-  const agent = await readFile((await agentBinaries()).agent_x86_64);
-  const image = join(dir, 'disk.raw');
+/** An image of that archive, with whatever init it has or with that one, built by an ordinary user. */
+const build = async (tar: string, dir: string, init?: InitMode): Promise<{ image: string; init: InitMode }> => {
+  const { agent_x86_64: agent } = await agentBinaries();
+  const image = join(dir, `${init ?? 'own'}.raw`);
   const label = { template: 'x', template_version: 2, rootfs: null, rootfs_sha256: null, agent_version: '9' };
-  const built = await buildExt4({
-    archive: tar,
-    overlays,
-    defaults: (scan, facts) =>
-      guestOverlays(scan, facts, { name: 'x', init: init ?? facts.init, agent, label, environment: ENVIRONMENT }),
-    out: image,
-    size_bytes: 1024 ** 3,
-    signal: AbortSignal.timeout(300_000),
-  });
-  return { image, init: init ?? built.facts.init };
+  const guest = { name: 'x', agent, label, environment: ENVIRONMENT, size_bytes: 1024 ** 3, ...(init && { init }) };
+  const made = await guestAsUser(tar, guest);
+  await rename(made.out, image);
+  return { image, init: init ?? made.facts.init };
 };
 
 /** What the command wrote, and how it ended. */
@@ -110,8 +100,27 @@ const type = async (m: BareMachine, argv: string[]): Promise<void> => {
 };
 
 /** A machine of that image, under the name that its label will have; beside other tests an init of emulated code takes minutes. */
-const boot = (image: string): Promise<BareMachine> =>
-  bareMachine({ image, cmdline: ['nexus.image=img_1', 'nexus.image_name=tools'], ring_ms: 300_000 });
+const boot = (image: string, init?: 'agent'): Promise<BareMachine> =>
+  bareMachine({
+    image,
+    ...(init && { init }),
+    cmdline: ['nexus.image=img_1', 'nexus.image_name=tools'],
+    ring_ms: 300_000,
+  });
+
+/** The agent is the first process of that archive. */
+const bootsWithAgent = async (t: TestContext, tar: string, dir: string): Promise<void> => {
+  const { image } = await build(tar, dir, 'agent');
+  const from = performance.now();
+  await using m = await boot(image, 'agent');
+  t.diagnostic(`ready after ${Math.round(performance.now() - from)} ms`);
+  assert.equal(m.guest.facts?.init, 'agent');
+  await check(m);
+  await furnished(m, 'agent');
+  assert.match((await sh(m, 'tr "\\0" " " < /proc/1/cmdline')).stdout, /nexus-agent/);
+  await m.guest.power('poweroff', 3000, AbortSignal.timeout(10_000));
+  t.diagnostic(`down after ${await ended(m, 60_000)} ms`);
+};
 
 test("the agent serves beside BusyBox's init", { timeout: 1_200_000 }, async t => {
   const why = await noBusybox();
@@ -119,6 +128,7 @@ test("the agent serves beside BusyBox's init", { timeout: 1_200_000 }, async t =
   await using work = await temp();
   const tar = join(work.dir, 'root.tar');
   await writeFile(tar, await busyboxRootfs());
+  await t.test('the agent is init in its place', t => bootsWithAgent(t, tar, work.dir));
   const { image, init } = await build(tar, work.dir);
   assert.equal(init, 'busybox');
 
@@ -199,6 +209,7 @@ test('the agent is a service of OpenRC', { timeout: 1_200_000 }, async t => {
 test('the agent is a unit of systemd', { timeout: 1_200_000 }, async t => {
   const { tar } = await testRootfs(['systemd-sysv', 'udev']);
   await using work = await temp();
+  await t.test('the agent is init in its place', t => bootsWithAgent(t, tar, work.dir));
   const { image, init } = await build(tar, work.dir);
   assert.equal(init, 'systemd');
 
