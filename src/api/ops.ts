@@ -5,6 +5,7 @@ import { eventOps } from './event.ts';
 import { execOps } from './exec.ts';
 import { firecrackerOps } from './firecracker.ts';
 import { fsOps } from './fs.ts';
+import { gcOps } from './gc.ts';
 import { imageOps } from './image.ts';
 import { jobOps } from './job.ts';
 import { kernelOps } from './kernel.ts';
@@ -20,6 +21,7 @@ import { wsOps } from './ws.ts';
 
 export const ops = {
   ...daemonOps,
+  ...gcOps,
   ...providerOps,
   ...kernelOps,
   ...rootfsOps,

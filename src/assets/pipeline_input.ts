@@ -29,6 +29,8 @@ export interface PipelineInput {
   owner: string;
   /** The bearer token for a URL, if there is one; never sent to another host. */
   token?: (url: URL) => string | undefined;
+  /** Told how long the file is before it comes, where the server says so; may refuse. */
+  onLength?: (bytes: number) => Promise<void>;
   signal: AbortSignal;
   onProgress: (progress: JobProgress) => void;
   onLog: (line: string) => void;

@@ -58,6 +58,7 @@ const http = async (text: string, input: PipelineInput, agent: Agent, patience: 
     token: input.token,
     ...(input.times && { times: input.times }),
   });
+  if (total !== undefined) await input.onLength?.(total);
   return { body: counted(body, 'download', total, input), what: shown(url) };
 };
 

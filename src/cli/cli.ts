@@ -54,6 +54,18 @@ export const note = (text: string): void => {
 
 export const onTerminal = (): boolean => process.stdin.isTTY === true && process.stderr.isTTY === true;
 
+/** Goes on if somebody on the terminal says yes. */
+export const agreed = async (question: string): Promise<void> => {
+  const { createInterface } = await import('node:readline/promises');
+  const asking = createInterface({ input: process.stdin, output: process.stderr });
+  try {
+    if (!/^y(es)?$/i.test((await asking.question(`${question} [y/N] `)).trim()))
+      throw new Fault('canceled', 'Nothing was done.');
+  } finally {
+    asking.close();
+  }
+};
+
 const startHint = (error: Unreachable): string => {
   if (error.errno === 'EACCES') return 'The socket belongs to another user: run nexusctl as that user.';
   if (error.errno !== 'ENOENT' && error.errno !== 'ECONNREFUSED') return 'nexusctl status';

@@ -132,6 +132,7 @@ const addByHand = (cli: Cli, program: Command): void => {
   leaf(cli, program, 'events', rowNamed('event.watch'));
   leaf(cli, program, 'status', rowNamed('daemon.get'));
   leaf(cli, program, 'doctor', rowNamed('daemon.doctor'));
+  leaf(cli, program, 'gc', rowNamed('daemon.gc'));
   const version = addGlobals(program.command('version')).summary('Show the versions of client and daemon');
   acts(cli, version, async () => (await import('./version.ts')).showVersion(cli));
   const completion = program.command('completion').summary('Print a completion script for a shell');

@@ -1,10 +1,9 @@
 /** Runs one operation from the command line and shows its answer. */
 import process from 'node:process';
 import type { Row } from '../api/derive.ts';
-import { Fault } from '../api/fault.ts';
 import type { Job } from '../api/job.ts';
 import { plain } from '../lib/text.ts';
-import { type Cli, note, onTerminal, out } from './cli.ts';
+import { agreed, type Cli, note, onTerminal, out } from './cli.ts';
 import { inputOf } from './flags.ts';
 import { jobStarted } from './job.ts';
 import { cell, details, json, table } from './show.ts';
@@ -25,17 +24,8 @@ const subject = (row: Row, input: Record<string, unknown>): string => {
   return key === undefined ? `the ${one}` : `${one} '${cell(key, input[noun] ?? input.path ?? input[key])}'`;
 };
 
-const confirmed = async (row: Row, input: Record<string, unknown>): Promise<void> => {
-  const [, verb] = split(row);
-  const { createInterface } = await import('node:readline/promises');
-  const asking = createInterface({ input: process.stdin, output: process.stderr });
-  try {
-    const answer = await asking.question(`${verb === 'delete' ? 'Delete' : 'Remove'} ${subject(row, input)}? [y/N] `);
-    if (!/^y(es)?$/i.test(answer.trim())) throw new Fault('canceled', 'Nothing was done.');
-  } finally {
-    asking.close();
-  }
-};
+const confirmed = (row: Row, input: Record<string, unknown>): Promise<void> =>
+  agreed(`${split(row)[1] === 'delete' ? 'Delete' : 'Remove'} ${subject(row, input)}?`);
 
 const isJob = (value: unknown): value is Job =>
   typeof value === 'object' && value !== null && 'id' in value && 'kind' in value && 'state' in value;
@@ -66,7 +56,7 @@ export const runRow = async (
   const stream = STREAMS[row.name];
   if (stream !== undefined) return stream(cli, input);
   const view = VIEWS[row.name];
-  if (view !== undefined) return view(cli, input);
+  if (view !== undefined) return view(cli, input, options);
   if (DESTRUCTIVE.includes(split(row)[1]) && options.yes !== true && onTerminal()) await confirmed(row, input);
   const answer = await cli.nexus.call(row.name, input, row.stream === 'upload' ? { body: process.stdin } : {});
   if (row.answers === 'job' && isJob(answer)) return jobStarted(cli, answer, options.detach === true);

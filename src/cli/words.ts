@@ -55,7 +55,7 @@ export const PAST: Record<string, string> = {
 };
 
 /** These ask first on a terminal. */
-export const DESTRUCTIVE: readonly string[] = ['delete', 'remove'];
+export const DESTRUCTIVE: readonly string[] = ['delete', 'remove', 'gc'];
 
 /** Fields that name a file on the host of the daemon, or a URL: a name is made absolute. */
 export const PATHS: readonly string[] = ['from', 'to'];

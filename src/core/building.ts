@@ -86,6 +86,7 @@ const runBuild = (host: Host, job: JobContext, build: Build): Promise<string> =>
       rootfs_id === null ? obtain(host, job, build, temp) : needRootfs(host, rootfs_id),
     );
     using _used = await useAsset(host, rootfs, needRootfs);
+    await host.disks.needRoom(`build image '${name}'`, rootfs.size_bytes);
     const { laid, kept } = await readOverlays(build.overlays, job.signal);
     await host.step('build.inputs', () => host.store.patchBuild(id, { rootfs_id: rootfs.id, overlays: kept }));
     const out = join(temp, 'disk.raw');

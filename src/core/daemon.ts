@@ -4,6 +4,7 @@ import { Fault } from '../api/fault.ts';
 import type { VmmKind } from '../api/vm.ts';
 import type { VmmFacts } from '../vmm/machine.ts';
 import { examine } from './doctor.ts';
+import { collect } from './gc.ts';
 import type { HandlersOf } from './handler.ts';
 import type { Host } from './host.ts';
 
@@ -42,5 +43,6 @@ export const daemonHandlers = (host: Host): HandlersOf<'daemon'> => ({
       host,
     });
   },
+  'daemon.gc': (_ctx, { dry_run }) => collect(host, dry_run),
   'daemon.ping': async () => ({}),
 });

@@ -96,6 +96,7 @@ const resolve = async (host: Host, job: JobContext, order: Order, dir: string): 
 const fetchGoal = async <K extends AssetKind>(host: Host, kind: K, goal: Goal, job: JobContext): Promise<string> => {
   const found = await onDisk(host, kind, goal, job);
   if (found !== undefined) return found.id;
+  await host.disks.needRoom(`fetch ${kind} '${goal.version}'`, 0);
   return inTemp(host, `${job.job_id}-files`, async temp => {
     const dir = await ensureDir(join(temp, kind), 0o700);
     const asset = await host.step('asset.fetch', () => land(host, kind, goal, { job, dir, temp }));
@@ -204,6 +205,7 @@ const run = async (host: Host, kind: AssetKind, goal: Goal, { job, dir, temp }: 
     unverified: source === null ? from?.is_url === false : source.unverified,
     ...(source === null ? {} : { token: await tokenFor(host, source) }),
     ...{ dir, file, limits, packages: goal.packages, owner: host.paths.data, signal, onProgress, onLog },
+    onLength: (bytes: number) => host.disks.needRoom(`fetch ${kind} '${version}'`, bytes),
   };
   if (source?.type !== 'debian' || kind !== 'kernel') return runPipeline(common);
   const work = await ensureDir(join(temp, 'modules'), 0o700);

@@ -10,7 +10,7 @@ import type { Host } from './host.ts';
 import { newId } from './ids.ts';
 import { inspectImage, listImages } from './image_chain.ts';
 import { exportImage, importImage } from './image_files.ts';
-import { takeAsset } from './using.ts';
+import { removeImage } from './image_remove.ts';
 
 export const imageHandlers = (host: Host): HandlersOf<'image'> => ({
   'image.build': (_ctx, input) => buildPlain(host, input),
@@ -22,10 +22,7 @@ export const imageHandlers = (host: Host): HandlersOf<'image'> => ({
   },
   'image.export': async (_ctx, { image, to }) => exportImage(host, await needImage(host, image), to),
   'image.remove': async (_ctx, { image }) => {
-    const { id, name } = await needImage(host, image);
-    using _taken = takeAsset(host, { id }, `image '${name}'`);
-    await host.step('image.record', () => host.store.removeImage(id));
-    await host.step('image.disk', () => host.disks.removeImage(id));
+    await removeImage(host, await needImage(host, image));
     return {};
   },
 });

@@ -1,10 +1,7 @@
 /** What an image comes from: its build, the template, the image below, the archive. */
-import type { Space } from '../api/common.ts';
 import type { Image, ImageInspect, ImageListed } from '../api/image.ts';
 import type { Host } from './host.ts';
-
-const imageSpace = (host: Host, images: readonly Image[]): Promise<Space[]> =>
-  host.disks.space(images.map(({ id }) => ({ kind: 'images', id })));
+import { imageSpace } from './image_remove.ts';
 
 export const listImages = async (host: Host): Promise<ImageListed[]> => {
   const images = await host.store.listImages();

@@ -15,7 +15,7 @@ import { formatBytes } from '../lib/size.ts';
 import type { Step } from '../lib/step.ts';
 import { makeExt4 } from './format.ts';
 import { errno, lengthen } from './length.ts';
-import { needRoom, roomIn } from './room.ts';
+import { needRoom, type Room, roomIn } from './room.ts';
 import { askSpace, plainSpace } from './space.ts';
 import type { Way } from './ways.ts';
 
@@ -65,6 +65,8 @@ export interface Disks {
   usage(kind: DiskKind, id: string): Promise<Usage>;
   /** What disks take of the host, each with what it shares with others; where that is not known, or the disk is missing, null. */
   space(disks: readonly { kind: DiskKind; id: string }[]): Promise<Space[]>;
+  /** What is free in the data directory, and what of that is kept back. */
+  room(): Promise<Room>;
   /** Refuses what takes more than is free, with the numbers: `no_room`. `what` completes "Cannot …". */
   needRoom(what: string, needed_bytes: number): Promise<void>;
   /** What was left half made, and disks that no record knows. What is not named like ours is left alone. */
@@ -140,6 +142,10 @@ export class FileDisks implements Disks {
       hint: `free space in ${this.#data}`,
       cause,
     });
+  }
+
+  room(): Promise<Room> {
+    return roomIn(this.#data);
   }
 
   needRoom(what: string, needed_bytes: number): Promise<void> {

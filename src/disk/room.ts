@@ -23,7 +23,8 @@ export const needRoom = async (dir: string, what: string, needed_bytes: number):
   const { free_bytes, reserve_bytes } = await roomIn(dir);
   if (needed_bytes + reserve_bytes <= free_bytes) return;
   const [needed, reserve, free] = [needed_bytes, reserve_bytes, free_bytes].map(formatBytes);
-  const why = `it takes ${needed} and ${reserve} is kept in reserve, but the data directory has ${free} free`;
+  const takes = needed_bytes === 0 ? '' : `it takes ${needed} and `;
+  const why = `${takes}${reserve} is kept in reserve, but the data directory has ${free} free`;
   throw new Fault('no_room', `Cannot ${what}: ${why}.`, {
     hint: `free space in ${dir}; nexusctl gc --dry-run shows what is not needed any more`,
   });

@@ -20,6 +20,11 @@ export class Uses {
     });
   }
 
+  /** Nobody uses it, nobody has taken it. */
+  isFree(key: string): boolean {
+    return !this.#count.has(key);
+  }
+
   /** Takes it for oneself; undefined if somebody uses it or has taken it. */
   take(key: string): Disposable | undefined {
     if (this.#count.has(key)) return undefined;

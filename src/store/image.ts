@@ -38,16 +38,39 @@ const find = async (db: Db, ref: string): Promise<Image | undefined> => {
   return found && rows.fromRow(found);
 };
 
+/** What keeps an image from being removed; undefined: nothing. */
+const needOf = async (db: Db, id: string): Promise<string | undefined> => {
+  const ws = await db.selectFrom('workspaces').select('name').where('image_id', '=', id).executeTakeFirst();
+  if (ws !== undefined) return `workspace '${ws.name}' came from it`;
+  const on_images = db.selectFrom('templates').select(['name', 'source']).where('source_type', '=', 'image');
+  for (const template of await on_images.execute())
+    if ((await find(db, template.source))?.id === id) return `template '${template.name}' builds on it`;
+  return undefined;
+};
+
 const remove = async (trx: Transaction<Tables>, id: string): Promise<void> => {
   const image = await trx.selectFrom('images').select('name').where('id', '=', id).executeTakeFirst();
   if (image === undefined) throw none('image', id);
-  const refuse = (why: string) => new Fault('in_use', `Cannot remove image '${image.name}': ${why}.`);
-  const ws = await trx.selectFrom('workspaces').select('name').where('image_id', '=', id).executeTakeFirst();
-  if (ws !== undefined) throw refuse(`workspace '${ws.name}' came from it`);
-  const on_images = trx.selectFrom('templates').select(['name', 'source']).where('source_type', '=', 'image');
-  for (const template of await on_images.execute())
-    if ((await find(trx, template.source))?.id === id) throw refuse(`template '${template.name}' builds on it`);
+  const why = await needOf(trx, id);
+  if (why !== undefined) throw new Fault('in_use', `Cannot remove image '${image.name}': ${why}.`);
   await trx.deleteFrom('images').where('id', '=', id).execute();
+};
+
+const ofTemplates = async (db: Db): ReturnType<ImageStore['imagesOfTemplates']> => {
+  const builds = db
+    .selectFrom('builds')
+    .innerJoin('images', 'images.build_id', 'builds.id')
+    .select(['images.id', 'builds.template_id', 'builds.template'])
+    .where('builds.template_id', 'is not', null)
+    .orderBy('builds.template_version', 'desc')
+    .orderBy('images.created_at_ms', 'desc')
+    .orderBy('images.id', 'desc');
+  const found = [];
+  for (const { id, template_id, template } of await builds.execute()) {
+    const image = await find(db, id);
+    if (image !== undefined && template_id !== null) found.push({ image, template_id, template: template ?? '' });
+  }
+  return found;
 };
 
 export const imageStore = (db: Db): ImageStore => ({
@@ -57,5 +80,7 @@ export const imageStore = (db: Db): ImageStore => ({
     const query = db.selectFrom('images').selectAll().orderBy('created_at_ms', 'desc').orderBy('id', 'desc');
     return (await query.execute()).map(rows.fromRow);
   },
+  imagesOfTemplates: () => ofTemplates(db),
+  imageIsNeeded: async id => (await needOf(db, id)) !== undefined,
   removeImage: id => db.transaction().execute(trx => remove(trx, id)),
 });

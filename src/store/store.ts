@@ -112,6 +112,10 @@ export interface ImageStore {
   /** By ID, by name, or by a template: its newest image, by the version of the template and then by its age. */
   findImage(ref: string): Promise<Image | undefined>;
   listImages(): Promise<Image[]>;
+  /** Images that were built of templates, those that were removed too: of each template the newest first, as `findImage` has it. */
+  imagesOfTemplates(): Promise<{ image: Image; template_id: string; template: string }[]>;
+  /** A workspace came from it, or a template builds on it. */
+  imageIsNeeded(id: string): Promise<boolean>;
   /** `in_use` while a workspace came from it, or a template builds on it. */
   removeImage(id: string): Promise<void>;
 }

@@ -1,6 +1,7 @@
 /** The verbs of workspaces, with the steps that each of them takes. */
 import assert from 'node:assert/strict';
-import { stat } from 'node:fs/promises';
+import { mkdir, stat, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
 import type { Verb } from './crash.ts';
 import { deeds } from './crash_deeds.ts';
 import type { Ground } from './ground.ts';
@@ -9,6 +10,7 @@ const SIZE = 16 * 1024 * 1024;
 
 export const wsVerbs = (ground: () => Ground): readonly Verb[] => {
   const { client, create, start, started, disk } = deeds(ground);
+  const leftover = () => join(ground().w.data_dir, 'images', 'img_01k0000000000000000000000a');
   const inspect = (ws: string) => client().ws.inspect({ ws });
   const isLong = async (ws: string, bytes: number) => {
     const { size_bytes, path } = await inspect(ws);
@@ -74,6 +76,18 @@ export const wsVerbs = (ground: () => Ground): readonly Verb[] => {
       run: () => client().ws.detach({ ws: 'disk' }),
       already: 'bad_state',
       done: async () => assert.equal((await inspect('disk')).vm_id, null),
+    },
+    {
+      name: 'daemon.gc',
+      // an image goes by the steps of image.remove
+      steps: ['gc.leftover'],
+      prepare: async () => {
+        await mkdir(leftover());
+        await writeFile(join(leftover(), 'disk.raw'), 'x');
+      },
+      run: () => client().daemon.gc({}),
+      swept: ['gc.leftover'],
+      done: async () => assert.deepEqual((await client().daemon.gc({ dry_run: true })).items, []),
     },
     {
       name: 'ws.remove',

@@ -1,0 +1,14 @@
+/** The end of an image, and what its disk takes. */
+import type { Space } from '../api/common.ts';
+import type { Image } from '../api/image.ts';
+import type { Host } from './host.ts';
+import { takeAsset } from './using.ts';
+
+export const removeImage = async (host: Host, { id, name }: Pick<Image, 'id' | 'name'>): Promise<void> => {
+  using _taken = takeAsset(host, { id }, `image '${name}'`);
+  await host.step('image.record', () => host.store.removeImage(id));
+  await host.step('image.disk', () => host.disks.removeImage(id));
+};
+
+export const imageSpace = (host: Host, images: readonly Pick<Image, 'id'>[]): Promise<Space[]> =>
+  host.disks.space(images.map(({ id }) => ({ kind: 'images', id })));
