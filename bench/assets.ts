@@ -1,19 +1,29 @@
 /**
- * Downloads: `node bench/assets.ts [dir]` (needs curl, xz and 2 GiB in `dir`, default /var/tmp). One pipeline (HTTPS, sha256, xz,
- * sha256, disk) against the same in a shell, in turn, from one server; and its peak memory for files of 256 MiB and 1 GiB.
+ * Downloads: `node bench/assets.ts [dir]` (needs the bundle, curl, xz and 3 GiB in `dir`, default /var/tmp). One pipeline (HTTPS, sha256,
+ * xz, sha256, disk) against the same in a shell, in turn, from one server: in a process of its own, and as a job of a daemon. And the peak
+ * memory of daemons that download files of 256 MiB and 1 GiB.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdir, mkdtemp, open, readFile, rm } from 'node:fs/promises';
+import { mkdir, mkdtemp, open, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import process from 'node:process';
 import { createInterface } from 'node:readline';
-import { sha256File } from '../src/lib/files.ts';
+import type { Job } from '../src/api/job.ts';
+import type { Stage } from '../src/api/pipeline.ts';
+import { exists, sha256File } from '../src/lib/files.ts';
 import { run } from '../src/lib/proc.ts';
 import { testKernel } from '../test/kit/assets.ts';
-import { machine, quantile, report } from './kit.ts';
+import { type World, world } from '../test/kit/world.ts';
+import { BUNDLE, machine, quantile, report } from './kit.ts';
 
 const ROUNDS = 7;
+const DAEMONS = 5;
+
+if (!(await exists(BUNDLE))) {
+  console.error('error: dist/main.mjs is missing\nhint: ./nexus build');
+  process.exit(1);
+}
 const base = await mkdtemp(join(process.argv[2] ?? '/var/tmp', 'nexus-bench-'));
 
 interface Made {
@@ -35,7 +45,7 @@ const make = async (mib: number): Promise<Made> => {
 };
 
 /** A server in a process of its own. */
-const serve = async (path: string): Promise<{ url: string; ca: string; end: () => Promise<void> }> => {
+const serve = async (path: string): Promise<{ url: string; ca: string } & AsyncDisposable> => {
   const argv = ['--no-warnings', join(import.meta.dirname, 'serve.ts'), path];
   const child: ChildProcess = spawn(process.execPath, argv, { stdio: ['pipe', 'pipe', 'inherit'] });
   if (child.stdout === null) throw new Error('no output');
@@ -44,7 +54,7 @@ const serve = async (path: string): Promise<{ url: string; ca: string; end: () =
     child.stdin?.end();
     await once(child, 'exit');
   };
-  return { ...JSON.parse(String(line)), end };
+  return { ...JSON.parse(String(line)), [Symbol.asyncDispose]: end };
 };
 
 const emptied = async (): Promise<string> => {
@@ -54,13 +64,13 @@ const emptied = async (): Promise<string> => {
   return dir;
 };
 
-const ours = async (url: string, ca: string, made: Made): Promise<{ ms: number; rss_mib: number }> => {
+const ours = async (url: string, ca: string, made: Made): Promise<number> => {
   const argv = [process.execPath, '--no-warnings', join(import.meta.dirname, 'land.ts'), url];
   const { stdout } = await run([...argv, made.packed_sha256, made.sha256, await emptied()], {
     env: { ...process.env, NODE_EXTRA_CA_CERTS: ca },
     timeout_ms: 600_000,
   });
-  return JSON.parse(stdout);
+  return Number(stdout);
 };
 
 const SHELL = `set -o pipefail
@@ -73,42 +83,91 @@ const shell = async (url: string, ca: string): Promise<number> => {
   return performance.now() - from;
 };
 
-const speed = async (): Promise<number[]> => {
+/** A daemon as it is shipped that knows one kernel, the file; each download of it is the first one. */
+const inDaemon = async <T>(
+  url: string,
+  ca: string,
+  made: Made,
+  work: (w: World, get: () => Promise<Job>) => Promise<T>,
+) => {
+  const env = { NEXUS_CHECK_OUTPUT: '0', NODE_EXTRA_CA_CERTS: ca };
+  await using w = await world({ main: BUNDLE, parent: base, env });
+  const hash = (sha256: string): Stage => ({ stage: 'sha256', expect: { hash: sha256 } });
+  const pipeline: Stage[] = [{ stage: 'http', url }, hash(made.packed_sha256), { stage: 'xz' }, hash(made.sha256)];
+  await w.client.provider.create({ name: 'bench', kind: 'kernel', pipeline });
+  const get = async () => {
+    const { id } = await w.client.kernel.download({ provider: 'bench', version: '1.0' });
+    const job = await w.client.job.wait({ job: id, timeout_ms: 600_000 });
+    if (job.state !== 'succeeded') throw new Error(job.error?.detail);
+    await w.client.kernel.remove({ kernel: job.result_id ?? '' });
+    return job;
+  };
+  return await work(w, get);
+};
+
+const took = ({ started_at_ms, ended_at_ms }: Job): number => (ended_at_ms ?? Number.NaN) - (started_at_ms ?? 0);
+
+const speed = async (): Promise<{ pipeline: number[]; job: number[] }> => {
   const made = await make(200);
-  const { url, ca, end } = await serve(made.packed);
-  const ratios: number[] = [];
-  for (let i = 0; i <= ROUNDS; i++) {
-    const theirs = await shell(url, ca);
-    const { ms } = await ours(url, ca, made);
-    console.log(`     shell ${theirs.toFixed(0)} ms, ours ${ms.toFixed(0)} ms`);
-    if (i > 0) ratios.push(ms / theirs); // the first one warms up
-  }
-  await end();
+  await using server = await serve(made.packed);
+  const { url, ca } = server;
+  const ratios = { pipeline: [] as number[], job: [] as number[] };
+  await inDaemon(url, ca, made, async (_w, get) => {
+    for (let i = 0; i <= ROUNDS; i++) {
+      const theirs = await shell(url, ca);
+      const own = await ours(url, ca, made);
+      const job = took(await get());
+      console.log(`     shell ${theirs.toFixed(0)} ms, pipeline ${own.toFixed(0)} ms, job of a daemon ${job} ms`);
+      if (i === 0) continue; // the first one warms up
+      ratios.pipeline.push(own / theirs);
+      ratios.job.push(job / theirs);
+    }
+  });
+  await rm(made.packed);
   return ratios;
 };
 
-const memory = async (mib: number): Promise<number> => {
-  const made = await make(mib);
-  const { url, ca, end } = await serve(made.packed);
-  const peaks: number[] = [];
-  for (let i = 0; i < 5; i++) peaks.push((await ours(url, ca, made)).rss_mib);
-  await end();
-  await rm(made.packed);
-  console.log(`     peak at ${mib} MiB: ${peaks.map(p => p.toFixed(1)).join(', ')} MiB`);
-  return quantile(peaks, 0.5);
+/** The most that was resident since the last call, or ever, MiB. proc(5): 5 in clear_refs resets VmHWM. */
+const peakOf = async (pid: number): Promise<number> => {
+  const status = await readFile(`/proc/${pid}/status`, 'utf8');
+  await writeFile(`/proc/${pid}/clear_refs`, '5');
+  return Number(/VmHWM:\s+(\d+)/.exec(status)?.[1]) / 1024;
+};
+
+/** Peaks of daemons, each of which downloads one file, of this size and of that in turn. */
+const memory = async (sizes: readonly number[]): Promise<number[]> => {
+  const peaks = sizes.map((): number[] => []);
+  const files = await Promise.all(sizes.map(make));
+  for (let i = 0; i < DAEMONS; i++)
+    for (const [at, made] of files.entries()) {
+      await using server = await serve(made.packed);
+      const peak = await inDaemon(server.url, server.ca, made, async (w, get) => {
+        const { pid } = w.daemon();
+        const before = await peakOf(pid);
+        await get();
+        const most = await peakOf(pid);
+        console.log(
+          `     ${sizes[at]} MiB: peak of the start ${before.toFixed(1)} MiB, of the download ${most.toFixed(1)} MiB`,
+        );
+        return most;
+      });
+      peaks[at]?.push(peak);
+    }
+  return peaks.map(all => quantile(all, 0.5));
 };
 
 try {
   console.log(`machine: ${machine()}`);
-  const ratios = await speed();
-  const more = (await memory(1024)) - (await memory(256));
+  const { pipeline, job } = await speed();
+  const [small = Number.NaN, large = Number.NaN] = await memory([256, 1024]);
   const what = 'HTTPS to synced file (ours) against HTTPS to file (curl, tee, xz, sha256sum), 200 MiB, in turn';
   const ok = [
-    report({ name: 'download, ours against the shell', what, samples: ratios, unit: 'x', limit: 1.1 }),
+    report({ name: 'download, the pipeline against the shell', what, samples: pipeline, unit: 'x', limit: 1.1 }),
+    report({ name: 'download, a job of nexusd against the shell', what, samples: job, unit: 'x' }),
     report({
-      name: 'peak memory, 1 GiB against 256 MiB',
-      what: 'difference of the medians of VmHWM of the process that runs the pipeline',
-      samples: [more],
+      name: 'peak memory of nexusd, 1 GiB against 256 MiB',
+      what: `difference of the medians of VmHWM over the download, of ${DAEMONS} fresh daemons each`,
+      samples: [large - small],
       unit: 'MiB',
       limit: 8,
     }),
