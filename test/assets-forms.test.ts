@@ -136,7 +136,16 @@ test('rootfs download alpine 3.21: the newest 3.21.x, unpacked to a tar, verifie
   await withFlippedBit(path, async () => {
     assert.match(await fails(12, 'rootfs', 'verify', 'alpine', '3.21.3'), /rootfs\.tar/);
   });
-  assert.equal((await json('rootfs', 'inspect', (await ctl('rootfs', 'download', 'alpine')).trim())).version, '3.22.0');
+  assert.equal(
+    (
+      await json(
+        'rootfs',
+        'inspect',
+        (await ctl('rootfs', 'download', 'alpine', '--provider', 'alpine', '--arch', 'x86_64')).trim(),
+      )
+    ).version,
+    '3.22.0',
+  );
   assert.deepEqual(
     (await json('rootfs', 'list', '--available', 'alpine')).map((r: { version: string; on_disk: boolean }) => [
       r.version,
@@ -184,7 +193,12 @@ test('firecracker download 1.12.0 and v1.12.0: exactly the program and its jaile
     await withFlippedBit(join(dir, name), async () => {
       assert.match(await fails(12, 'firecracker', 'verify', 'v1.12.0'), new RegExp(`Cannot verify ${name}: `));
     });
-  const newest = (await ctl('firecracker', 'download')).trim();
+  const own = ['--provider', 'firecracker', '--arch', 'x86_64'];
+  const newest = (await ctl('firecracker', 'download', ...own)).trim();
+  assert.match(
+    await ctl('firecracker', 'list', '--available', ...own),
+    /^VERSION .*\n1\.13\.0 +x86_64 +firecracker +yes\n1\.12\.0 /,
+  );
   assert.deepEqual(
     (await w.client.firecracker.available({})).map(one => [one.version, one.on_disk]),
     [
