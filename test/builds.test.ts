@@ -1,18 +1,20 @@
 /** Builds, and images that come from files: their turns, their ends, and the whole way up to a VM. */
 import assert from 'node:assert/strict';
-import { mkdtemp, rm, truncate, writeFile } from 'node:fs/promises';
+import { mkdtemp, readdir, rm, truncate, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import type { BuildItem } from '../src/api/build.ts';
 import type { JobMessage } from '../src/api/job.ts';
+import { poll } from '../src/lib/deadline.ts';
 import { sha256File } from '../src/lib/files.ts';
-import { run } from '../src/lib/proc.ts';
+import { procsWithEnv, run } from '../src/lib/proc.ts';
 import { rejects } from './kit/behave.ts';
 import { settle } from './kit/crash_deeds.ts';
 import { type Ground, ground } from './kit/ground.ts';
 import { archive } from './kit/tar.ts';
 import { SBIN, templateDeeds } from './kit/templates.ts';
+import { world } from './kit/world.ts';
 
 let g: Ground;
 let dir: string;
@@ -174,4 +176,24 @@ test('up: the steps are told, done, and not done twice', async () => {
   await rejects(client().vm.up({ rootfs: 'plan9:4' }), 'not_found', /no provider/);
   await rejects(client().vm.up({ rootfs: '/etc/passwd' }), 'invalid', /distro:version/);
   await clear();
+});
+
+test('an export whose daemon is killed in the middle: the next one ends the copying, and takes away what is half made', async t => {
+  const to = await mkdtemp(join(tmpdir(), 'nexus-export-'));
+  const cp = `#!/bin/sh\nfor last; do :; done\necho half > "$last"\nexec sleep 600\n`;
+  await writeFile(join(to, 'cp'), cp, { mode: 0o755 });
+  try {
+    await using w = await world({ seed: 'booted', env: { PATH: `${to}:${process.env.PATH}` } });
+    await w.client.image.export({ image: 'debian', to: join(to, 'debian.raw') });
+    await poll('a half copy', 20_000, async () => (await readdir(to)).length > 1 || undefined);
+    if ((await readdir(to)).includes('debian.raw')) return t.skip('nothing is copied where blocks are shared');
+    assert.match((await readdir(to)).join(), /^\.nexus-job_\w+\.part,cp$/);
+    const copying = await procsWithEnv('NEXUS_OWNER', w.data_dir);
+    await w.kill();
+    assert.equal(copying.length, 1);
+    await w.start();
+    assert.deepEqual([await readdir(to), await procsWithEnv('NEXUS_OWNER', w.data_dir)], [['cp'], []]);
+  } finally {
+    await rm(to, { recursive: true });
+  }
 });

@@ -25,11 +25,16 @@ const noRoomOr = (error: unknown): unknown => {
   return Object.assign(new Error(error.message), { code: 'ENOSPC' });
 };
 
-const programs = { PATH: `${process.env.PATH ?? '/usr/bin:/bin'}:/usr/sbin:/sbin`, LC_ALL: 'C' };
+/** The daemon's own environment as it is then: it marks what is started, so that a later daemon ends what an earlier one left. */
+const programs = () => ({
+  ...process.env,
+  PATH: `${process.env.PATH ?? '/usr/bin:/bin'}:/usr/sbin:/sbin`,
+  LC_ALL: 'C',
+});
 
 /** Runs a program that writes; a full disk is ENOSPC. */
 export const tool = async (argv: string[], signal: AbortSignal, timeout_ms = 60_000): Promise<void> => {
-  await run(argv, { signal, timeout_ms, env: programs }).catch((error: unknown) => {
+  await run(argv, { signal, timeout_ms, env: programs() }).catch((error: unknown) => {
     throw noRoomOr(error);
   });
 };
