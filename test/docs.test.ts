@@ -41,6 +41,16 @@ const isCtl = (command: string): boolean => /(^|\| )nexusctl |^curl -s --unix-so
 
 /** Commands that run elsewhere: which file runs them, and the words in it by which. */
 const ELSEWHERE: [command: RegExp, file: string, words: string][] = [
+  [/^nexusctl attach box$/, 'test/terminal.test.ts', '$CTL attach box; '],
+  [/^nexusctl attach box --session work$/, 'test/terminal-boot.test.ts', '$CTL attach box --session work '],
+  [
+    /^nexusctl attach box --session work --read-only$/,
+    'test/terminal.test.ts',
+    '$CTL attach box --session work --read-only;',
+  ],
+  [/^nexusctl exec -i -t box -- sh$/, 'test/terminal.test.ts', '$CTL exec -i -t box -- sh '],
+  [/^nexusctl execs list box$/, 'test/exec-attach.test.ts', "'execs', 'list', 'box'"],
+  [/^nexusctl execs attach box exec_\w+$/, 'test/exec-attach.test.ts', "'execs', 'attach', 'box', exec"],
   [/^nexusctl kernel download --provider debian$/, 'test/kit/world.ts', 'kernel.download('],
   [/^nexusctl rootfs download debian 12$/, 'test/kit/world.ts', 'rootfs.download('],
   [/^nexusctl kernel download 6\.18\.9$/, 'test/assets-forms.test.ts', "'kernel', 'download', '6.18.9')"],

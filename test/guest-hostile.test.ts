@@ -8,7 +8,8 @@ import { pino } from 'pino';
 import { ExecSpec } from '../src/api/exec.ts';
 import { Fault } from '../src/api/fault.ts';
 import type { Guest } from '../src/guest/guest.ts';
-import { poll } from '../src/lib/deadline.ts';
+import type { Asked } from '../src/guest/wire.ts';
+import { poll, sleep } from '../src/lib/deadline.ts';
 import { ask, FACTS, rig, ring, speaker } from './kit/rig.ts';
 
 const MIB = 1024 * 1024;
@@ -53,6 +54,8 @@ const LIES: Record<string, (stream: ServerHttp2Stream) => void> = {
   'an impossible result': says(Buffer.alloc(0), { ...GOOD, 'nexus-exit-code': '1e9' }),
   'no pid': stream => stream.respond({ ':status': 200 }, { endStream: true }),
   'a pid of text': stream => stream.respond({ ':status': 200, 'nexus-exec-pid': 'init' }, { endStream: true }),
+  'an id of another form': stream =>
+    stream.respond({ ':status': 200, 'nexus-exec-pid': '7', 'nexus-exec-id': '../a b' }, { endStream: true }),
   'a status of 302': stream => stream.respond({ ':status': 302 }, { endStream: true }),
   'an error of 1 MiB': stream => {
     stream.respond({ ':status': 500 });
@@ -115,6 +118,94 @@ test('output that is broken off again and again ends in a fault', async () => {
   );
   await ring(r);
   await assert.rejects(run(r.guest), /again and again/);
+});
+
+const TTY = { cols: 80, rows: 24 };
+const shell: Asked = { id: 'exec_tty', argv: [], env: {}, stdin: 'none', on_disconnect: 'keep', tty: TTY };
+const NONE = { code: 'not_found', detail: 'the agent does not know this request' };
+
+test('an agent that is older than a request is told apart from a command that is not there', async () => {
+  const answer = (stream: ServerHttp2Stream) => {
+    stream.respond({ ':status': 404 });
+    stream.end(JSON.stringify(NONE));
+  };
+  await using r = await rig(speaker(answer));
+  await ring(r);
+  const older = (error: unknown) =>
+    error instanceof Fault && error.code === 'unsupported' && /older/.test(error.message);
+  await assert.rejects(r.guest.viewTerminal(shell, soon()), older);
+  await assert.rejects(r.guest.resizeExec('exec_1', 80, 24, soon()), older);
+});
+
+test('lists of commands that are none, or too long, are faults; a long one is taken', async () => {
+  let said = '';
+  await using r = await rig(
+    speaker(stream => {
+      stream.respond({ ':status': 200 });
+      stream.end(said);
+    }),
+  );
+  await ring(r);
+  const one = { id: 'exec_1', pid: 7, running: true };
+  const bad: unknown[] = [
+    [],
+    { execs: [{ ...one, id: 'a/b' }] },
+    { execs: [{ ...one, command: 'x'.repeat(2000) }] },
+    { execs: [{ ...one, session: '\u001b[2J' }] },
+    { execs: [{ ...one, exit_signal: '\n' }] },
+    { execs: [{ ...one, exit_code: 256 }] },
+    { execs: Array.from({ length: 5000 }, () => one) },
+    { execs: [{ ...one, more: 'x'.repeat(3 * MIB) }] },
+  ];
+  for (const list of [...bad.map(value => JSON.stringify(value)), '{', '']) {
+    said = list;
+    await assert.rejects(r.guest.execs(soon()), isGuestFault, list.slice(0, 80));
+  }
+  said = JSON.stringify({ execs: Array.from({ length: 2000 }, () => ({ ...one, command: 'y'.repeat(160) })) });
+  assert.equal((await r.guest.execs(soon())).length, 2000);
+});
+
+test('a terminal that takes no keys, or answers them with nonsense, holds its own viewer alone', async () => {
+  let keys: (stream: ServerHttp2Stream) => void = stream => stream.pause();
+  const serve = (socket: Socket) => {
+    const session = http2.performServerHandshake(socket);
+    session.on('error', () => {});
+    session.on('stream', (stream, headers) => {
+      stream.on('error', () => {});
+      const path = String(headers[':path']);
+      if (path === '/v1/ping') stream.resume().respond({ ':status': 204 }, { endStream: true });
+      else if (path.endsWith('/stdin')) keys(stream);
+      else stream.resume().respond({ ':status': 200, 'nexus-exec-pid': '7', 'nexus-exec-from': 'x' });
+    });
+  };
+  await using r = await rig(serve);
+  await ring(r);
+  const view = () => r.guest.viewTerminal(shell, soon());
+  const stuck = await view();
+  const writing = stuck.keys.write(Buffer.alloc(MIB));
+  assert.equal(await Promise.race([writing.then(() => 'taken'), sleep(300).then(() => 'waits')]), 'waits');
+  await r.guest.ping(soon());
+  stuck.output.detach();
+  await writing; // let go with its viewer
+  for (const answer of ['{"code":"too_many","detail":"no"}', 'x', '']) {
+    keys = stream => {
+      stream.resume().respond({ ':status': 429 });
+      stream.end(answer);
+    };
+    const { output, keys: board } = await view();
+    await assert.rejects(async () => {
+      for (let i = 0; i < 100; i++) {
+        await board.write(Buffer.from('x'));
+        await sleep(10);
+      }
+    }, Fault);
+    output.detach();
+  }
+  keys = stream => stream.destroy();
+  const reset = await view();
+  for (let i = 0; i < 20; i++) await reset.keys.write(Buffer.from('x'));
+  reset.output.detach();
+  await r.guest.ping(soon());
 });
 
 test('a peer that never says a word, or only garbage, is unreachable', { concurrency: true }, async t => {

@@ -9,10 +9,11 @@ import { gcOps } from './gc.ts';
 import { imageOps } from './image.ts';
 import { jobOps } from './job.ts';
 import { kernelOps } from './kernel.ts';
-import type { Args, In, Op, Out, Stream } from './op.ts';
+import type { Args, In, Op, Out, Say, Stream } from './op.ts';
 import { providerOps } from './provider.ts';
 import { rootfsOps } from './rootfs.ts';
 import { templateOps } from './template.ts';
+import { terminalOps } from './terminal.ts';
 import { vmInspectOps } from './vm_inspect.ts';
 import { vmOps } from './vm_ops.ts';
 import { vmUpOps } from './vm_up.ts';
@@ -36,6 +37,7 @@ export const ops = {
   ...vmWatchOps,
   ...execOps,
   ...fsOps,
+  ...terminalOps,
   ...jobOps,
   ...eventOps,
 };
@@ -46,5 +48,6 @@ export const OP_NAMES = Object.keys(ops) as OpName[];
 export type OpIn<N extends OpName> = In<Ops[N]>;
 export type OpArgs<N extends OpName> = Args<Ops[N]>;
 export type OpOut<N extends OpName> = Out<Ops[N]>;
+export type OpSay<N extends OpName> = Say<Ops[N]>;
 export type OpStream<N extends OpName> = Stream<Ops[N]>;
 export type AnyOp = Op;

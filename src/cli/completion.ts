@@ -10,6 +10,7 @@ const ASK_MS = 1000;
 /** Commands by hand that stand for an operation. */
 const BY_HAND: Record<string, string> = {
   exec: 'exec.run',
+  attach: 'terminal.open',
   logs: 'vm.logs',
   events: 'event.watch',
   status: 'daemon.get',

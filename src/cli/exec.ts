@@ -9,6 +9,7 @@ import { constants } from 'node:os';
 import process from 'node:process';
 import type { ExecExit, ExecMessage, Signal } from '../api/exec.ts';
 import { Fault } from '../api/fault.ts';
+import type { OpArgs } from '../api/ops.ts';
 import { type Cli, fail, note, out } from './cli.ts';
 import { json } from './show.ts';
 
@@ -18,6 +19,9 @@ const EXIT_NO_PROGRAM = 127;
 const EXIT_INT = 130;
 const FORWARDED = { SIGINT: 'INT', SIGTERM: 'TERM', SIGHUP: 'HUP', SIGQUIT: 'QUIT' } as const;
 const SIGNAL_MS = 5000;
+
+/** The size of a terminal that nobody looks at. */
+const NO_TERMINAL = { cols: 80, rows: 24 };
 
 interface Running {
   cli: Cli;
@@ -100,17 +104,26 @@ const failed = (run: Running, error: unknown): number => {
   return error.reason === 'no_program' ? EXIT_NO_PROGRAM : EXIT_CANNOT_RUN;
 };
 
-export const execCommand = async (cli: Cli, input: Record<string, unknown>, interactive: boolean): Promise<void> => {
-  const { vm, argv, ...rest } = input;
+/** What a command is run with: its standard input is ours; it has a terminal. */
+export interface Way {
+  interactive: boolean;
+  tty: boolean;
+}
+
+export const execCommand = async (cli: Cli, input: Record<string, unknown>, way: Way): Promise<void> => {
+  const { interactive } = way;
+  const { vm, argv, tty: _flag, ...rest } = input;
   const words = Array.isArray(argv) ? argv.map(String) : [];
   const run: Running = { cli, vm: String(vm), exec: undefined, abort: new AbortController(), left: EXIT_INT };
+  if (interactive && way.tty && !cli.json) return onTerminal(run, { vm: run.vm, argv: words, ...rest });
   cli.onBrokenPipe = () => {
     run.left = 141;
     run.parting ??= tell(run, 'TERM').finally(() => run.abort.abort()); // as SIGPIPE would end it here
   };
   const quiet = forwardSignals(run);
   try {
-    const args = { vm: run.vm, argv: words, ...rest, ...(interactive ? { stdin: 'open' as const } : {}) };
+    const stdin = interactive ? { stdin: 'open' as const } : {};
+    const args = { vm: run.vm, argv: words, ...rest, ...stdin, ...(way.tty ? { tty: NO_TERMINAL } : {}) };
     cli.code = await show(run, cli.nexus.exec.run(args, { signal: run.abort.signal }), interactive);
   } catch (error) {
     await run.parting;
@@ -119,6 +132,15 @@ export const execCommand = async (cli: Cli, input: Record<string, unknown>, inte
     quiet();
     run.abort.abort(); // ends the feeding of its standard input
     if (interactive) process.stdin.destroy();
+  }
+};
+
+const onTerminal = async (run: Running, args: OpArgs<'exec.run'>): Promise<void> => {
+  try {
+    const { execOnTerminal } = await import('./terminal.ts');
+    run.cli.code = await execOnTerminal(run.cli, args);
+  } catch (error) {
+    run.cli.code = failed(run, error);
   }
 };
 

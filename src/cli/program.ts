@@ -79,12 +79,14 @@ const execLeaf = (cli: Cli, parent: Command, name: string): Command => {
     )
     .usage('[options] VM [--] COMMAND [ARG...]')
     .showHelpAfterError('hint: nexusctl exec --help')
-    .option('-i, --interactive', 'pass standard input to the command');
+    .option('-i, --interactive', 'pass standard input to the command')
+    .option('-t, --tty', 'give the command a terminal; with -i it is this one');
   addInputs(command, row, ['stdin', 'tty']);
   addGlobals(command);
   acts(cli, command, async (positionals, options) => {
     const { execCommand } = await import('./exec.ts');
-    await execCommand(cli, inputOf(row, positionals, options), options.interactive === true);
+    const way = { interactive: options.interactive === true, tty: options.tty === true };
+    await execCommand(cli, inputOf(row, positionals, options), way);
   });
   return command;
 };
@@ -126,6 +128,7 @@ const addDemo = (cli: Cli, program: Command): void => {
 
 const addByHand = (cli: Cli, program: Command): void => {
   execLeaf(cli, program, 'exec');
+  leaf(cli, program, 'attach', rowNamed('terminal.open'));
   leaf(cli, program, 'up', rowNamed('vm.up'));
   leaf(cli, program, 'logs', rowNamed('vm.logs'));
   leaf(cli, program, 'top', rowNamed('vm.top'));

@@ -54,5 +54,6 @@ export const STREAMS: Record<string, Show> = {
     each(cli, cli.nexus.build.logs({ build: text(build), ...rest }), rest.follow === true ? jobLine : buildLine),
   'exec.attach': attachCommand,
   'fs.list': (cli, { vm, path }) => listFiles(cli, cli.nexus.fs.list({ vm: text(vm), path: text(path) })),
+  'terminal.open': async (cli, input) => (await import('./terminal.ts')).attachTerminal(cli, input),
   'event.watch': (cli, input) => each(cli, cli.nexus.event.watch(input), eventLine),
 };

@@ -14,6 +14,7 @@ export const NOUNS: Record<string, readonly [string, string]> = {
   vm: ['VM', 'VMs'],
   exec: ['command', 'commands'],
   fs: ['file', 'files'],
+  terminal: ['terminal', 'terminals'],
   job: ['job', 'jobs'],
   event: ['event', 'events'],
 };

@@ -10,9 +10,10 @@
 import type { Readable } from 'node:stream';
 import type { Row } from '../api/derive.ts';
 import { Fault } from '../api/fault.ts';
-import type { OpArgs, OpName, OpOut, OpStream } from '../api/ops.ts';
+import type { OpArgs, OpName, OpOut, OpSay, OpStream } from '../api/ops.ts';
 import { TABLE } from '../api/table.ts';
 import { type Download, downloadOf } from './download.ts';
+import type { RawTalk, Talk } from './raw_talk.ts';
 import { readSse } from './sse.ts';
 import { defaultSocket, readText, type Transport, unixTransport } from './transport.ts';
 
@@ -33,6 +34,7 @@ type Sse<N extends OpName> =
   Record<string, never> extends OpArgs<N>
     ? (args?: OpArgs<N>, options?: CallOptions) => AsyncGenerator<OpOut<N>, void>
     : (args: OpArgs<N>, options?: CallOptions) => AsyncGenerator<OpOut<N>, void>;
+type Ws<N extends OpName> = (args: OpArgs<N>, options?: CallOptions) => Promise<Talk<OpOut<N>, OpSay<N>>>;
 type Upload<N extends OpName> = (args: OpArgs<N>, options: UploadOptions) => Promise<OpOut<N>>;
 type Downloads<N extends OpName> = (args: OpArgs<N>, options?: CallOptions) => Promise<Download<OpOut<N>>>;
 
@@ -43,7 +45,9 @@ export type Call<N extends OpName> =
       ? Upload<N>
       : OpStream<N> extends 'download'
         ? Downloads<N>
-        : Plain<N>;
+        : OpStream<N> extends 'ws'
+          ? Ws<N>
+          : Plain<N>;
 
 export type Noun = OpName extends `${infer N}.${string}` ? N : never;
 type Verb<N extends Noun> = Extract<OpName, `${N}.${string}`> extends `${N}.${infer V}` ? V : never;
@@ -119,7 +123,21 @@ const downloadWith = async (
   return downloadOf(message, transport.socket, signal);
 };
 
-const WAYS = { sse: streamWith, upload: callWith, download: downloadWith } as const;
+const talkWith = async (
+  transport: Transport,
+  name: string,
+  args: Record<string, unknown>,
+  options: CallOptions = {},
+): Promise<RawTalk> => {
+  const { path } = outgoing(rowOf(name), args);
+  const { openTalk } = await import('./talk.ts'); // loads a WebSocket
+  const talk = await openTalk(transport.socket, path, options.signal);
+  transport.talks.add(talk);
+  talk.over.then(() => transport.talks.delete(talk));
+  return talk;
+};
+
+const WAYS = { sse: streamWith, upload: callWith, download: downloadWith, ws: talkWith } as const;
 
 /** One noun's verbs. The daemon keeps the contract, and TypeScript cannot follow it through the loop: hence the cast. */
 const noun = <N extends Noun>(transport: Transport, name: N): Verbs<N> => {
@@ -149,6 +167,7 @@ export class Nexus implements Nouns, AsyncDisposable {
   readonly vm: Verbs<'vm'>;
   readonly exec: Verbs<'exec'>;
   readonly fs: Verbs<'fs'>;
+  readonly terminal: Verbs<'terminal'>;
   readonly job: Verbs<'job'>;
   readonly event: Verbs<'event'>;
   readonly #transport: Transport;
@@ -169,6 +188,7 @@ export class Nexus implements Nouns, AsyncDisposable {
     this.vm = noun(transport, 'vm');
     this.exec = noun(transport, 'exec');
     this.fs = noun(transport, 'fs');
+    this.terminal = noun(transport, 'terminal');
     this.job = noun(transport, 'job');
     this.event = noun(transport, 'event');
   }

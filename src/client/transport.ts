@@ -6,6 +6,7 @@ import process from 'node:process';
 import type { Readable } from 'node:stream';
 import { pipeline } from 'node:stream';
 import { FAULT_CODES, Fault, type FaultCode } from '../api/fault.ts';
+import type { RawTalk } from './raw_talk.ts';
 
 // Not by `import`: that touches every export of node:http, and the lazy ones load a WebSocket client and node:crypto.
 // Measured: 50 ms of CPU, against 5 ms.
@@ -47,6 +48,8 @@ export interface Transport {
   readonly socket: string;
   /** Sends a request. Resolves with the head of a good answer, its body still to be read; rejects with a Fault or Unreachable. */
   send(outgoing: Outgoing): Promise<IncomingMessage>;
+  /** What is open in both directions; `close` ends it. */
+  readonly talks: Set<RawTalk>;
   close(): void;
 }
 
@@ -81,7 +84,7 @@ const WHY: Record<string, string> = {
   ENOTSOCK: 'it is not a socket',
 };
 
-const unreachable = (socket: string, error: unknown): Unreachable => {
+export const unreachable = (socket: string, error: unknown): Unreachable => {
   const errno = errnoOf(error);
   const why = WHY[errno ?? ''];
   if (why === undefined) return lost(socket, error);
@@ -154,6 +157,7 @@ const attempt = (socketPath: string, agent: NodeAgent, outgoing: Outgoing): Prom
 
 export const unixTransport = (socket: string): Transport => {
   const agent = new Agent({ keepAlive: true });
+  const talks = new Set<RawTalk>();
   /** A kept connection may have been closed by the daemon just now; what only reads is asked again on a new one. */
   const sendTwice = async (outgoing: Outgoing): Promise<IncomingMessage> => {
     try {
@@ -172,6 +176,10 @@ export const unixTransport = (socket: string): Transport => {
       if (status < 400) return message;
       throw faultOf(await readText(message, socket), status);
     },
-    close: () => agent.destroy(),
+    talks,
+    close: () => {
+      for (const talk of talks) talk.close();
+      agent.destroy();
+    },
   };
 };

@@ -8,9 +8,8 @@ import type { GuestExecs } from '../guest/exec_list.ts';
 import type { HandlersOf } from './handler.ts';
 import type { Host, Live } from './host.ts';
 import { idOf, newId } from './ids.ts';
-import { awaitGuest, needLive } from './inside.ts';
+import { awaitGuest, needLive, small } from './inside.ts';
 
-const SMALL_MS = 10_000;
 /** One message carries at most this much output, so that slow readers see progress. */
 const MESSAGE_BYTES = 64 * 1024;
 
@@ -48,9 +47,6 @@ export const execHandlers = (host: Host): HandlersOf<'exec'> => ({
     return {};
   },
 });
-
-/** For requests with a short answer. */
-const small = (live: Live): AbortSignal => AbortSignal.any([AbortSignal.timeout(SMALL_MS), live.gone.signal]);
 
 const startExec = (live: Live, input: OpIn<'exec.run'>, client: AbortSignal): Promise<ExecStream> => {
   const { vm, idempotency_key: key, ...spec } = input;

@@ -1,6 +1,6 @@
 /** What every handler is given and gives back. A missing handler does not compile. */
 import type { Readable } from 'node:stream';
-import type { OpIn, OpName, OpOut, OpStream } from '../api/ops.ts';
+import type { OpIn, OpName, OpOut, OpSay, OpStream } from '../api/ops.ts';
 
 export interface Ctx {
   /** Streams: aborted when the client goes away or the daemon stops. Plain operations go on; theirs is never aborted. */
@@ -19,9 +19,23 @@ export interface Download<Head> extends Disposable {
   readonly bytes: AsyncIterable<Uint8Array>;
 }
 
-/** One answer, or for `sse` operations the messages; a throw before the first message becomes the HTTP status. */
+/** Both directions at once. */
+export interface Talk<O, I> {
+  /** Bytes and messages for the client; their end is the end of the talk. */
+  readonly output: AsyncIterable<Uint8Array | O>;
+  /** Bytes or a message of the client, one at a time: the next is read when the promise has settled. */
+  take(piece: Buffer | I): Promise<void>;
+}
+
+/** One answer, for `sse` operations the messages; a throw before the first message becomes the HTTP status. */
 export type Answer<N extends OpName> =
-  OpStream<N> extends 'sse' ? AsyncIterable<OpOut<N>> : OpStream<N> extends 'download' ? Download<OpOut<N>> : OpOut<N>;
+  OpStream<N> extends 'sse'
+    ? AsyncIterable<OpOut<N>>
+    : OpStream<N> extends 'download'
+      ? Download<OpOut<N>>
+      : OpStream<N> extends 'ws'
+        ? Talk<OpOut<N>, OpSay<N>>
+        : OpOut<N>;
 
 export type Handler<N extends OpName> = (ctx: Ctx, input: OpIn<N>) => Promise<Answer<N>>;
 

@@ -13,6 +13,7 @@ import { kernelHandlers } from './kernel.ts';
 import { providerHandlers } from './provider.ts';
 import { rootfsHandlers } from './rootfs.ts';
 import { templateHandlers } from './template.ts';
+import { terminalHandlers } from './terminal.ts';
 import { vmHandlers } from './vm.ts';
 import { wsHandlers } from './ws.ts';
 
@@ -29,6 +30,7 @@ export const makeHandlers = (host: Host): Handlers => ({
   ...vmHandlers(host),
   ...execHandlers(host),
   ...fsHandlers(host),
+  ...terminalHandlers(host),
   ...jobHandlers(host),
   ...eventHandlers(host),
 });

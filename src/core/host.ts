@@ -95,6 +95,8 @@ export interface Live {
   stopped_how: string | undefined;
   /** What the guest said before it went down. */
   ending: { kind: 'poweroff' | 'reboot' | 'halt' | 'down'; by: 'host' | 'guest' } | undefined;
+  /** What size terminals have, as far as this daemon has set it; by their command. */
+  readonly sizes: Map<string, { cols: number; rows: number }>;
   /** Aborted when the VMM has ended or is let go. */
   readonly gone: AbortController;
 }

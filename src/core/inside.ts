@@ -6,6 +6,7 @@ import { guestReady, liveOf } from './live.ts';
 
 /** How long a command waits for a guest that is about to be ready. */
 const READY_MS = 10_000;
+const SMALL_MS = 10_000;
 
 export const needLive = async (host: Host, ref: string): Promise<Live> => {
   const vm = await needVm(host, ref);
@@ -37,3 +38,6 @@ export const needGuest = async (host: Host, ref: string, client: AbortSignal) =>
   await awaitGuest(live, ref, client);
   return { guest: live.guest, gone: AbortSignal.any([client, live.gone.signal]) };
 };
+
+/** For requests with a short answer. */
+export const small = (live: Live): AbortSignal => AbortSignal.any([AbortSignal.timeout(SMALL_MS), live.gone.signal]);

@@ -59,6 +59,7 @@ export const hold = (host: Host, vm: VmRecord, machine: Machine, console: Consol
     rang: times === null && hasRung(vm),
     stopped_how: undefined,
     ending: undefined,
+    sizes: new Map(),
     gone: new AbortController(),
   };
   machine.onEgress(stream => guest.serveEgress(stream));

@@ -5,7 +5,6 @@ import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
 import { dirname, join } from 'node:path';
 import process from 'node:process';
-import { PassThrough, type Readable } from 'node:stream';
 import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from 'fastify';
 import { Fault } from '../api/fault.ts';
 import { type AnyOp, OP_NAMES, type OpName, ops } from '../api/ops.ts';
@@ -13,9 +12,11 @@ import type { Ctx, Download, Handlers } from '../core/handler.ts';
 import { withDeadline } from '../lib/deadline.ts';
 import { ensureDir } from '../lib/files.ts';
 import type { Log } from '../lib/log.ts';
+import { limitBodyTime, uploadBody } from './body.ts';
 import { sendDownload } from './download.ts';
 import { explain, parseInput } from './input.ts';
 import { sendSse } from './sse.ts';
+import { routeUpgrades, serveWebSocket, type Upgrade, wantsWebSocket } from './websocket.ts';
 
 const BODY_MAX = 8 * 1024 * 1024;
 const BODY_MS = 30_000;
@@ -50,6 +51,8 @@ interface Door {
   log: Log;
   check_output: boolean;
   body_ms: number;
+  /** What came with requests for a WebSocket. */
+  upgrades: WeakMap<IncomingMessage, Upgrade>;
   /** One for each open stream; aborted when the door closes. */
   streams: Set<AbortController>;
 }
@@ -94,22 +97,6 @@ const streamAbort = (door: Door, raw: ServerResponse): AbortController => {
   return abort;
 };
 
-/** The bytes of an upload. A handler may stop reading at any time: the rest is dropped, and the answer still gets out. */
-const uploadBody = (raw: IncomingMessage): Readable => {
-  const body = new PassThrough();
-  raw.pipe(body);
-  raw.once('close', () => {
-    if (!raw.readableEnded) body.destroy(new Fault('canceled', 'The client went away in the middle of its upload.'));
-  });
-  raw.on('error', () => {}); // 'close' follows
-  body.on('error', () => {}); // a handler that has stopped reading does not hear it
-  body.once('close', () => {
-    raw.unpipe(body);
-    raw.resume();
-  });
-  return body;
-};
-
 const serve = async (door: Door, name: OpName, request: FastifyRequest, reply: FastifyReply): Promise<unknown> => {
   const op: AnyOp = ops[name];
   // One cast: the input below was parsed by this operation's own schema, which TypeScript cannot follow through the loop.
@@ -125,45 +112,42 @@ const serve = async (door: Door, name: OpName, request: FastifyRequest, reply: F
     actor: 'api',
     ...(op.stream === 'upload' ? { body: uploadBody(request.raw) } : {}),
   };
-  if (op.stream === 'download') {
-    const answer = (await handler(ctx, input)) as Download<unknown>;
-    await sendDownload(answer, {
-      raw: reply.raw,
-      signal: abort.signal,
-      check: head => check(door, name, op, head),
-      onOpen: () => reply.hijack(),
-      onError: error => door.log.warn({ op: name, err: toFault(error, door.log, name) }, 'a download broke off'),
-    });
+  if (op.stream !== undefined && op.stream !== 'upload') {
+    await serveStream(door, name, { request, reply, abort, handle: () => handler(ctx, input) });
     return reply;
   }
-  if (op.stream !== 'sse') {
-    const answer = await handler(ctx, input);
-    check(door, name, op, answer);
-    return answer;
-  }
-  const source = (await handler(ctx, input)) as AsyncIterable<unknown>;
-  await sendSse(source, {
-    raw: reply.raw,
-    signal: abort.signal,
-    check: message => check(door, name, op, message),
-    onOpen: () => reply.hijack(),
-    problemOf: error => toFault(error, door.log, name).problem(),
-  });
-  return reply;
+  const answer = await handler(ctx, input);
+  check(door, name, op, answer);
+  return answer;
 };
 
-/** A body that trickles in for ever is ended. Uploads are exempt: a terminal may be at their other end. */
-const limitBodyTime = (scope: FastifyInstance, ms: number): void => {
-  const timers = new WeakMap<FastifyRequest, NodeJS.Timeout>();
-  scope.addHook('onRequest', async request => {
-    const { headers, raw } = request;
-    if (headers['content-length'] === undefined && headers['transfer-encoding'] === undefined) return;
-    const late = () => raw.destroy(new Error('the body of the request did not come in time'));
-    const timer = setTimeout(late, ms).unref();
-    timers.set(request, timer);
-    raw.once('close', () => clearTimeout(timer));
-  });
-  scope.addHook('preValidation', async request => clearTimeout(timers.get(request))); // the body has been read
+interface Streaming {
+  request: FastifyRequest;
+  reply: FastifyReply;
+  abort: AbortController;
+  handle: () => Promise<unknown>;
+}
+
+/** Answers that take over the response. */
+const serveStream = async (door: Door, name: OpName, { request, reply, abort, handle }: Streaming): Promise<void> => {
+  const op: AnyOp = ops[name];
+  const { raw } = reply;
+  const { signal } = abort;
+  const checked = (message: unknown) => check(door, name, op, message);
+  const onOpen = () => reply.hijack();
+  const problemOf = (error: unknown) => toFault(error, door.log, name).problem();
+  if (op.stream === 'sse') {
+    await sendSse((await handle()) as AsyncIterable<unknown>, { raw, signal, check: checked, onOpen, problemOf });
+  } else if (op.stream === 'download') {
+    const onError = (error: unknown) =>
+      door.log.warn({ op: name, err: toFault(error, door.log, name) }, 'a download broke off');
+    await sendDownload((await handle()) as Download<unknown>, { raw, signal, check: checked, onOpen, onError });
+  } else {
+    const upgrade = door.upgrades.get(request.raw);
+    const onOver = () => door.streams.delete(abort);
+    const talk = { name, op, request: request.raw, response: raw, upgrade, abort };
+    await serveWebSocket({ ...talk, handle, check: checked, onOpen, problemOf, onOver });
+  }
 };
 
 const addRoutes = (app: FastifyInstance, door: Door): void => {
@@ -221,13 +205,18 @@ const makeApp = (door: Door): FastifyInstance => {
     clientErrorHandler: refuse,
     routerOptions: { maxParamLength: 1024 },
     requestTimeout: 0, // uploads may last; the other bodies have a deadline of their own
-    http: { headersTimeout: HEADERS_MS, connectionsCheckingInterval: 5000 },
+    http: {
+      headersTimeout: HEADERS_MS,
+      connectionsCheckingInterval: 5000,
+      shouldUpgradeCallback: wantsWebSocket,
+    },
   });
   app.setErrorHandler(onError);
   app.setNotFoundHandler((request, reply) =>
     sendFault(reply, new Fault('not_found', `There is no route ${request.method} ${request.url.slice(0, 200)}.`)),
   );
   addRoutes(app, door);
+  routeUpgrades(app, door.upgrades);
   return app;
 };
 
@@ -270,7 +259,7 @@ const listen = async (app: FastifyInstance, socket: string): Promise<void> => {
 export const openHttp = async (options: HttpOptions): Promise<HttpDoor> => {
   const { socket, log, handlers } = options;
   const { check_output = false, body_ms = BODY_MS } = options;
-  const door: Door = { handlers, log, check_output, body_ms, streams: new Set() };
+  const door: Door = { handlers, log, check_output, body_ms, upgrades: new WeakMap(), streams: new Set() };
   const app = makeApp(door);
   const { metrics } = options;
   if (metrics !== undefined)

@@ -11,6 +11,7 @@ import { Kernel } from '../api/kernel.ts';
 import { type AnyOp, OP_NAMES, ops } from '../api/ops.ts';
 import { ProblemSchema } from '../api/problem.ts';
 import { Rootfs } from '../api/rootfs.ts';
+import { TerminalMessage, TerminalSay } from '../api/terminal.ts';
 import { Vm } from '../api/vm.ts';
 import { VmInspect, VmTopMessage } from '../api/vm_inspect.ts';
 import { VmLogMessage } from '../api/vm_watch.ts';
@@ -32,6 +33,8 @@ const NAMED: Record<string, z.ZodType> = {
   Kernel,
   Problem: ProblemSchema,
   Rootfs,
+  TerminalMessage,
+  TerminalSay,
   Vm,
   VmInspect,
   VmLogMessage,
@@ -123,6 +126,21 @@ const success = (op: AnyOp, write: Write): Json => {
   };
 };
 
+/** A WebSocket is beyond OpenAPI: its messages are told beside the answer. */
+const talk = (op: AnyOp, write: Write): Json => ({
+  responses: {
+    '101': {
+      description:
+        'A WebSocket: binary frames hold bytes, text frames one message, as JSON. The last word of the daemon may be a problem document whose `type` is `fault`.',
+    },
+    ...faults(op.errors ?? []),
+  },
+  'x-messages': {
+    from_daemon: write(op.output, 'output'),
+    ...(op.input_message === undefined ? {} : { to_daemon: write(op.input_message, 'input') }),
+  },
+});
+
 const body = (op: AnyOp, fields: Json, required: readonly string[]): Json | undefined => {
   if (op.stream === 'upload') {
     return {
@@ -157,7 +175,9 @@ const operation = (name: string, op: AnyOp, write: Write): Json => {
     tags: [name.split('.')[0]],
     ...(parameters.length === 0 ? {} : { parameters }),
     ...(requestBody === undefined ? {} : { requestBody }),
-    responses: { '200': success(op, write), ...faults(op.errors ?? []) },
+    ...(op.stream === 'ws'
+      ? talk(op, write)
+      : { responses: { '200': success(op, write), ...faults(op.errors ?? []) } }),
   };
 };
 

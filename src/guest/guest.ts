@@ -17,15 +17,22 @@ import { EXECS_MOST_BYTES, ExecList, type GuestExecs } from './exec_list.ts';
 import { type Ending, type Facts, parseBody, parseFacts } from './facts.ts';
 import { Files } from './files.ts';
 import { type GuestState, Keeper, type KeeperOptions, type Settle } from './keeper.ts';
-import { refusal, spawnRefusal } from './refusal.ts';
+import { Keys } from './keys.ts';
+import { checkId, outputRequest, runRequest, tailRequest } from './output_request.ts';
+import { refusal } from './refusal.ts';
 import { type OutputRequest, Requests } from './requests.ts';
 import { upload } from './upload.ts';
-import { type Asked, encodePreamble, ID } from './wire.ts';
+import type { Asked } from './wire.ts';
 
 export interface GuestOptions extends KeeperOptions {
   /** The guest rang; a control connection comes next. */
   onBell?: () => void;
   onEnding: (kind: Ending['kind'], by: Ending['by']) => void;
+}
+
+export interface Viewer {
+  output: ExecStream;
+  keys: Keys;
 }
 
 export interface ExecOptions {
@@ -43,19 +50,6 @@ const BULK = 112;
 const START_MS = 30_000;
 /** How long a command's output waits for a lost connection. */
 const RECOVER_MS = 120_000;
-
-const checkId = (id: string): string => {
-  if (!ID.test(id)) throw new Fault('invalid', 'Cannot name a command so: an ID has 1 to 64 of A-Z a-z 0-9 _ -.');
-  return id;
-};
-
-const outputRequest = (id: string, offsets: Offsets): OutputRequest => ({
-  id,
-  from: offsets,
-  what: `read the output of command ${id}`,
-  headers: { ':path': `/v1/exec/${id}/output?stdout=${offsets.stdout}&stderr=${offsets.stderr}` },
-  refused: (status, body) => refusal(`read the output of command ${id}`, status, body),
-});
 
 export class Guest implements AsyncDisposable {
   readonly #options: GuestOptions;
@@ -180,15 +174,8 @@ export class Guest implements AsyncDisposable {
     const { id } = spec;
     const { stdin, signal } = options;
     const fed = spec.stdin === 'open' || stdin !== undefined;
-    const request: OutputRequest = {
-      what: 'run the command',
-      id,
-      from: { stdout: 0, stderr: 0 },
-      headers: { ':method': 'POST', ':path': spec.tty === undefined ? '/v1/exec' : '/v1/terminal' },
-      // Apart from the standard input, so that the request can be made again when the connection is lost under it.
-      body: encodePreamble({ ...spec, id: checkId(id), stdin: fed ? 'later' : 'none' }),
-      refused: (status, body) => spawnRefusal(spec, status, body),
-    };
+    // Apart from the standard input, so that the request can be made again when the connection is lost under it.
+    const request = runRequest({ ...spec, stdin: fed ? 'later' : 'none' });
     let asked = false;
     try {
       const place = await this.#bulk.take(fed ? 2 : 1, this.#requests.bounded(signal));
@@ -213,6 +200,14 @@ export class Guest implements AsyncDisposable {
     const request = outputRequest(checkId(id), offsets);
     const place = await this.#bulk.take(1, this.#requests.bounded(signal));
     return await this.#output(request, signal, () => place[Symbol.dispose]());
+  }
+
+  /** Looks at a terminal, from its last lines on, and types on it. The signal lets go of it. */
+  async viewTerminal(asked: Asked | { id: string; tail: number }, signal: AbortSignal): Promise<Viewer> {
+    const request = 'argv' in asked ? runRequest(asked) : tailRequest(asked.id, asked.tail);
+    const place = await this.#bulk.take(2, this.#requests.bounded(signal));
+    const output = await this.#output(request, signal, () => place[Symbol.dispose]());
+    return { output, keys: new Keys(this.#requests, output.id, output.over) };
   }
 
   /** Feeds a command's standard input and ends it. Resolves with the bytes that the guest took. */
