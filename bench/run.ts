@@ -11,6 +11,7 @@ import { crashNoticed } from './crash.ts';
 import { BUNDLE, type Figure, machine, report, shipped, VMMS } from './kit.ts';
 import { cliList, thousandVms, vmGet } from './list.ts';
 import { manyAtOnce, startCpu, startShare } from './start.ts';
+import { wsCreate } from './ws.ts';
 
 const idleMemory = async (): Promise<Figure> => {
   await using w = await world({ main: BUNDLE });
@@ -39,6 +40,9 @@ const benches: Record<string, () => Promise<Figure | Figure[]>> = {
   idle: idleMemory,
   small,
   list: thousandVms,
+  'ws-btrfs': () => wsCreate('btrfs'),
+  'ws-xfs': () => wsCreate('xfs'),
+  'ws-ext4': () => wsCreate('ext4'),
   ...Object.fromEntries(
     VMMS.flatMap(vmm => [
       [`cpu-${vmm}`, () => startCpu(vmm)],

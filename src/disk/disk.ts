@@ -1,7 +1,8 @@
 /**
  * Disks of images and workspaces: <data>/images/<id>/disk.raw and <data>/workspaces/<id>/disk.raw.
  *
- * INVARIANTS: a folder named by an ID holds a complete, synced disk: it was made as `.<id>.<random>.part` beside it and renamed.
+ * INVARIANTS: a folder named by an ID that has a record holds a complete disk that was synced: it was made as `.<id>.<random>.part`
+ * beside it, renamed and synced, and the record came last.
  * The disk of an image is never written again. Nothing outside the data directory is removed. Folders that are being made or
  * removed have their names in `#work`: they are no leftovers.
  */
@@ -10,11 +11,12 @@ import { chmod, lstat, open, readdir, rename, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { ID_PATTERN, type Space } from '../api/common.ts';
 import { Fault } from '../api/fault.ts';
-import { ensureDir, exists, publish, removeTree } from '../lib/files.ts';
+import { ensureDir, exists, removeTree } from '../lib/files.ts';
 import { formatBytes } from '../lib/size.ts';
 import type { Step } from '../lib/step.ts';
 import { makeExt4 } from './format.ts';
 import { errno, lengthen } from './length.ts';
+import { publishDisk } from './publish.ts';
 import { needRoom, type Room, roomIn } from './room.ts';
 import { askSpace, plainSpace } from './space.ts';
 import type { Way } from './ways.ts';
@@ -118,7 +120,7 @@ export class FileDisks implements Disks {
       if (await exists(target)) throw new Fault('exists', `Cannot make the disk of ${noun}: there is one.`);
       await fill(temp);
       signal.throwIfAborted();
-      await this.#step('disk.publish', () => publish(temp, target));
+      await this.#step('disk.publish', () => publishDisk(temp, target));
       return final;
     } catch (cause) {
       await removeTree(this.#data, temp).catch(() => {}); // the next sweep takes it
@@ -172,8 +174,6 @@ export class FileDisks implements Disks {
         await this.#roomFor(source, `image ${id}`);
         await this.#way.copy(source, disk, signal);
       }
-      await chmod(disk, 0o600);
-      await lengthen(disk, (await lstat(disk)).size, `image ${id}`);
       await chmod(disk, 0o444);
       if (options.move === true && !moved) await rm(source, { force: true });
     });
@@ -202,7 +202,7 @@ export class FileDisks implements Disks {
       await this.#way.clone(from, dir, signal);
       const disk = join(dir, 'disk.raw');
       await chmod(disk, 0o600);
-      await lengthen(disk, size_bytes ?? (await lstat(disk)).size, `workspace ${ws_id}`);
+      if (size_bytes !== undefined) await lengthen(disk, size_bytes, `workspace ${ws_id}`, false);
     });
   }
 
@@ -214,7 +214,6 @@ export class FileDisks implements Disks {
       await using handle = await open(disk, 'wx', 0o600);
       await handle.truncate(size_bytes);
       if (label !== undefined) await this.#step('disk.format', () => makeExt4(disk, label, signal));
-      await handle.sync();
     });
   }
 

@@ -7,8 +7,8 @@ import { formatBytes } from '../lib/size.ts';
 export const errno = (error: unknown): string | undefined =>
   error instanceof Error && 'code' in error && typeof error.code === 'string' ? error.code : undefined;
 
-/** Opens a disk for writing, sets its length, syncs it. */
-export const lengthen = async (path: string, size_bytes: number, noun: string): Promise<void> => {
+/** Opens a disk for writing and sets its length. `sync`: it is on the disk when this returns. */
+export const lengthen = async (path: string, size_bytes: number, noun: string, sync = true): Promise<void> => {
   await using handle = await open(path, 'r+');
   const { size } = await handle.stat();
   if (size_bytes < size)
@@ -17,5 +17,5 @@ export const lengthen = async (path: string, size_bytes: number, noun: string): 
       `Cannot make ${noun} ${formatBytes(size_bytes)} long: it has ${formatBytes(size)} already, and disks do not shrink.`,
     );
   if (size_bytes > size) await handle.truncate(size_bytes);
-  await handle.sync();
+  if (sync) await handle.sync();
 };

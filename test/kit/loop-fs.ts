@@ -21,9 +21,9 @@ export interface LoopFs extends AsyncDisposable {
 }
 
 /** Makes and mounts one, or says why it cannot be. It is unmounted at disposal, and at the latest when the process exits. */
-export const loopFs = async (kind: FsKind, mib: number): Promise<LoopFs | string> => {
+export const loopFs = async (kind: FsKind, mib: number, parent = tmpdir()): Promise<LoopFs | string> => {
   if (process.getuid?.() !== 0) return 'mounting needs root';
-  const base = await mkdtemp(join(tmpdir(), `nexus-fs-${kind}-`));
+  const base = await mkdtemp(join(parent, `nexus-fs-${kind}-`));
   const [file, dir] = [join(base, 'fs.img'), join(base, 'mnt')];
   const unmount = () => {
     try {
