@@ -1,6 +1,7 @@
 package control
 
 import (
+	"bufio"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -16,6 +17,9 @@ func (s *Server) fsRoutes() {
 	s.mux.HandleFunc("GET /v1/fs/list", long(fsList))
 	s.mux.HandleFunc("GET /v1/fs/read", long(fsRead))
 	s.mux.HandleFunc("POST /v1/fs/write", long(fsWrite))
+	s.mux.HandleFunc("GET /v1/fs/watch", long(fsWatch))
+	s.mux.HandleFunc("GET /v1/fs/tree", long(fsExport))
+	s.mux.HandleFunc("POST /v1/fs/tree", long(fsImport))
 	s.mux.HandleFunc("POST /v1/fs/remove", long(fsRemove))
 	s.mux.HandleFunc("POST /v1/fs/mkdir", fsMkdir)
 	s.mux.HandleFunc("POST /v1/fs/rename", fsRename)
@@ -53,6 +57,19 @@ func (q *fsQuery) number(name string, bits int) int64 {
 		q.fail(name + " must be a whole number")
 	}
 	return int64(n)
+}
+
+// time is a time in ms since the epoch, which may be before it.
+func (q *fsQuery) time() *int64 {
+	text := q.Get("modified_at_ms")
+	if text == "" {
+		return nil
+	}
+	n, err := strconv.ParseInt(text, 10, 54)
+	if err != nil {
+		q.fail("modified_at_ms must be a whole number")
+	}
+	return &n
 }
 
 func (q *fsQuery) mode() *uint32 {
@@ -162,7 +179,7 @@ func fsRead(w http.ResponseWriter, r *http.Request) {
 func fsWrite(w http.ResponseWriter, r *http.Request) {
 	q := &fsQuery{Values: r.URL.Query()}
 	job := fs.Write{Path: q.path(), Mode: q.mode(), UID: int(q.number("uid", 31)), GID: int(q.number("gid", 31)),
-		Append: q.Get("append") == "1", Offset: q.number("offset", 63)}
+		Append: q.Get("append") == "1", Offset: q.number("offset", 63), Modified: q.time()}
 	if job.Append && job.Offset >= 0 {
 		q.fail("append and offset exclude each other")
 	}
@@ -181,6 +198,81 @@ func fsWrite(w http.ResponseWriter, r *http.Request) {
 	answer(w, 200, map[string]any{"bytes": n, "entry": e})
 }
 
+func fsWatch(w http.ResponseWriter, r *http.Request) {
+	q := &fsQuery{Values: r.URL.Query()}
+	path := q.path()
+	if q.err != nil {
+		refuse(w, 400, "invalid", q.err.Error())
+		return
+	}
+	watcher, err := fs.Watch(path, q.Get("recursive") == "1")
+	if err != nil {
+		refuseFs(w, err)
+		return
+	}
+	defer watcher.Close()
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	w.WriteHeader(200)
+	out, flush := json.NewEncoder(w), http.NewResponseController(w).Flush
+	sent := func(err error) error {
+		if err != nil {
+			return &fs.Broken{Err: err}
+		}
+		return nil
+	}
+	err = watcher.Run(r.Context(), func(e fs.Event) error { return sent(out.Encode(e)) }, func() error { return sent(flush()) })
+	if broken := new(fs.Broken); errors.As(err, &broken) {
+		panic(http.ErrAbortHandler)
+	}
+	done(w, err)
+}
+
+func fsExport(w http.ResponseWriter, r *http.Request) {
+	q := &fsQuery{Values: r.URL.Query()}
+	path := q.path()
+	if q.err != nil {
+		refuse(w, 400, "invalid", q.err.Error())
+		return
+	}
+	tree, begun := &fs.Tree{Devices: q.Get("devices") == "1"}, false
+	out := bufio.NewWriterSize(w, 64<<10)
+	err := tree.Export(r.Context(), path, out, func() {
+		begun = true
+		w.Header().Set("Content-Type", "application/x-tar")
+		w.WriteHeader(200)
+		_ = http.NewResponseController(w).Flush()
+	})
+	if !begun {
+		refuseFs(w, err)
+		return
+	}
+	if flushed := out.Flush(); err == nil && flushed != nil {
+		err = &fs.Broken{Err: flushed}
+	}
+	if broken := new(fs.Broken); errors.As(err, &broken) {
+		panic(http.ErrAbortHandler)
+	}
+	done(w, err)
+}
+
+func fsImport(w http.ResponseWriter, r *http.Request) {
+	q := &fsQuery{Values: r.URL.Query()}
+	path := q.path()
+	if q.err != nil {
+		refuse(w, 400, "invalid", q.err.Error())
+		return
+	}
+	taken, err := fs.Import(path, &wire.Frames{R: r.Body})
+	if broken := new(fs.Broken); errors.As(err, &broken) {
+		panic(http.ErrAbortHandler)
+	}
+	if err != nil {
+		refuseFs(w, err)
+		return
+	}
+	answer(w, 200, taken)
+}
+
 // change is the body of the requests that change one file.
 type change struct {
 	Path      string `json:"path"`
@@ -191,6 +283,7 @@ type change struct {
 	Recursive bool   `json:"recursive"`
 	Parents   bool   `json:"parents"`
 	Replace   bool   `json:"replace"`
+	Modified  *int64 `json:"modified_at_ms"`
 
 	bits *uint32
 }
@@ -252,5 +345,5 @@ func fsRename(w http.ResponseWriter, r *http.Request) {
 }
 
 func fsChmod(w http.ResponseWriter, r *http.Request) {
-	changes(w, r, func(c *change) error { return fs.Change(c.Path, c.bits, c.uid(), c.gid()) })
+	changes(w, r, func(c *change) error { return fs.Change(c.Path, c.bits, c.uid(), c.gid(), c.Modified) })
 }

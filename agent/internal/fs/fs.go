@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
@@ -178,7 +179,7 @@ func Mkdir(path string, mode uint32, parents bool, uid, gid int) error {
 		}
 		return err
 	}
-	return Change(path, &mode, uid, gid)
+	return Change(path, &mode, uid, gid, nil)
 }
 
 // Rename moves a file within its file system, in the place of what is there only with replace.
@@ -197,15 +198,25 @@ func Rename(from, to string, replace bool) error {
 	return err
 }
 
-// Change sets owner and mode of what path leads to; -1 and nil leave them.
-func Change(path string, mode *uint32, uid, gid int) error {
+// Change sets owner, mode and time (ms since the epoch) of what path leads to; -1 and nil leave them.
+func Change(path string, mode *uint32, uid, gid int, modified *int64) error {
 	if uid >= 0 || gid >= 0 {
 		if err := unix.Chown(path, uid, gid); err != nil {
 			return err
 		}
 	}
-	if mode == nil {
+	if mode != nil { // after the owner, whose change clears set-uid
+		if err := unix.Chmod(path, *mode); err != nil {
+			return err
+		}
+	}
+	return touch(path, modified)
+}
+
+// touch sets the time of what path leads to; nil leaves it.
+func touch(path string, modified *int64) error {
+	if modified == nil {
 		return nil
 	}
-	return unix.Chmod(path, *mode) // last: a change of the owner clears set-uid
+	return unix.UtimesNanoAt(unix.AT_FDCWD, path, times(time.UnixMilli(*modified)), 0)
 }

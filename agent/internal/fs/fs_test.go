@@ -123,6 +123,16 @@ func TestAppendAndOffsetWriteInPlace(t *testing.T) {
 	if text(t, file) != "aXYb" {
 		t.Fatal(text(t, file))
 	}
+	w.Offset = 4
+	data := append(make([]byte, 1<<20), 'z')
+	data[0] = 'c'
+	_, _, err = w.From(bytes.NewReader(data))
+	must(t, err)
+	var st unix.Stat_t
+	must(t, unix.Stat(file, &st))
+	if text(t, file) != "aXYb"+string(data) || st.Blocks*512 > 64<<10 {
+		t.Fatal("another content, or no hole")
+	}
 	w.Path = "/dev/null"
 	_, _, err = w.From(strings.NewReader("x"))
 	wants(t, err, "NOT_REGULAR")
@@ -234,8 +244,9 @@ func TestRemoveMkdirRenameChange(t *testing.T) {
 		t.Fatal("not moved")
 	}
 	mode := uint32(0o640)
-	must(t, Change(at("moved"), &mode, -1, -1))
-	if e, _ := Stat(at("moved"), false); e.Mode != "0640" {
+	old := int64(-1000)
+	must(t, Change(at("moved"), &mode, -1, -1, &old))
+	if e, _ := Stat(at("moved"), false); e.Mode != "0640" || e.ModifiedAtMs != -1000 {
 		t.Fatalf("%+v", e)
 	}
 	must(t, os.Symlink(at("a"), at("to-a")))

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -19,6 +20,8 @@ type Write struct {
 	// Mode nil, UID and GID -1: as the file has them that is replaced; else 0644, root.
 	Mode     *uint32
 	UID, GID int
+	// Modified is the time to give it, ms since the epoch; nil: now.
+	Modified *int64
 	Append   bool
 	// Offset is where to write in the file as it is; -1: none. What lies behind stays.
 	Offset int64
@@ -107,7 +110,11 @@ func (w Write) inPlace(path string, body io.Reader) (int64, error) {
 			return 0, err
 		}
 	}
-	n, err := copyTo(f, body, false)
+	// What begins at the end of a file has no zeros to write over.
+	n, err := copyTo(f, body, w.Offset, !w.Append && w.Offset >= st.Size)
+	if err == nil {
+		err = touch(fdPath(fd), w.Modified)
+	}
 	if err != nil {
 		return n, err
 	}
@@ -161,7 +168,7 @@ func (w Write) whole(path string, body io.Reader) (n int64, err error) {
 			_ = unix.Unlink(temp)
 		}
 	}()
-	if n, err = copyTo(f, body, true); err != nil {
+	if n, err = copyTo(f, body, 0, true); err != nil {
 		return n, err
 	}
 	if err = own(fd, nil, uid, gid); err != nil {
@@ -171,6 +178,9 @@ func (w Write) whole(path string, body io.Reader) (n int64, err error) {
 		copyXattrs(path, fd)
 	}
 	if err = own(fd, &mode, -1, -1); err != nil {
+		return n, err
+	}
+	if err = touch(fdPath(fd), w.Modified); err != nil {
 		return n, err
 	}
 	if err = f.Sync(); err != nil {
@@ -205,8 +215,10 @@ const hole = 4096
 
 var zeros [hole]byte
 
-// copyTo writes what body gives; with sparse the zeros of a file that is new become holes.
-func copyTo(f *os.File, body io.Reader, sparse bool) (int64, error) {
+func fdPath(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
+
+// copyTo writes what body gives; with sparse, from the place at on, which is the end of the file: zeros become holes.
+func copyTo(f *os.File, body io.Reader, at int64, sparse bool) (int64, error) {
 	buf := make([]byte, 64<<10)
 	var total int64
 	for {
@@ -219,7 +231,7 @@ func copyTo(f *os.File, body io.Reader, sparse bool) (int64, error) {
 		if n > 0 {
 			var werr error
 			if sparse {
-				werr = writeSparse(f, buf[:n], total)
+				werr = writeSparse(f, buf[:n], at+total)
 			} else {
 				_, werr = f.Write(buf[:n])
 			}
@@ -230,7 +242,7 @@ func copyTo(f *os.File, body io.Reader, sparse bool) (int64, error) {
 		}
 		if err == io.EOF {
 			if sparse {
-				return total, f.Truncate(total)
+				return total, f.Truncate(at + total)
 			}
 			return total, nil
 		}
