@@ -1,12 +1,14 @@
 /** Files of a really booted VM, through the door and on the command line. */
 import assert from 'node:assert/strict';
 import { createHash, randomBytes } from 'node:crypto';
-import { readFile } from 'node:fs/promises';
+import { mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Readable } from 'node:stream';
 import { after, before, test } from 'node:test';
 import { execResult } from '../src/client/exec.ts';
 import { Unreachable } from '../src/client/transport.ts';
+import { poll } from '../src/lib/deadline.ts';
 import { runAny } from '../src/lib/proc.ts';
 import { rejects } from './kit/behave.ts';
 import { ask } from './kit/door.ts';
@@ -159,6 +161,74 @@ test('nexusctl fs: what people type', { timeout: 300_000 }, async () => {
   );
 });
 
+test('a watch tells what a command does; a tree goes in and out, with owners and holes', {
+  timeout: 300_000,
+}, async () => {
+  await sh('mkdir -p /srv/w/old');
+  const seen: string[] = [];
+  const watching = Promise.withResolvers<void>();
+  const over = (async () => {
+    for await (const m of w.client.fs.watch({ vm, path: '/srv/w', recursive: true })) {
+      if (m.type === 'watching') watching.resolve();
+      else if (m.type !== 'overflow') seen.push(`${m.type} ${m.path}${m.type === 'moved' ? ` ${m.new_path}` : ''}`);
+    }
+  })();
+  await watching.promise;
+  await sh('cd /srv/w; mkdir new; echo x >new/file; mv old older; rm -r /srv/w');
+  await over;
+  for (const line of [
+    'created /srv/w/new',
+    'changed /srv/w/new/file',
+    'moved /srv/w/old /srv/w/older',
+    'removed /srv/w',
+  ])
+    assert.ok(seen.includes(line), `${line} is not among ${seen.join(', ')}`);
+  await rejects(Array.fromAsync(w.client.fs.watch({ vm, path: '/srv/no' })), 'not_found');
+
+  await sh(`mkdir -p /srv/t/sub; cd /srv/t; echo a >sub/a; ln sub/a b; ln -s /etc/passwd l; chown -h 7:8 l b; chmod 4711 b
+    truncate -s 1G hole; echo end >>hole; setfattr -n user.k -v v b 2>/dev/null; mknod n c 1 3; touch -d @1.5 sub`);
+  const look = (dir: string) =>
+    sh(`cd ${dir}; find . ! -type c -printf '%P %y %m %U:%G %s %n %T@ %l\n' | sort; sha256sum sub/a b`);
+  const archive = Buffer.concat(await Array.fromAsync(await w.client.fs.export({ vm, path: '/srv/t' })));
+  assert.ok(archive.length < MIB, `a hole of a GiB was sent: ${archive.length} bytes`);
+  const taken = await w.client.fs.import({ vm, path: '/srv/t2' }, { body: archive });
+  assert.deepEqual(taken, { entries: 6, bytes: 1024 * MIB + 6 });
+  assert.equal(await look('/srv/t2'), await look('/srv/t'));
+  assert.equal(await sh('du -m /srv/t2/hole | cut -f1; ls /srv/t2/n 2>&1 | wc -l; rm -r /srv/t /srv/t2'), '1\n1\n');
+  await rejects(
+    w.client.fs.import({ vm, path: '/srv/t3' }, { body: Buffer.alloc(4096, 'x') }),
+    'invalid',
+    /no tar archive/,
+  );
+
+  const dir = await mkdtemp(join(tmpdir(), 'nexus-fs-'));
+  try {
+    await ctl('cp', `${vm}:/etc/apt`, dir);
+    await ctl('cp', join(dir, 'apt'), `${vm}:/srv/apt`);
+    assert.equal(
+      await sh(
+        'cd /etc/apt; diff -r . /srv/apt && find . -printf "%P %m %T@\n" | sort >/tmp/1; cd /srv/apt; find . -printf "%P %m %T@\n" | sort | diff - /tmp/1; rm -r /srv/apt',
+      ),
+      '',
+    );
+    const root = await w.ctl('cp', `${vm}:/proc/.`, join(dir, 'proc'));
+    assert.deepEqual([root.code, await readdir(join(dir, 'proc'))], [0, []], 'what the kernel makes up is left out');
+    const full = await piped(
+      `head -c 4M /dev/urandom >${dir}/big; $CTL exec ${vm} -- sh -c 'mkdir /srv/f; mount -t tmpfs -o size=2m none /srv/f'; $CTL cp ${dir}/big ${vm}:/srv/f/`,
+    );
+    assert.deepEqual([full.code, full.stderr], [10, "error: Cannot write '/srv/f/big': the guest's disk is full.\n"]);
+    const tree = await w.ctl('cp', dir, `${vm}:/srv/f`);
+    assert.deepEqual(
+      [tree.code, /unpack into '\/srv\/f\/[^']+': the guest's disk is full/.test(tree.stderr)],
+      [10, true],
+      tree.stderr,
+    );
+    await sh('umount /srv/f; rmdir /srv/f');
+  } finally {
+    await rm(dir, { recursive: true });
+  }
+});
+
 test('large files: many at once, memory that does not grow, and a VM that ends in the middle', {
   timeout: 600_000,
 }, async t => {
@@ -186,6 +256,21 @@ test('large files: many at once, memory that does not grow, and a VM that ends i
   await Promise.all(names.map(path => put(path, part.subarray(0, 100_000))));
   const sizes = await Promise.all(names.map(async path => (await take(path)).length));
   assert.ok(sizes.every(size => size === 100_000));
+
+  const dir = await mkdtemp(join(tmpdir(), 'nexus-fs-'));
+  try {
+    await piped(`for i in $(seq 48); do cat ${REPO}/package-lock.json; done | head -c 24M >${dir}/big`);
+    const copying = w.ctl('cp', join(dir, 'big'), `${vm}:/dev/shm/copy`);
+    await poll('the copy', 60_000, async () => (await sh('ls -A /dev/shm')).includes('.nexus-cp') || undefined, {
+      every_ms: 50,
+    });
+    await w.kill();
+    await w.start();
+    assert.deepEqual(await copying, { code: 0, signal: null, stdout: '', stderr: '' });
+    assert.equal(await sh('sha256sum </dev/shm/copy'), (await piped(`sha256sum <${dir}/big`)).stdout);
+  } finally {
+    await rm(dir, { recursive: true });
+  }
 
   const stalled = await w.client.fs.read({ vm, path: '/dev/shm/big' });
   const chunks = stalled[Symbol.asyncIterator]();

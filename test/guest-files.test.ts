@@ -233,6 +233,78 @@ test('what the kernel does not permit a user is told as such', {
   await rm(at('busy'));
 });
 
+test('a watch tells what happens, ends with its path, and gives its place back', { timeout: 60_000 }, async () => {
+  await mkdir(at('seen'));
+  const seen: string[] = [];
+  const watching = Promise.withResolvers<void>();
+  const over = (async () => {
+    for await (const m of files.watch(at('seen'), true, AbortSignal.timeout(50_000))) {
+      if (m.type === 'watching') watching.resolve();
+      else if (m.type === 'moved') seen.push(`moved ${m.path.slice(dir.length)} ${m.new_path.slice(dir.length)}`);
+      else if (m.type !== 'overflow' && m.type !== 'changed') seen.push(`${m.type} ${m.path.slice(dir.length)}`);
+    }
+  })();
+  await watching.promise;
+  await mkdir(at('seen/sub'));
+  await put('seen/sub/file', 'x');
+  await files.rename(at('seen/sub/file'), at('seen/new'), false, soon());
+  await files.remove(at('seen'), true, soon());
+  await over;
+  const moved = seen.filter(s => !/\.nexus-/.test(s));
+  assert.deepEqual(moved.slice(0, 2), ['created /seen/sub', 'moved /seen/sub/file /seen/new']);
+  assert.deepEqual(moved.slice(2).sort(), ['removed /seen', 'removed /seen/new', 'removed /seen/sub']);
+  await mkdir(at('many'));
+  for (let i = 0; i < 120; i++) {
+    for await (const m of files.watch(at('many'), false, soon())) if (m.type === 'watching') break;
+  }
+  await refuses(Array.fromAsync(files.watch(at('no'), true, soon())), 'not_found', 'ENOENT');
+  await rm(at('many'), { recursive: true });
+});
+
+test('a tree goes out and in as an archive; what is cut or rubbish is refused', { timeout: 60_000 }, async () => {
+  await mkdir(at('tree/deep'), { recursive: true });
+  await writeFile(at('tree/deep/file'), randomBytes(3 * MIB));
+  await symlink('deep/file', at('tree/link'));
+  const tree = async () => {
+    using incoming = await files.exportTree(at('tree'), false, soon());
+    return Buffer.concat(await Array.fromAsync(incoming.bytes));
+  };
+  const archive = await tree();
+  const into = (path: string, body: Readable) => files.importTree(path, body, soon());
+  assert.deepEqual(await into(at('copy'), Readable.from([archive])), { entries: 4, bytes: 3 * MIB });
+  assert.ok((await readFile(at('copy/link'))).equals(await readFile(at('tree/deep/file'))));
+  await refuses(into(at('bad'), Readable.from([Buffer.alloc(2048, 'x')])), 'invalid', 'ARCHIVE');
+  await refuses(into(at('no/copy'), Readable.from([archive])), 'not_found', 'ENOENT');
+  await refuses(into(at('tree/deep/file'), Readable.from([archive])), 'invalid', 'ENOTDIR');
+  const half = Readable.from(
+    (async function* () {
+      yield archive.subarray(0, MIB);
+      throw new Error('gone');
+    })(),
+  );
+  await assert.rejects(into(at('half'), half), { code: 'canceled', message: /^What was sent broke off: gone\.$/ });
+  await poll(
+    'its end',
+    5000,
+    async () => !(await readdir(at('half/deep'))).some(n => n.startsWith('.nexus')) || undefined,
+  );
+  {
+    using incoming = await files.exportTree(at('tree'), false, soon());
+    const chunks = incoming.bytes[Symbol.asyncIterator]();
+    await chunks.next();
+    h.proxy.cut();
+    await assert.rejects(
+      (async () => {
+        while ((await chunks.next()).done !== true);
+      })(),
+      { code: 'guest' },
+    );
+  }
+  using gone = await files.exportTree('/dev/null', false, soon());
+  await refuses(Array.fromAsync(gone.bytes), 'invalid', 'NOT_REGULAR');
+  for (const name of ['tree', 'copy', 'half', 'bad']) await rm(at(name), { recursive: true, force: true });
+});
+
 const ENTRY = {
   ...{ name: 'n', type: 'file', size_bytes: 10, mode: '0644', uid: 0, gid: 0, modified_at_ms: 1, target: null },
   etag: 'e',

@@ -21,6 +21,13 @@ const Owner = z.int().min(0).max(0x7fff_ffff);
 const uid = Owner.optional().describe('number of the owner');
 const gid = Owner.optional().describe('number of the group');
 
+const modified_at_ms = z
+  .int()
+  .min(-8.64e12)
+  .max(8.64e12)
+  .optional()
+  .describe('the time of its last change, milliseconds since the epoch');
+
 /** One file of a guest. */
 export const FsEntry = z.strictObject({
   name: z.string().max(4096).describe('its last part; bytes that are not UTF-8 are replaced'),
@@ -38,6 +45,20 @@ export type FsEntry = z.infer<typeof FsEntry>;
 
 export const FsListMessage = z.strictObject({ type: z.literal('entry'), entry: FsEntry });
 export type FsListMessage = z.infer<typeof FsListMessage>;
+
+const changed = <T extends string>(type: T) =>
+  z.strictObject({ type: z.literal(type), path: z.string().max(8192), directory: z.boolean() });
+
+/** What happens below a watched path. */
+export const FsWatchMessage = z.discriminatedUnion('type', [
+  z.strictObject({ type: z.literal('watching'), path: z.string() }).describe('from now on nothing is missed'),
+  changed('created'),
+  changed('changed').describe('content, mode, owner or time'),
+  changed('removed').describe('removed, or moved out of what is watched; of the watched path itself: the end'),
+  changed('moved').extend({ new_path: z.string().max(8192) }),
+  z.strictObject({ type: z.literal('overflow') }).describe('the guest had no room: events are missing here'),
+]);
+export type FsWatchMessage = z.infer<typeof FsWatchMessage>;
 
 const at = (verb: string) => `/v1/vms/:vm/fs/${verb}` as const;
 const File = z.strictObject({ vm: Ref, path: GuestPath });
@@ -85,10 +106,41 @@ export const fsOps = {
       mode: Mode.optional().describe('default: as it is, or 0644'),
       uid,
       gid,
+      modified_at_ms,
       append: z.boolean().default(false).describe('to the end of the file that is there'),
       offset_bytes: Bytes.optional().describe('in the file that is there, from this byte on'),
     }),
     output: z.strictObject({ bytes: Bytes.describe('bytes that were written'), entry: FsEntry }),
+    errors: ['not_found', 'bad_state', 'guest', 'timeout', 'unsupported'],
+    args: ['vm', 'path'],
+    stream: 'upload',
+  }),
+  'fs.watch': op({
+    method: 'GET',
+    path: at('watch'),
+    summary: 'Tell what changes at a path of a VM, until it is gone',
+    input: File.extend({ recursive: z.boolean().default(false).describe('directories below it, too') }),
+    output: FsWatchMessage,
+    errors: ['not_found', 'bad_state', 'guest', 'timeout', 'unsupported'],
+    args: ['vm', 'path'],
+    stream: 'sse',
+  }),
+  'fs.export': op({
+    method: 'GET',
+    path: at('tree'),
+    summary: 'Read a directory of a VM and all in it as a tar archive',
+    input: File.extend({ devices: z.boolean().default(false).describe('device nodes, too') }),
+    output: FsEntry,
+    errors: ['not_found', 'bad_state', 'guest', 'timeout', 'unsupported'],
+    args: ['vm', 'path'],
+    stream: 'download',
+  }),
+  'fs.import': op({
+    method: 'POST',
+    path: at('tree'),
+    summary: 'Unpack a tar archive into a directory of a VM',
+    input: File,
+    output: z.strictObject({ entries: z.int().min(0), bytes: Bytes.describe('content of files') }),
     errors: ['not_found', 'bad_state', 'guest', 'timeout', 'unsupported'],
     args: ['vm', 'path'],
     stream: 'upload',
@@ -134,8 +186,8 @@ export const fsOps = {
   'fs.chmod': op({
     method: 'POST',
     path: at('chmod'),
-    summary: 'Change mode or owner of a file of a VM',
-    input: File.extend({ mode: Mode.optional(), uid, gid }),
+    summary: 'Change mode, owner or time of a file of a VM',
+    input: File.extend({ mode: Mode.optional(), uid, gid, modified_at_ms }),
     output: Nothing,
     errors: ['not_found', 'bad_state', 'guest', 'timeout', 'unsupported'],
     args: ['vm', 'path', 'mode'],

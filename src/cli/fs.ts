@@ -1,6 +1,7 @@
 /** Files of a VM on the command line. */
 import { once } from 'node:events';
 import process from 'node:process';
+import { Fault } from '../api/fault.ts';
 import type { FsEntry, FsListMessage } from '../api/fs.ts';
 import { formatBytes } from '../lib/size.ts';
 import { plain } from '../lib/text.ts';
@@ -36,11 +37,25 @@ export const listFiles = async (cli: Cli, messages: AsyncIterable<FsListMessage>
   show();
 };
 
+/** The bytes of a download, as they are. */
+const print = async (file: AsyncIterable<Buffer>): Promise<void> => {
+  for await (const chunk of file) if (!process.stdout.write(chunk)) await once(process.stdout, 'drain');
+};
+
 /** The bytes of a file, as they are. */
 export const readFile = async (cli: Cli, input: Record<string, unknown>): Promise<void> => {
   const { vm, path, ...range } = input;
   using file = await cli.nexus.fs.read({ vm: String(vm), path: String(path), ...range });
-  for await (const chunk of file) if (!process.stdout.write(chunk)) await once(process.stdout, 'drain');
+  await print(file);
+};
+
+/** A directory as a tar archive. */
+export const exportTree = async (cli: Cli, input: Record<string, unknown>): Promise<void> => {
+  if (process.stdout.isTTY === true)
+    throw new Fault('invalid', 'Cannot print an archive on a terminal.', { hint: 'nexusctl cp VM:PATH PATH' });
+  const { vm, path, ...rest } = input;
+  using tree = await cli.nexus.fs.export({ vm: String(vm), path: String(path), ...rest });
+  await print(tree);
 };
 
 /** What comes on standard input becomes a file. */

@@ -126,9 +126,27 @@ const addDemo = (cli: Cli, program: Command): void => {
   });
 };
 
+const addCp = (cli: Cli, program: Command): void => {
+  const command = addGlobals(program.command('cp'))
+    .summary('Copy files and directories into a VM and out of it')
+    .description(
+      'Copy files and directories into a VM and out of it; one of both is VM:PATH. A directory that is there is copied into.\nA name of - is standard input or output; for a directory in the VM it holds a tar archive.',
+    )
+    .usage('[options] SRC DST')
+    .showHelpAfterError('hint: nexusctl cp --help')
+    .argument('<SRC>', 'VM:PATH, a path of this host, or -; SRC/. is what is in SRC')
+    .argument('<DST>', 'VM:PATH, a path of this host, or -')
+    .option('-a, --archive', 'keep owners, set-uid and extended attributes, and as root device nodes');
+  acts(cli, command, async ([from, to], options) => {
+    const { cpCommand } = await import('./cp.ts');
+    await cpCommand(cli, String(from), String(to), options.archive === true);
+  });
+};
+
 const addByHand = (cli: Cli, program: Command): void => {
   execLeaf(cli, program, 'exec');
   leaf(cli, program, 'attach', rowNamed('terminal.open'));
+  addCp(cli, program);
   leaf(cli, program, 'up', rowNamed('vm.up'));
   leaf(cli, program, 'logs', rowNamed('vm.logs'));
   leaf(cli, program, 'top', rowNamed('vm.top'));

@@ -1,5 +1,6 @@
 /** Streams that are lines: consoles, events, the logs of jobs. */
 import type { EventMessage } from '../api/event.ts';
+import type { FsWatchMessage } from '../api/fs.ts';
 import type { JobMessage } from '../api/job.ts';
 import type { VmLogMessage } from '../api/vm_watch.ts';
 import { checkJob } from '../client/job.ts';
@@ -34,6 +35,15 @@ const eventLine = (message: EventMessage): void => {
     );
 };
 
+const changeLine = (message: FsWatchMessage): void => {
+  if (message.type === 'overflow') note('-- changes were lost here --\n');
+  else if (message.type === 'watching') note(`Watching ${plain(message.path)}.\n`);
+  else {
+    const to = message.type === 'moved' ? ` -> ${message.new_path}` : '';
+    out(`${message.type.padEnd(7)}  ${plain(`${message.path}${to}`)}${message.directory ? '/' : ''}\n`);
+  }
+};
+
 type Show = (cli: Cli, input: Record<string, unknown>) => Promise<void>;
 
 const each = async <T>(cli: Cli, messages: AsyncIterable<T>, line: (message: T) => void): Promise<void> => {
@@ -55,5 +65,7 @@ export const STREAMS: Record<string, Show> = {
   'exec.attach': attachCommand,
   'fs.list': (cli, { vm, path }) => listFiles(cli, cli.nexus.fs.list({ vm: text(vm), path: text(path) })),
   'terminal.open': async (cli, input) => (await import('./terminal.ts')).attachTerminal(cli, input),
+  'fs.watch': (cli, { vm, path, ...rest }) =>
+    each(cli, cli.nexus.fs.watch({ vm: text(vm), path: text(path), ...rest }), changeLine),
   'event.watch': (cli, input) => each(cli, cli.nexus.event.watch(input), eventLine),
 };

@@ -6,7 +6,7 @@ import { Unreachable } from '../client/transport.ts';
 import { checksText } from '../lib/checks.ts';
 import { formatBytes } from '../lib/size.ts';
 import { agreed, type Cli, fail, note, onTerminal, out } from './cli.ts';
-import { readFile, writeFile } from './fs.ts';
+import { exportTree, readFile, writeFile } from './fs.ts';
 import { inspectText } from './inspect.ts';
 import { json, table } from './show.ts';
 
@@ -48,6 +48,7 @@ const gc: View = async (cli, input, options) => {
 
 export const VIEWS: Record<string, View> = {
   'fs.read': readFile,
+  'fs.export': exportTree,
   'fs.write': writeFile,
   'daemon.doctor': doctor,
   'daemon.gc': gc,

@@ -4,7 +4,7 @@ import { DaemonInfo, DoctorReport } from '../api/daemon.ts';
 import { EventMessage } from '../api/event.ts';
 import { ExecMessage } from '../api/exec.ts';
 import { FAULTS, type FaultCode } from '../api/fault.ts';
-import { FsEntry } from '../api/fs.ts';
+import { FsEntry, FsWatchMessage } from '../api/fs.ts';
 import { Image } from '../api/image.ts';
 import { Job, JobMessage } from '../api/job.ts';
 import { Kernel } from '../api/kernel.ts';
@@ -27,6 +27,7 @@ const NAMED: Record<string, z.ZodType> = {
   EventMessage,
   ExecMessage,
   FsEntry,
+  FsWatchMessage,
   Image,
   Job,
   JobMessage,

@@ -23,6 +23,8 @@ const WHY: Record<string, readonly [FaultCode, string]> = {
   EPERM: ['guest', 'the guest does not permit it'],
   EBUSY: ['guest', 'the guest is using it'],
   ETXTBSY: ['guest', 'the guest is running it'],
+  WATCHES: ['guest', "the guest's kernel watches as much as it may (fs.inotify)"],
+  ARCHIVE: ['invalid', 'it is no tar archive, or a name in it leads out of the directory'],
   CHANGED: ['bad_state', 'it has changed meanwhile'],
   SHRUNK: ['bad_state', 'it became shorter while it was read'],
 };

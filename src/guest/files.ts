@@ -6,14 +6,14 @@
  */
 import http2 from 'node:http2';
 import { Readable } from 'node:stream';
-import { z } from 'zod';
 import { Fault } from '../api/fault.ts';
-import { FsEntry } from '../api/fs.ts';
+import type { FsEntry, FsWatchMessage } from '../api/fs.ts';
 import { raced } from '../lib/deadline.ts';
 import type { Slots } from '../lib/slots.ts';
 import type { Source } from './exec.ts';
 import { parseBody } from './facts.ts';
 import { fileRefusal, shown } from './file_fault.ts';
+import { Change, Entry, pathOf, Taken, Written } from './file_wire.ts';
 import { content, lines } from './incoming.ts';
 import { LostError } from './link.ts';
 import type { Requests, SmallRequest } from './requests.ts';
@@ -28,11 +28,6 @@ const SILENCE_MS = 120_000;
 const REMOVE_MS = 600_000;
 /** Times in a row that a connection may be lost without a byte in between. */
 const BARREN_MOST = 10;
-
-/** Unknown fields are left out: a later agent of the same generation may say more. */
-const Entry = z.object(FsEntry.shape);
-const Written = z.object({ bytes: z.int().min(0), entry: Entry });
-export type Written = z.infer<typeof Written>;
 
 /** Bytes that are on their way from the guest. Dispose it, read or not. */
 export interface Incoming<Head> extends Disposable {
@@ -52,6 +47,7 @@ export interface WriteOptions {
   mode?: string | undefined;
   uid?: number | undefined;
   gid?: number | undefined;
+  modified_at_ms?: number | undefined;
   append?: boolean | undefined;
   offset_bytes?: number | undefined;
 }
@@ -61,13 +57,6 @@ interface Opened {
   entry: FsEntry;
   length: number | null;
 }
-
-/** `/v1/fs/<verb>` with the fields that have a value. */
-const pathOf = (verb: string, fields: Record<string, string | number | undefined>): string => {
-  const query = new URLSearchParams();
-  for (const [key, value] of Object.entries(fields)) if (value !== undefined) query.set(key, String(value));
-  return `/v1/fs/${verb}?${query}`;
-};
 
 export class Files {
   readonly #requests: Requests;
@@ -91,6 +80,13 @@ export class Files {
       signal,
     );
     return parseBody(Entry, body, 'what the guest says of the file');
+  }
+
+  /** Ends when the path itself is gone; events that the guest had no room for are told as `overflow`. */
+  async *watch(path: string, recursive: boolean, signal: AbortSignal): AsyncGenerator<FsWatchMessage> {
+    const what = `watch ${shown(path)}`;
+    const query = pathOf('watch', { path, recursive: recursive ? 1 : 0 });
+    yield* this.#streamed(what, query, null, signal, chunks => lines(chunks, Change, what));
   }
 
   async *list(path: string, signal: AbortSignal): AsyncGenerator<FsEntry> {
@@ -125,6 +121,30 @@ export class Files {
     body.on('error', () => {}); // the frames' reader hears it
     const answer = await this.#send(`write ${shown(path)}`, query, framed(body), signal).finally(() => body.destroy());
     return parseBody(Written, answer, 'what the guest wrote');
+  }
+
+  /** A directory and all in it as a tar archive: it ends whole or throws. */
+  async exportTree(path: string, devices: boolean, signal: AbortSignal): Promise<Incoming<FsEntry>> {
+    const what = `read all of ${shown(path)}`;
+    const head = await this.stat(path, false, signal);
+    const limit = this.#requests.bounded(signal);
+    const over = new AbortController();
+    const chunks = this.#streamed(
+      what,
+      pathOf('tree', { path, devices: devices ? 1 : 0 }),
+      SILENCE_MS,
+      AbortSignal.any([limit, over.signal]),
+      bytes => bytes,
+    );
+    const close = () => over.abort(new Fault('canceled', `Reading ${shown(path)} was given up.`));
+    return { head, length: null, bytes: chunks, [Symbol.dispose]: close };
+  }
+
+  async importTree(path: string, body: Readable, signal: AbortSignal): Promise<Taken> {
+    const what = `unpack into ${shown(path)}`;
+    body.on('error', () => {}); // the frames' reader hears it
+    const answer = await this.#send(what, pathOf('tree', { path }), framed(body), signal).finally(() => body.destroy());
+    return parseBody(Taken, answer, 'what the guest unpacked');
   }
 
   async remove(path: string, recursive: boolean, signal: AbortSignal): Promise<void> {
@@ -172,7 +192,7 @@ export class Files {
     path: string,
     silence_ms: number | null,
     signal: AbortSignal,
-    parse: (chunks: AsyncIterable<Buffer>) => AsyncGenerator<T>,
+    parse: (chunks: AsyncGenerator<Buffer>) => AsyncGenerator<T>,
   ): AsyncGenerator<T> {
     const limit = this.#requests.bounded(signal);
     using _place = await this.#bulk.take(1, limit);
