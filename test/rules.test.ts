@@ -125,6 +125,7 @@ test('every file is in a room', () => {
 test('no import names its file in a way that a reader cannot follow', () => {
   sees(hiddenImports(tree({ 'src/a.ts': 'await import(name)' })), /import\(name…\) names no file/);
   none(hiddenImports(tree({ 'src/a.ts': "await import('./b.ts')" })));
+  none(hiddenImports(tree({ 'src/a.ts': 'await nexus.fs.import(args)' })));
   none(hiddenImports(ours));
 });
 

@@ -83,7 +83,7 @@ export const walls = (tree: Tree): string[] => {
 /** An import whose target is computed passes every wall unseen. */
 export const hiddenImports = (tree: Tree): string[] =>
   [...tree].flatMap(([path, text]) =>
-    [...text.matchAll(/\bimport\s*\(\s*(?!['"])([^)]{0,40})/g)].map(
+    [...text.matchAll(/(?<!\.)\bimport\s*\(\s*(?!['"])([^)]{0,40})/g)].map(
       m => `${path}: import(${m[1]}…) names no file; say it as a literal`,
     ),
   );
