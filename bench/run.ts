@@ -8,6 +8,7 @@ import { sleep } from '../src/lib/deadline.ts';
 import { exists } from '../src/lib/files.ts';
 import { world } from '../test/kit/world.ts';
 import { crashNoticed } from './crash.ts';
+import { files } from './files.ts';
 import { BUNDLE, type Figure, machine, report, shipped, VMMS } from './kit.ts';
 import { cliList, thousandVms, vmGet } from './list.ts';
 import { manyAtOnce, startCpu, startShare } from './start.ts';
@@ -43,6 +44,7 @@ const benches: Record<string, () => Promise<Figure | Figure[]>> = {
   'ws-btrfs': () => wsCreate('btrfs'),
   'ws-xfs': () => wsCreate('xfs'),
   'ws-ext4': () => wsCreate('ext4'),
+  files,
   ...Object.fromEntries(
     VMMS.flatMap(vmm => [
       [`cpu-${vmm}`, () => startCpu(vmm)],
