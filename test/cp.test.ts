@@ -20,6 +20,7 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import process from 'node:process';
+import { Readable } from 'node:stream';
 import { after, before, test } from 'node:test';
 import { Fault } from '../src/api/fault.ts';
 import { handlersOver } from '../src/core/fs.ts';
@@ -29,6 +30,7 @@ import { silentLog } from '../src/lib/log.ts';
 import { run, runAny } from '../src/lib/proc.ts';
 import { stubs } from './kit/door.ts';
 import { type Harness, harness } from './kit/harness.ts';
+import { archive } from './kit/tar.ts';
 import { REPO } from './kit/world.ts';
 
 const MIB = 1024 * 1024;
@@ -41,6 +43,9 @@ let ended: AbortController;
 
 const socket = () => join(dir, '.door', 's');
 
+/** What a guest sends in the place of a tree, by its path. */
+const sent = new Map<string, Buffer>();
+
 /** A door to the files of the agent that runs on this host, as the daemon's. */
 const open_door = async (): Promise<HttpDoor> => {
   const handlers = handlersOver(async (ctx, vm) => {
@@ -48,7 +53,15 @@ const open_door = async (): Promise<HttpDoor> => {
     ended.signal.throwIfAborted();
     return [h.guest.files, AbortSignal.any([ctx.signal, ended.signal])];
   });
-  return await openHttp({ handlers: stubs(handlers), socket: socket(), log: silentLog(), check_output: true });
+  const lies: typeof handlers = {
+    ...handlers,
+    'fs.export': async (ctx, input) => {
+      const tree = await handlers['fs.export'](ctx, input);
+      const bytes = sent.get(input.path);
+      return bytes === undefined ? tree : { ...tree, bytes: Readable.from([bytes]), [Symbol.dispose]: () => {} };
+    },
+  };
+  return await openHttp({ handlers: stubs(lies), socket: socket(), log: silentLog(), check_output: true });
 };
 
 before(async () => {
@@ -203,17 +216,65 @@ test('what cannot be copied is refused in a sentence, and leaves nothing', { tim
   assert.deepEqual((await leftovers()).concat((await readdir(dir)).filter(n => n === 'x')), []);
 });
 
-test('a guest that sends an archive of its own making reaches nothing but the target', {
+test('device nodes stay behind, unless --archive', {
   timeout: 120_000,
   skip: process.getuid?.() !== 0 ? 'needs root to make device nodes' : false,
 }, async () => {
-  await mkdir(at('evil/sub'), { recursive: true });
-  await run(['mknod', at('evil/null'), 'c', '1', '3']);
-  await writeFile(at('evil/sub/x'), 'x');
-  await cp(guest('evil'), at('clean'));
+  await mkdir(at('dev/sub'), { recursive: true });
+  await run(['mknod', at('dev/null'), 'c', '1', '3']);
+  await writeFile(at('dev/sub/x'), 'x');
+  await cp(guest('dev'), at('clean'));
   assert.deepEqual((await readdir(at('clean'), { recursive: true })).sort(), ['sub', 'sub/x']);
-  await cp('--archive', guest('evil'), at('kept'));
+  await cp('--archive', guest('dev'), at('kept'));
   assert.ok((await lstat(at('kept/null'))).isCharacterDevice());
+});
+
+test('a guest that sends an archive of its own making reaches nothing but the target', {
+  timeout: 240_000,
+}, async () => {
+  const outside = at('outside');
+  await mkdir(outside);
+  await writeFile(join(outside, 'file'), 'good');
+  await mkdir(at('evil'));
+  const before = (await readdir(dir)).sort();
+  const up = '../'.repeat(12);
+  const lies: Record<string, Buffer> = {
+    'a link, then a file behind it': archive(
+      { name: './l', type: '2', link: outside },
+      { name: './l/file', data: 'evil' },
+    ),
+    'a relative link': archive({ name: './l', type: '2', link: '../../outside' }, { name: './l/file', data: 'evil' }),
+    'a link, then a directory of its name': archive(
+      { name: './l', type: '2', link: outside },
+      { name: './l/', type: '5', mode: 0o777 },
+      { name: './l/file', data: 'evil' },
+    ),
+    'a name with ..': archive({ name: `./${up}${outside.slice(1)}/file`, data: 'evil' }),
+    'an absolute name': archive({ name: `${outside}/file`, data: 'evil' }),
+    'a hard link to outside': archive(
+      { name: './h', type: '1', link: `${outside}/file` },
+      { name: './h', data: 'evil' },
+    ),
+    'a hard link with ..': archive(
+      { name: './h', type: '1', link: `../../outside/file` },
+      { name: './h', data: 'evil' },
+    ),
+    'set-uid and a device': archive({ name: './s', mode: 0o6755 }, { name: './n', type: '3', device: [1, 3] }),
+    'an archive that is cut': archive({ name: './x', data: 'x'.repeat(5000) }).subarray(0, 2000),
+    rubbish: randomBytes(20_000),
+    nothing: Buffer.alloc(0),
+  };
+  for (const [name, bytes] of Object.entries(lies)) {
+    sent.set(at('evil'), bytes);
+    const { code, stderr } = await ctl('cp', guest('evil'), at('taken'));
+    assert.ok(code === 0 || /^error: [^\n]+\n/.test(stderr), `${name}: ${stderr}`);
+    const { stdout } = await run(['find', dir, '-perm', '/6000', '-newer', join(outside, 'file'), '-o', '-type', 'c']);
+    assert.deepEqual([await readFile(join(outside, 'file'), 'utf8'), await readdir(outside)], ['good', ['file']], name);
+    assert.ok(!stdout.includes('taken'), `${name}: ${stdout}`);
+    await rm(at('taken'), { recursive: true, force: true });
+    assert.deepEqual((await readdir(dir)).sort(), before, name);
+  }
+  sent.clear();
 });
 
 const SIZE = 192 * MIB;
@@ -230,7 +291,9 @@ const reached = (part: RegExp, bytes: number) =>
     { every_ms: 2 },
   );
 
-test('a large file goes on where it stood when the daemon stops and comes back', { timeout: 240_000 }, async () => {
+test('a large file goes on where it stood when the guest or the daemon is lost and comes back', {
+  timeout: 240_000,
+}, async () => {
   await writeFile(at('large'), Buffer.concat(Array(SIZE / MIB).fill(randomBytes(MIB))));
   await chmod(at('large'), 0o640);
   const wanted = await sha(at('large'));
@@ -240,6 +303,8 @@ test('a large file goes on where it stood when the daemon stops and comes back',
   ] as const) {
     const copying = ctl('cp', from, to);
     await reached(part, 4 * MIB);
+    h.proxy.cut();
+    await reached(part, 24 * MIB);
     await door.close();
     door = await open_door();
     const { code, stderr } = await copying;

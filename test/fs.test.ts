@@ -281,6 +281,10 @@ test('large files: many at once, memory that does not grow, and a VM that ends i
   endless.push(part);
   const writing = w.client.fs.write({ vm, path: '/srv/never' }, { body: endless });
   writing.catch(() => {});
+  const watch = w.client.fs.watch({ vm, path: '/srv' });
+  await watch.next();
+  const change = watch.next();
+  change.catch(() => {});
   await w.client.vm.stop({ vm, force: true });
   await assert.rejects(
     (async () => {
@@ -291,7 +295,12 @@ test('large files: many at once, memory that does not grow, and a VM that ends i
   );
   // By its end, or by that of its connection, whichever is seen first.
   await assert.rejects(writing, (e: unknown) => e instanceof Fault && ['bad_state', 'guest'].includes(e.code));
+  await assert.rejects(change, (e: unknown) => e instanceof Fault && ['bad_state', 'guest'].includes(e.code));
   endless.destroy();
-  await rejects(w.client.fs.stat({ vm, path: '/' }), 'bad_state', /Cannot run|stopped|ended/);
+  await rejects(
+    w.client.fs.stat({ vm, path: '/' }),
+    'bad_state',
+    /^Cannot reach the files of VM 'box': it (is stopped|has just ended)\.$/,
+  );
   assert.ok(!/"level":50/.test(await w.log()), await w.log());
 });

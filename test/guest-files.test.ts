@@ -354,6 +354,62 @@ for (const [name, [answer, message]] of Object.entries(LIES)) {
   });
 }
 
+test('a guest that sends nothing, takes nothing or does not answer is given up', { timeout: 60_000 }, async () => {
+  const late = (promise: Promise<unknown>) =>
+    assert.rejects(promise, { code: 'timeout', message: /the guest was silent for \d+ ms/ });
+  const answers = (stream: ServerHttp2Stream, headers: http2.IncomingHttpHeaders) => {
+    if (headers[':method'] === 'GET') stream.respond({ ':status': 200, ...good });
+    if (headers[':path']?.includes('deaf') === true) stream.pause();
+  };
+  await using r = await rig(speaker(answers), { file_silence_ms: 300 });
+  await ring(r);
+  const read = async () => {
+    using incoming = await r.guest.files.read('/x', { offset_bytes: 0 }, soon());
+    for await (const _ of incoming.bytes);
+  };
+  await late(read());
+  await late(Array.fromAsync(r.guest.files.list('/x', soon())));
+  await late(r.guest.files.write('/deaf', {}, Readable.from(zeros(64)), soon()));
+  await late(r.guest.files.write('/x', {}, Readable.from(['x']), soon()));
+  const typing = new Readable({ read() {} });
+  const slow = r.guest.files.write('/slow', {}, typing, AbortSignal.timeout(1500));
+  await assert.rejects(slow, { name: 'TimeoutError' }, 'one who types slowly is waited for');
+  await r.guest.ping(soon());
+});
+
+test('fuzz: whatever a guest sends as a list is entries or one fault', { timeout: 60_000 }, async () => {
+  const pieces = [
+    JSON.stringify(ENTRY),
+    '\n',
+    '{',
+    '}',
+    '\u0000',
+    '\xff',
+    ',',
+    '"name"',
+    '[]',
+    'null',
+    ' ',
+    '{"type":"overflow"}',
+  ];
+  let seed = 7;
+  const next = (most: number) => {
+    seed = (seed * 1_103_515_245 + 12_345) % 2_147_483_648;
+    return seed % most;
+  };
+  const bodies = Array.from({ length: 200 }, () =>
+    Buffer.concat(Array.from({ length: next(30) }, () => Buffer.from(pieces[next(pieces.length)] ?? '', 'latin1'))),
+  );
+  let at = 0;
+  await using r = await rig(speaker(stream => sends({}, bodies[at++ % bodies.length] ?? '', 'ok')(stream)));
+  await ring(r);
+  for (const _ of bodies) {
+    const list = Array.fromAsync(r.guest.files.list('/x', soon()));
+    const found = await list.catch((e: unknown) => e);
+    assert.ok(Array.isArray(found) || (found instanceof Fault && found.code === 'guest'), String(found));
+  }
+});
+
 test('lists of rubbish, endless lines, and an agent that is older', async () => {
   const list = async (answer: (stream: ServerHttp2Stream) => void) => {
     await using r = await rig(speaker(answer));

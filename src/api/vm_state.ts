@@ -18,7 +18,7 @@ export type VmState = z.infer<typeof VmState>;
 export const GuestState = z.enum(['connecting', 'ready', 'unreachable']);
 export type GuestState = z.infer<typeof GuestState>;
 
-export type VmVerb = 'start' | 'stop' | 'restart' | 'pause' | 'resume' | 'delete' | 'exec' | 'attach';
+export type VmVerb = 'start' | 'stop' | 'restart' | 'pause' | 'resume' | 'delete' | 'exec' | 'files' | 'attach';
 
 /**
  * Which verb is allowed in which state. The daemon, the CLI and the console all read this table. `stop` is allowed besides where a
@@ -32,6 +32,7 @@ export const VM_VERBS: Record<VmVerb, readonly VmState[]> = {
   resume: ['paused'],
   delete: VmState.options,
   exec: ['running'],
+  files: ['running'],
   attach: ['created', 'stopped', 'crashed', 'failed'],
 };
 

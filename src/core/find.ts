@@ -77,7 +77,8 @@ export const needImage = async (host: Host, ref: string): Promise<Image> => {
   });
 };
 
-const VERB_TEXT: Record<VmVerb, string> = {
+/** What a verb does, as completes "Cannot … VM 'web'". */
+export const VERB_TEXT: Record<VmVerb, string> = {
   start: 'start',
   stop: 'stop',
   restart: 'restart',
@@ -85,11 +86,13 @@ const VERB_TEXT: Record<VmVerb, string> = {
   resume: 'resume',
   delete: 'delete',
   exec: 'run a command in',
+  files: 'reach the files of',
   attach: 'change the disks of',
 };
 
 const hintFor = (vm: Vm, verb: VmVerb): string | undefined => {
-  if (verb === 'exec') return `nexusctl vm ${vm.state === 'paused' ? 'resume' : 'start'} ${vm.name}`;
+  if (verb === 'exec' || verb === 'files')
+    return `nexusctl vm ${vm.state === 'paused' ? 'resume' : 'start'} ${vm.name}`;
   if (verb === 'attach') return `nexusctl vm stop ${vm.name}`;
   if (verb === 'start' && vm.state === 'paused') return `nexusctl vm resume ${vm.name}`;
   return undefined;

@@ -1,6 +1,6 @@
 /** The way into a VM that runs, for whatever is done in there. */
 import { Fault } from '../api/fault.ts';
-import { admit, needVm } from './find.ts';
+import { admit, needVm, VERB_TEXT } from './find.ts';
 import type { Host, Live } from './host.ts';
 import { guestReady, liveOf } from './live.ts';
 
@@ -8,22 +8,27 @@ import { guestReady, liveOf } from './live.ts';
 const READY_MS = 10_000;
 const SMALL_MS = 10_000;
 
-export const needLive = async (host: Host, ref: string): Promise<Live> => {
+/** What is done in a VM. */
+type Deed = 'exec' | 'files';
+
+export const needLive = async (host: Host, ref: string, deed: Deed = 'exec'): Promise<Live> => {
   const vm = await needVm(host, ref);
-  admit(vm, 'exec');
+  admit(vm, deed);
   const live = liveOf(host, vm.id);
-  if (live === undefined) throw new Fault('bad_state', `Cannot run a command in VM '${vm.name}': it has just ended.`);
+  if (live === undefined) throw ended(vm.name, deed);
   return live;
 };
 
-export const awaitGuest = async (live: Live, ref: string, client: AbortSignal): Promise<void> => {
+const ended = (name: string, deed: Deed): Fault =>
+  new Fault('bad_state', `Cannot ${VERB_TEXT[deed]} VM '${name}': it has just ended.`);
+
+export const awaitGuest = async (live: Live, ref: string, client: AbortSignal, deed: Deed = 'exec'): Promise<void> => {
   if (live.guest.state === 'ready') return;
   const deadline = AbortSignal.timeout(READY_MS);
   try {
     await guestReady(live, AbortSignal.any([deadline, client]));
   } catch (error) {
-    if (live.gone.signal.aborted)
-      throw new Fault('bad_state', `Cannot run a command in VM '${ref}': it has just ended.`);
+    if (live.gone.signal.aborted) throw ended(ref, deed);
     if (!deadline.aborted) throw error;
     throw new Fault('guest', `The guest of VM '${ref}' does not answer: it is ${live.guest.state}.`, {
       hint: `nexusctl vm logs ${ref}`,
@@ -32,10 +37,10 @@ export const awaitGuest = async (live: Live, ref: string, client: AbortSignal): 
   }
 };
 
-/** A guest that answers. `gone` is aborted with the client's signal, and when the VM has ended. */
+/** A guest that answers, for its files. `gone` is aborted with the client's signal, and when the VM has ended. */
 export const needGuest = async (host: Host, ref: string, client: AbortSignal) => {
-  const live = await needLive(host, ref);
-  await awaitGuest(live, ref, client);
+  const live = await needLive(host, ref, 'files');
+  await awaitGuest(live, ref, client, 'files');
   return { guest: live.guest, gone: AbortSignal.any([client, live.gone.signal]) };
 };
 

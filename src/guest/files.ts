@@ -23,7 +23,7 @@ import { upload } from './upload.ts';
 /** From the request to the head of the answer, lost connections included. */
 const HEAD_MS = 30_000;
 /** How long the guest may send nothing while we wait for content. */
-const SILENCE_MS = 120_000;
+const SILENCE_MS = 60_000;
 /** A tree of a million files takes its time to go. */
 const REMOVE_MS = 600_000;
 /** Times in a row that a connection may be lost without a byte in between. */
@@ -61,8 +61,10 @@ interface Opened {
 export class Files {
   readonly #requests: Requests;
   readonly #bulk: Slots;
+  readonly #silence_ms: number;
 
-  constructor(requests: Requests, bulk: Slots) {
+  constructor(requests: Requests, bulk: Slots, silence_ms = SILENCE_MS) {
+    this.#silence_ms = silence_ms;
     this.#requests = requests;
     this.#bulk = bulk;
   }
@@ -91,7 +93,9 @@ export class Files {
 
   async *list(path: string, signal: AbortSignal): AsyncGenerator<FsEntry> {
     const what = `list ${shown(path)}`;
-    yield* this.#streamed(what, pathOf('list', { path }), SILENCE_MS, signal, chunks => lines(chunks, Entry, what));
+    yield* this.#streamed(what, pathOf('list', { path }), this.#silence_ms, signal, chunks =>
+      lines(chunks, Entry, what),
+    );
   }
 
   async read(path: string, range: ReadRange, signal: AbortSignal): Promise<Incoming<FsEntry>> {
@@ -132,7 +136,7 @@ export class Files {
     const chunks = this.#streamed(
       what,
       pathOf('tree', { path, devices: devices ? 1 : 0 }),
-      SILENCE_MS,
+      this.#silence_ms,
       AbortSignal.any([limit, over.signal]),
       bytes => bytes,
     );
@@ -178,7 +182,12 @@ export class Files {
     const limit = this.#requests.bounded(signal);
     try {
       using _place = await this.#bulk.take(1, limit);
-      const answer = await upload(this.#requests, { what, path, body, noun: 'what was sent' }, limit, signal);
+      const answer = await upload(
+        this.#requests,
+        { what, path, body, noun: 'what was sent', silence_ms: this.#silence_ms },
+        limit,
+        signal,
+      );
       if (answer.status < 200 || answer.status > 299) throw fileRefusal(what, answer.status, answer.body, hint);
       return answer.body;
     } finally {
@@ -249,7 +258,7 @@ export class Files {
       limit.addEventListener('abort', cancel, { once: true });
       if (limit.aborted) cancel();
       try {
-        for await (const chunk of content(source, what, SILENCE_MS)) {
+        for await (const chunk of content(source, what, this.#silence_ms)) {
           at += chunk.length;
           barren = 0;
           if (length !== null && at > length) throw new Fault('guest', `Cannot ${what}: the guest sends too much.`);

@@ -28,6 +28,8 @@ export interface GuestOptions extends KeeperOptions {
   /** The guest rang; a control connection comes next. */
   onBell?: () => void;
   onEnding: (kind: Ending['kind'], by: Ending['by']) => void;
+  /** How long the guest may be silent when bytes of a file wait for it, or are waited for; 60 000 by default. */
+  file_silence_ms?: number;
 }
 
 export interface Viewer {
@@ -66,7 +68,7 @@ export class Guest implements AsyncDisposable {
     this.#options = options;
     this.#keeper = new Keeper(options);
     this.#requests = new Requests(this.#keeper);
-    this.files = new Files(this.#requests, this.#bulk);
+    this.files = new Files(this.#requests, this.#bulk, options.file_silence_ms);
   }
 
   get state(): GuestState {

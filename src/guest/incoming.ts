@@ -38,12 +38,12 @@ export async function* content(source: Source, what: string, silence_ms: number 
       yield value;
     }
   } catch (error) {
-    if (silent) throw new Fault('timeout', `Cannot ${what}: the guest was silent for ${silence_ms} ms.`);
-    throw new LostError('the connection to the guest was lost', error);
+    if (!silent) throw new LostError('the connection to the guest was lost', error);
   } finally {
     clearTimeout(timer);
     if (!source.ended && !stream.closed) stream.close(NGHTTP2_CANCEL);
   }
+  if (silent) throw new Fault('timeout', `Cannot ${what}: the guest was silent for ${silence_ms} ms.`);
   const end = source.trailers?.['nexus-end'];
   if (end === 'ok') return;
   if (typeof end === 'string') throw codeFault(what, end);
