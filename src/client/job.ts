@@ -1,7 +1,8 @@
 /** A job, followed to its end. */
 import { Fault } from '../api/fault.ts';
 import type { Job, JobMessage } from '../api/job.ts';
-import type { CallOptions, Nexus } from './nexus.ts';
+import type { CallOptions } from './calls.ts';
+import type { Nexus } from './nexus.ts';
 
 /** Follows a job to its end and gives it, however it ended. Aborting stops following; the job goes on. */
 export const followJob = async (
