@@ -1,10 +1,11 @@
 /** Images that an ordinary user built, really booted with each init that they have, and with the agent in its place. */
 import assert from 'node:assert/strict';
-import { mkdtemp, rename, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, rename, rm, truncate, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import type { InitMode } from '../src/api/image.ts';
+import { makeExt4 } from '../src/disk/format.ts';
 import { poll, raced, withDeadline } from '../src/lib/deadline.ts';
 import { runAny } from '../src/lib/proc.ts';
 import { agentBinaries } from './kit/agent.ts';
@@ -69,6 +70,8 @@ const furnished = async (m: BareMachine, init: InitMode): Promise<void> => {
   assert.equal(said, `${ENVIRONMENT.NEXUS_TEST}\n`, 'a login shell');
   const { stdout } = await sh(m, 'cat /sys/class/net/lo/flags /proc/mounts /etc/resolv.conf');
   assert.match(stdout, /^0x9$/m, 'lo is up'); // UP, LOOPBACK
+  assert.match(stdout, /^\/dev\/vdb \/srv\/data ext4 rw,/m, 'a data disk');
+  await sh(m, 'echo data > /srv/data/kept');
   for (const mount of ['proc /proc', 'sysfs /sys', 'devpts /dev/pts', 'tmpfs /dev/shm', 'tmpfs /run'])
     assert.match(stdout, new RegExp(`^\\S+ ${mount.split(' ')[1]} ${mount.split(' ')[0]} `, 'm'), mount);
   assert.match(stdout, /^nameserver /m);
@@ -86,8 +89,10 @@ const ended = async (m: BareMachine, ms: number): Promise<number> => {
   });
   const took = Math.round(performance.now() - from);
   assert.deepEqual([end.exit_code, end.guest_reset, end.guest_panicked], [0, true, false]);
-  const fsck = await runAny(['e2fsck', '-fn', m.disk]);
-  assert.equal(fsck.code, 0, `${fsck.stdout}\n${(await m.console.tail(40)).join('\n')}`);
+  for (const disk of [m.disk, ...m.disks]) {
+    const fsck = await runAny(['e2fsck', '-fn', disk]);
+    assert.equal(fsck.code, 0, `${fsck.stdout}\n${(await m.console.tail(40)).join('\n')}`);
+  }
   return took;
 };
 
@@ -100,13 +105,19 @@ const type = async (m: BareMachine, argv: string[]): Promise<void> => {
 };
 
 /** A machine of that image, under the name that its label will have; beside other tests an init of emulated code takes minutes. */
-const boot = (image: string, init?: 'agent'): Promise<BareMachine> =>
-  bareMachine({
+const boot = async (image: string, init?: 'agent'): Promise<BareMachine> => {
+  const data = `${image}.data`;
+  await writeFile(data, '');
+  await truncate(data, 32 * 1024 * 1024);
+  await makeExt4(data, 'data', AbortSignal.timeout(60_000));
+  return bareMachine({
     image,
     ...(init && { init }),
-    cmdline: ['nexus.image=img_1', 'nexus.image_name=tools'],
+    disks: [data],
+    cmdline: ['nexus.image=img_1', 'nexus.image_name=tools', 'nexus.mount=vdb:/srv/data'],
     ring_ms: 300_000,
   });
+};
 
 /** The agent is the first process of that archive. */
 const bootsWithAgent = async (t: TestContext, tar: string, dir: string): Promise<void> => {

@@ -28,6 +28,8 @@ export interface BareMachine extends AsyncDisposable {
   readonly endings: string[];
   /** The file of its root. */
   readonly disk: string;
+  /** Those beside its root. */
+  readonly disks: readonly string[];
   /** How often the guest rang. */
   bells(): number;
   /** Cuts the control connection from the host's side, in the middle of whatever it carries. */
@@ -206,6 +208,7 @@ export const bareMachine = async (options: BareOptions = {}): Promise<BareMachin
     console,
     endings,
     disk,
+    disks: options.disks ?? [],
     bells: () => held.bells,
     cut: () => held.cut(),
     cutEgress: () => held.cutEgress(),

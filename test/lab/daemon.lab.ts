@@ -53,6 +53,8 @@ describe('the daemon', { timeout: 600_000 }, () => {
     await create('web');
     const ws = await w.client.ws.create({ name: 'data', size_bytes: 32 * 1024 * 1024 });
     await w.client.ws.attach({ ws: ws.id, vm: 'web' });
+    const shown = await w.client.ws.create({ name: 'shown', size_bytes: 16 * 1024 * 1024 });
+    await w.client.ws.attach({ ws: shown.id, vm: 'web', mount: '/srv/shown', read_only: true });
     const from = performance.now();
     const vm = await boot('web');
     t.diagnostic(`ready after ${Math.round(performance.now() - from)} ms`);
@@ -61,6 +63,19 @@ describe('the daemon', { timeout: 600_000 }, () => {
       assert.notEqual((await stat(`/proc/${vm.pid}`)).uid, 0, 'a root daemon gives a VMM a uid of its own');
     assert.equal(await sh('web', 'hostname; id -u; nproc'), 'web\n0\n1\n');
     assert.equal(await sh('web', 'cat /sys/block/vdb/size'), `${(32 * 1024 * 1024) / 512}\n`);
+    assert.deepEqual(vm.guest_facts?.problems, []);
+    assert.match(
+      await sh('web', 'grep /srv/shown /proc/mounts; cat /sys/block/vdc/ro'),
+      /^\/dev\/vdc \/srv\/shown ext4 ro,.*\n1$/m,
+    );
+    const room = async () => Number(await sh('web', 'df -B1 --output=size / | tail -1'));
+    const before = await room();
+    const longer = 1024 ** 3 + (await w.client.ws.inspect({ ws: vm.root_ws_id ?? '' })).size_bytes;
+    const grown = await w.client.ws.update({ ws: vm.root_ws_id ?? '', size_bytes: longer });
+    assert.deepEqual([grown.file_system, grown.notice], ['grown', undefined]);
+    assert.ok((await room()) - before > 900 * 1024 ** 2, 'its root is longer');
+    assert.equal((await w.client.ws.update({ ws: ws.id, size_bytes: 48 * 1024 * 1024 })).file_system, 'not_mounted');
+    assert.equal(await sh('web', 'cat /sys/block/vdb/size'), `${(48 * 1024 * 1024) / 512}\n`);
     await sh(
       'web',
       'echo kept | dd of=/dev/vdb bs=512 conv=sync,fsync status=none; echo kept > /root/kept; sync -f /root',
@@ -173,7 +188,7 @@ describe('the daemon', { timeout: 600_000 }, () => {
       (await descriptors(w)) <= least ? true : undefined,
     );
     await w.client.vm.delete({ vm: 'web' });
-    await w.client.ws.remove({ ws: 'data' });
+    for (const ws of ['data', 'shown']) await w.client.ws.remove({ ws });
     assert.deepEqual(await audit(w), []);
     assert.deepEqual(await cgroups(), groups);
     assert.ok(!(await w.log()).includes('"level":50'), await w.log());
