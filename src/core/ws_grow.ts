@@ -78,8 +78,6 @@ const tellGuest = async (host: Host, { machine, guest }: Live, ws: Workspace): P
 };
 
 const whyNot = (error: unknown): string => {
-  if (error instanceof Fault && error.code === 'not_found')
-    return "The guest's agent is older than this: the file system grows at the next start of the VM.";
   const why = error instanceof Error ? error.message.replace(/\.$/, '') : String(error);
   return `The file system grows at the next start of the VM. ${why}.`;
 };

@@ -162,7 +162,7 @@ export class Guest implements AsyncDisposable {
 
   /**
    * Lets the guest grow the file system on a disk (`vdb`) that is as long as that; gives where it is mounted. `bad_state`: it is not
-   * mounted; `not_found`: the agent is older than this request.
+   * mounted; `unsupported`: the agent is older than this request.
    */
   async growDisk(device: string, size_bytes: number, signal: AbortSignal): Promise<string> {
     const what = `grow the file system on /dev/${device}`;
