@@ -6,6 +6,7 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
+import { DatabaseSync } from 'node:sqlite';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Fault } from '../src/api/fault.ts';
@@ -13,6 +14,7 @@ import { blankVm, vmOps } from '../src/api/vm_ops.ts';
 import { run, runAny } from '../src/lib/proc.ts';
 import { lockDataDir } from '../src/store/lock.ts';
 import { openStore } from '../src/store/open.ts';
+import { type Db, openDb, unsynced } from '../src/store/sqlite.ts';
 
 const WRITER = join(import.meta.dirname, 'programs/store-writer.ts');
 
@@ -56,6 +58,7 @@ test('kill -9 at any moment: what was acknowledged is there, each transition wit
     await store.insertVm({ ...blankVm(input, vm_id, 1), run: null }, {});
   }
   let transitions = 0;
+  let notes = 0;
   for (let round = 0; round < 6; round++) {
     await using child = writer('write', temp.dir);
     await child.first;
@@ -80,10 +83,39 @@ test('kill -9 at any moment: what was acknowledged is there, each transition wit
     const vm = await store.findVm('web');
     assert.equal(vm?.state, last?.to);
     if (last?.from !== null) assert.equal(String(vm?.pid), last?.why.split('-')[1], 'the patch of the last transition');
+    const noted = said.findLast(([kind]) => kind === 'note')?.[1];
+    if (noted !== undefined) notes++;
+    const kept = vm?.boot_ms ?? -1;
+    assert.ok(noted === undefined || kept >= Number(noted), `note ${noted} was acknowledged, ${kept} is there`);
     const unsaid = history.length - 1 - transitions;
     assert.ok(unsaid >= 0 && unsaid <= round + 1, `${unsaid} transitions that nobody acknowledged`);
   }
-  assert.ok(transitions > 0);
+  assert.ok(transitions > 0 && notes > 0);
+});
+
+test('only a note does not wait for the disk, also after one that failed', async () => {
+  await using temp = await dataDir();
+  const raw = new DatabaseSync(join(temp.dir, 'x.db'));
+  raw.exec('pragma journal_mode = wal; pragma synchronous = full; create table notes (name text, value text)');
+  const db = openDb(raw);
+  const mode = () => raw.prepare('pragma synchronous').get()?.synchronous; // 1: normal, 2: full
+  const add = (to: Db, name: string) => to.insertInto('notes').values({ name, value: '' }).execute();
+  const seen: unknown[] = [];
+  const note = unsynced(db, async own => {
+    await own.transaction().execute(trx => add(trx, 'a'));
+    seen.push(mode());
+  });
+  const waits = db.transaction().execute(async trx => {
+    await add(trx, 'b');
+    seen.push(mode());
+  });
+  await Promise.all([note, waits]);
+  await assert.rejects(
+    unsynced(db, () => Promise.reject(new Error('no'))),
+    /no/,
+  );
+  assert.deepEqual([...seen, mode()], [1, 2, 2]);
+  await db.destroy();
 });
 
 test('a full disk: no_room, what was acknowledged stays, and with room again the store goes on', async t => {

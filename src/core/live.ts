@@ -111,7 +111,7 @@ const onGuest = async (
       ...(facts === undefined ? {} : { guest_facts: publicFacts(facts) }),
       ...(times.bell_ms === undefined ? {} : { boot_ms: Math.round(times.bell_ms - times.spawn_ms) }),
     };
-    await host.step('guest.record', () => host.store.patchVm(live.vm_id, patch));
+    await host.step('guest.record', () => host.store.noteVm(live.vm_id, patch));
     host.events.emit('vm.guest', live.vm_id, { guest: state, ...times });
     host.log.info({ vm: live.vm_id, guest: state, ...times }, 'a guest came to another state');
   } catch (error) {

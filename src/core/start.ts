@@ -239,7 +239,7 @@ const boot = async (
     async proc => {
       times.spawned = performance.now();
       await host.step('start.process', () =>
-        host.store.patchVm(vm.id, {
+        host.store.noteVm(vm.id, {
           run: { ...proc, firecracker_id: assets.firecracker_id, kernel_id: assets.kernel.id },
           pid: proc.pid,
         }),

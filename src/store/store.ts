@@ -66,6 +66,11 @@ export interface VmStore {
   /** The only writer of `state`: checks VM_TRANSITIONS against the state on disk and writes the history row in the same transaction. */
   transitionVm(id: string, transition: Transition): Promise<VmRecord>;
   patchVm(id: string, patch: VmPatch): Promise<VmRecord>;
+  /**
+   * The same for what is true only as long as this host runs: it outlives the daemon, a loss of power may take it (and no more
+   * than it). Does not wait for the disk.
+   */
+  noteVm(id: string, patch: VmPatch): Promise<VmRecord>;
   /** Removes a VM, its history, and the workspaces it owns (detached and kept with `keep_disk`); gives the removed workspaces. */
   removeVm(id: string, options: { keep_disk: boolean }): Promise<Workspace[]>;
   /** The newest first; the newest 1,000 are kept. */

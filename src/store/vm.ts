@@ -5,7 +5,7 @@ import { ID_PATTERN } from '../api/common.ts';
 import { Fault } from '../api/fault.ts';
 import { Vm, VmHistoryEntry } from '../api/vm.ts';
 import { VM_TRANSITIONS, type VmState } from '../api/vm_state.ts';
-import { codec, type Db, none, type Tables, unlessTaken } from './sqlite.ts';
+import { codec, type Db, none, type Tables, unlessTaken, unsynced } from './sqlite.ts';
 import type { Transition, VmPatch, VmRecord, VmStore } from './store.ts';
 import { attach, detach, insert, wsOfVm } from './ws.ts';
 
@@ -122,6 +122,12 @@ const transition = async (trx: Trx, id: string, { to, why, actor, patch = {} }: 
   return save(trx, vm, patch, to);
 };
 
+const patchVm = (db: Db, id: string, patch: VmPatch): Promise<VmRecord> =>
+  db.transaction().execute(async trx => {
+    const vm = await getVm(trx, id);
+    return save(trx, vm, patch, vm.state);
+  });
+
 export const vmStore = (db: Db): VmStore => ({
   insertVm: (vm, options) => db.transaction().execute(trx => insertVm(trx, vm, options)),
 
@@ -140,11 +146,9 @@ export const vmStore = (db: Db): VmStore => ({
 
   transitionVm: (id, step) => db.transaction().execute(trx => transition(trx, id, step)),
 
-  patchVm: (id, patch) =>
-    db.transaction().execute(async trx => {
-      const vm = await getVm(trx, id);
-      return save(trx, vm, patch, vm.state);
-    }),
+  patchVm: (id, patch) => patchVm(db, id, patch),
+
+  noteVm: (id, patch) => unsynced(db, own => patchVm(own, id, patch)),
 
   removeVm: (id, { keep_disk }) =>
     db.transaction().execute(async trx => {

@@ -32,7 +32,7 @@ const newJob = (subject: string) => ({
   ended_at_ms: null,
 });
 
-/** Transitions of the VM 'web' round and round, and jobs beside them, until it is killed. */
+/** Transitions of the VM 'web' round and round, notes and jobs beside them, until it is killed. */
 const write = async () => {
   await using store = await openStore(dir);
   const next: Partial<Record<VmState, VmState>> = {
@@ -59,7 +59,14 @@ const write = async () => {
       say('job', job.id);
     }
   };
-  await Promise.all([transitions(), jobs(), jobs()]);
+  const notes = async () => {
+    for (let n = (await store.findVm('web'))?.boot_ms ?? 0; ; n++) {
+      const vm = await store.findVm('web');
+      await store.noteVm(vm?.id ?? '', { boot_ms: n });
+      say('note', n);
+    }
+  };
+  await Promise.all([transitions(), jobs(), jobs(), notes()]);
 };
 
 /** Writes until the disk is full; then reads everything; then makes room and writes again. */
