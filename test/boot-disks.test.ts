@@ -20,7 +20,7 @@ test('data disks are where they were asked for, in their order, and grow while t
   /** Bytes that `df` says are in a file system. */
   const room = async (path: string) => Number((await sh(`df -B1 --output=size ${path} | tail -1`)).out);
   await client.vm.create({ name: 'd', memory_mib: 512, root_size_bytes: 1024 * MIB });
-  const sizes = { data: 64, archive: 48, raw: 32, empty: 16 };
+  const sizes = { data: 64, archive: 48, raw: 32, empty: 16, above: 24 };
   for (const [name, mib] of Object.entries(sizes))
     await client.ws.create({
       name,
@@ -31,18 +31,19 @@ test('data disks are where they were asked for, in their order, and grow while t
   await client.ws.attach({ ws: 'archive', vm: 'd', mount: '/archive', read_only: true });
   await client.ws.attach({ ws: 'raw', vm: 'd' });
   await client.ws.attach({ ws: 'empty', vm: 'd', mount: '/empty' });
+  await client.ws.attach({ ws: 'above', vm: 'd', mount: '/srv/new' });
   const started = await client.vm.start({ vm: 'd', timeout_ms: 240_000 });
 
   await t.test('in the order in which they were attached', async () => {
-    const { out } = await sh('for d in b c d e; do cat /sys/block/vd$d/size /sys/block/vd$d/ro; done');
+    const { out } = await sh('for d in b c d e f; do cat /sys/block/vd$d/size /sys/block/vd$d/ro; done');
     const wanted = Object.entries(sizes).flatMap(([name, mib]) => [String(mib * 2048), name === 'archive' ? '1' : '0']);
     assert.deepEqual(out.split('\n'), wanted);
     const { out: label } = await sh('dd if=/dev/vdc bs=1 skip=1144 count=7 2>/dev/null');
     assert.equal(label, 'archive', 'its name is its label');
   });
-  await t.test('mounted where they were asked for, also where there was no folder', async () => {
+  await t.test('mounted where they were asked for, also where there was no folder, and none hides another', async () => {
     const { out } = await sh('grep ^/dev/vd /proc/mounts | cut -d" " -f1-4 | grep -v "^/dev/vda "');
-    assert.match(out, /^\/dev\/vdb \/srv\/new\/data ext4 rw,.*\n\/dev\/vdc \/archive ext4 ro,.*$/);
+    assert.match(out, /^\/dev\/vdc \/archive ext4 ro,.*\n\/dev\/vdf \/srv\/new ext4 rw,.*\n\/dev\/vdb \/srv\/new\/data ext4 rw,.*$/);
     assert.equal((await sh('echo kept > /srv/new/data/file; sync; cat /srv/new/data/file')).out, 'kept');
     assert.match((await sh('touch /archive/file')).err, /Read-only file system/);
   });
@@ -85,7 +86,7 @@ test('data disks are where they were asked for, in their order, and grow while t
       await client.ws.attach({ ws: copy.id, vm: 'd', mount: '/copy', read_only: true });
       await client.vm.start({ vm: 'd', timeout_ms: 240_000 });
       const { out } = await sh('cat /sys/block/vd[b-f]/size; cat /srv/new/data/file /copy/file');
-      assert.deepEqual(out.split('\n'), [1024, 40, 16, 1024].map(mib => String(mib * 2048)).concat('kept', 'kept'));
+      assert.deepEqual(out.split('\n'), [1024, 40, 16, 24, 1024].map(mib => String(mib * 2048)).concat('kept', 'kept'));
       assert.ok((await room('/srv/new/data')) > 900 * MIB);
     },
   );

@@ -1,6 +1,6 @@
 /** The order of a VM's disks, as it is kept and as an older database gets it. */
 import assert from 'node:assert/strict';
-import { mkdtemp, rm } from 'node:fs/promises';
+import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
@@ -64,6 +64,45 @@ test('data disks keep the order in which they were attached; one that goes lets 
   });
   await store.removeVm(vm, { keep_disk: false });
   assert.ok((await store.listWs()).every(one => one.position === null && one.vm_id === null && one.id !== ws(9)));
+});
+
+test('the image of a VM is that of the root that it has', async () => {
+  await using t = await temp();
+  await using store = await openStore(t.dir);
+  const [vm, img] = [idOf('vm', 1), idOf('img', 1)];
+  const sha256 = '0'.repeat(64);
+  await store.insertImage({
+    ...{ id: img, name: 'img', arch: 'x86_64', init: 'agent', os: 'Linux', build_id: null, rootfs_id: null },
+    ...{ agent_version: null, warning: null, sha256, size_bytes: 1024, created_at_ms: 1000 },
+  });
+  await store.insertVm(vmOf(1), { ws: { ...wsOf(1), image_id: img } });
+  await store.insertWs(wsOf(2));
+  const image = async () => (await store.findVm(vm))?.image_id;
+  assert.equal(await image(), img);
+  await store.detachWs(ws(1));
+  assert.equal(await image(), null);
+  await store.attachWs(ws(2), vm, { role: 'root' });
+  assert.equal(await image(), null);
+  await store.detachWs(ws(2));
+  await store.attachWs(ws(1), vm, { role: 'root' });
+  assert.equal(await image(), img);
+});
+
+test('no state is begun where disks are that it would not know', async () => {
+  await using t = await temp();
+  {
+    await using _store = await openStore(t.dir);
+  }
+  await mkdir(join(t.dir, 'workspaces', ws(1)), { recursive: true });
+  {
+    await using _store = await openStore(t.dir);
+  }
+  for (const lose of [rm, (path: string) => writeFile(path, '')]) {
+    await lose(join(t.dir, 'state.db'));
+    await assert.rejects(openStore(t.dir), { code: 'host', message: /missing or empty, but .*workspaces has 1 disks\.$/ });
+  }
+  await rm(join(t.dir, 'workspaces'), { recursive: true });
+  await using _store = await openStore(t.dir);
 });
 
 test('disks of an older database get the order that they had at a start', async () => {

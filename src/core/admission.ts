@@ -66,6 +66,9 @@ const rootWords = (image: Image | undefined): string[] => [
   ...(image?.build_id == null ? [] : [`nexus.build=${image.build_id}`]),
 ];
 
+/** Those above others first: a disk that is mounted over another's place hides it. */
+const byPlace = (a: Workspace, b: Workspace): number => ((a.mount ?? '') < (b.mount ?? '') ? -1 : 1);
+
 /** What the initramfs mounts beside the root. */
 const mountWord = ({ position, mount, read_only }: Workspace): string[] =>
   mount === null ? [] : [`nexus.mount=${deviceName(position ?? 0)}:${mount}${read_only ? ':ro' : ''}`];
@@ -88,5 +91,5 @@ const admitDisks = async (host: Host, vm: VmRecord): Promise<Pick<Assets, 'disks
   }
   const root = order[0];
   const image = root?.image_id ? await host.store.findImage(root.image_id) : undefined;
-  return { disks, guest_words: [...rootWords(image), ...order.flatMap(mountWord)] };
+  return { disks, guest_words: [...rootWords(image), ...order.toSorted(byPlace).flatMap(mountWord)] };
 };

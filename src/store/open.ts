@@ -1,7 +1,9 @@
 /** Opens the state of a data directory: `state.db`. The caller holds the directory's lock. */
-import { open } from 'node:fs/promises';
+import { open, readdir, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
+import { ID_PATTERN } from '../api/common.ts';
+import { Fault } from '../api/fault.ts';
 import { ensureDir } from '../lib/files.ts';
 import { assetStore } from './asset.ts';
 import { buildStore } from './build.ts';
@@ -23,6 +25,22 @@ const createPrivate = async (path: string): Promise<void> => {
     await (await open(path, 'wx', 0o600)).close();
   } catch (error) {
     if (!(error instanceof Error && 'code' in error && error.code === 'EEXIST')) throw error;
+  }
+};
+
+/**
+ * A new state knows no disk, and what no record knows is removed at the start. So none is begun beside disks: the old one was lost, or
+ * has yet to be brought back.
+ */
+const refuseToForget = async (data_dir: string, path: string): Promise<void> => {
+  if (((await stat(path).catch(() => undefined))?.size ?? 0) > 0) return;
+  for (const kind of ['workspaces', 'images']) {
+    const disks = (await readdir(join(data_dir, kind)).catch(() => [])).filter(name => ID_PATTERN.test(name));
+    if (disks.length === 0) continue;
+    const why = `${path} is missing or empty, but ${join(data_dir, kind)} has ${disks.length} disks`;
+    throw new Fault('host', `Cannot open the state: ${why}.`, {
+      hint: `put state.db back, with state.db-wal if there is one; to begin anew, move ${kind} elsewhere`,
+    });
   }
 };
 
@@ -49,6 +67,7 @@ export const openStore = async (data_dir: string, migrations = MIGRATIONS): Prom
   const path = join(data_dir, 'state.db');
   return guarded(path, async () => {
     await ensureDir(data_dir, 0o700);
+    await refuseToForget(data_dir, path);
     await createPrivate(path);
     refuseNewer(path, migrations);
     const raw = new DatabaseSync(path, { timeout: 5000 });

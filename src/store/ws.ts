@@ -1,4 +1,4 @@
-/** Workspaces: what is attached to which VM. `vms.root_ws_id` and the root workspace's `vm_id` change together, here. */
+/** Workspaces: what is attached to which VM. `vms.root_ws_id`, `vms.image_id` and the root workspace's `vm_id` change together, here. */
 import type { Transaction } from 'kysely';
 import { ID_PATTERN } from '../api/common.ts';
 import { Fault } from '../api/fault.ts';
@@ -54,7 +54,7 @@ export const attach = async (trx: Trx, id: string, vm_id: string, how: Attachmen
   const vm = await vmOf(trx, vm_id);
   if (role === 'root') {
     await refuseRoot(trx, ws, vm);
-    await trx.updateTable('vms').set({ root_ws_id: id }).where('id', '=', vm_id).execute();
+    await trx.updateTable('vms').set({ root_ws_id: id, image_id: ws.image_id }).where('id', '=', vm_id).execute();
     return saveWs(trx, { ...ws, ...ALONE, vm_id, role, position: 0, owned });
   }
   const position = await nextPlace(trx, vm_id);
@@ -68,7 +68,7 @@ export const attach = async (trx: Trx, id: string, vm_id: string, how: Attachmen
 /** Detaches a workspace that is attached. What was attached after it moves up. */
 export const detach = async (trx: Trx, ws: Workspace): Promise<Workspace> => {
   if (ws.vm_id !== null && ws.role === 'root')
-    await trx.updateTable('vms').set({ root_ws_id: null }).where('id', '=', ws.vm_id).execute();
+    await trx.updateTable('vms').set({ root_ws_id: null, image_id: null }).where('id', '=', ws.vm_id).execute();
   const alone = await saveWs(trx, { ...ws, ...ALONE });
   if (ws.vm_id !== null && ws.role === 'data')
     for (const other of await wsOfVm(trx, ws.vm_id)) // one by one and in order: no two have a place at any moment
