@@ -41,9 +41,12 @@ test('data disks are where they were asked for, in their order, and grow while t
     const { out: label } = await sh('dd if=/dev/vdc bs=1 skip=1144 count=7 2>/dev/null');
     assert.equal(label, 'archive', 'its name is its label');
   });
-  await t.test('mounted where they were asked for, also where there was no folder, and none hides another', async () => {
+  await t.test('mounted where asked for, folder or not, and none hides another', async () => {
     const { out } = await sh('grep ^/dev/vd /proc/mounts | cut -d" " -f1-4 | grep -v "^/dev/vda "');
-    assert.match(out, /^\/dev\/vdc \/archive ext4 ro,.*\n\/dev\/vdf \/srv\/new ext4 rw,.*\n\/dev\/vdb \/srv\/new\/data ext4 rw,.*$/);
+    assert.match(
+      out,
+      /^\/dev\/vdc \/archive ext4 ro,.*\n\/dev\/vdf \/srv\/new ext4 rw,.*\n\/dev\/vdb \/srv\/new\/data ext4 rw,.*$/,
+    );
     assert.equal((await sh('echo kept > /srv/new/data/file; sync; cat /srv/new/data/file')).out, 'kept');
     assert.match((await sh('touch /archive/file')).err, /Read-only file system/);
   });

@@ -37,7 +37,7 @@ const refuseToForget = async (data_dir: string, path: string): Promise<void> => 
   for (const kind of ['workspaces', 'images']) {
     const disks = (await readdir(join(data_dir, kind)).catch(() => [])).filter(name => ID_PATTERN.test(name));
     if (disks.length === 0) continue;
-    const why = `${path} is missing or empty, but ${join(data_dir, kind)} has ${disks.length} disks`;
+    const why = `${path} is missing or empty, but ${join(data_dir, kind)} has disks (${disks.length})`;
     throw new Fault('host', `Cannot open the state: ${why}.`, {
       hint: `put state.db back, with state.db-wal if there is one; to begin anew, move ${kind} elsewhere`,
     });
