@@ -9,6 +9,7 @@ import { after, test } from 'node:test';
 import { Fault } from '../src/api/fault.ts';
 import { TABLE } from '../src/api/table.ts';
 import { splitCommand } from '../src/cli/exec.ts';
+import { commandNoun } from '../src/cli/program.ts';
 import type { Handlers } from '../src/core/handler.ts';
 import { sampleJob, sampleVm, type TestDoor, testDoor } from './kit/door.ts';
 
@@ -52,7 +53,7 @@ test('every operation has a command, and its help comes from the contract', asyn
   const nouns = [...new Set(Object.keys(TABLE).map(name => name.split('.')[0] ?? ''))];
   await Promise.all(
     nouns.map(async noun => {
-      const help = await ctl(nobody, [noun === 'exec' ? 'execs' : noun, '--help']);
+      const help = await ctl(nobody, [commandNoun(noun), '--help']);
       assert.equal(help.code, 0, help.stderr);
       for (const row of Object.values(TABLE).filter(one => one.name.startsWith(`${noun}.`))) {
         const word = row.name.split('.')[1]?.replaceAll('_', '-');

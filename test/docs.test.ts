@@ -41,6 +41,8 @@ const isCtl = (command: string): boolean => /(^|\| )nexusctl |^curl -s --unix-so
 
 /** Commands that run elsewhere: which file runs them, and the words in it by which. */
 const ELSEWHERE: [command: RegExp, file: string, words: string][] = [
+  [/^nexusctl port box 3000:8080$/, 'test/port.test.ts', 'HTTP and WebSockets through nexusctl port'],
+  [/^nexusctl port box :8080 9000$/, 'test/terminal-boot.test.ts', "'port', 'box', ':8080'"],
   [/^nexusctl attach box$/, 'test/terminal.test.ts', '$CTL attach box; '],
   [/^nexusctl attach box --session work$/, 'test/terminal-boot.test.ts', '$CTL attach box --session work '],
   [

@@ -166,7 +166,7 @@ test('lists of commands that are none, or too long, are faults; a long one is ta
 });
 
 test('a terminal that takes no keys, or answers them with nonsense, holds its own viewer alone', async () => {
-  let keys: (stream: ServerHttp2Stream) => void = stream => stream.pause();
+  let keys: (stream: ServerHttp2Stream) => void = stream => stream.pause().respond({ ':status': 200 });
   const serve = (socket: Socket) => {
     const session = http2.performServerHandshake(socket);
     session.on('error', () => {});
@@ -187,9 +187,9 @@ test('a terminal that takes no keys, or answers them with nonsense, holds its ow
   await r.guest.ping(soon());
   stuck.output.detach();
   await writing; // let go with its viewer
-  for (const answer of ['{"code":"too_many","detail":"no"}', 'x', '']) {
+  for (const answer of ['{"code":"invalid","detail":"no"}', 'x', '']) {
     keys = stream => {
-      stream.resume().respond({ ':status': 429 });
+      stream.resume().respond({ ':status': 400 });
       stream.end(answer);
     };
     const { output, keys: board } = await view();
@@ -201,10 +201,58 @@ test('a terminal that takes no keys, or answers them with nonsense, holds its ow
     }, Fault);
     output.detach();
   }
-  keys = stream => stream.destroy();
+  keys = stream => {
+    stream.respond({ ':status': 200 });
+    setTimeout(() => stream.destroy(), 5);
+  };
   const reset = await view();
   for (let i = 0; i < 20; i++) await reset.keys.write(Buffer.from('x'));
   reset.output.detach();
+  await r.guest.ping(soon());
+});
+
+test('ports: what no port says is a fault of that connection alone', async () => {
+  let answer: (stream: ServerHttp2Stream) => void = () => {};
+  await using r = await rig(speaker(stream => answer(stream)));
+  await ring(r);
+  const bytes = (hex: string, then: (stream: ServerHttp2Stream) => void) => (stream: ServerHttp2Stream) => {
+    stream.respond({ ':status': 200 });
+    stream.write(Buffer.from(hex, 'hex'), () => then(stream));
+  };
+  const ends = (stream: ServerHttp2Stream) => void stream.end();
+  const lies: Record<string, (stream: ServerHttp2Stream) => void> = {
+    'a frame of 4 GiB': bytes('ffffffff', () => {}),
+    'bytes after the end': bytes('000000000000000161', () => {}),
+    'an end of the stream alone': bytes('0000000161', ends),
+    'a frame cut off': bytes('0000000a61', ends),
+    'a reset': bytes('0000000161', stream => void stream.close(http2.constants.NGHTTP2_INTERNAL_ERROR)),
+    'a reset that says all is well': bytes('0000000161', stream => void stream.close(http2.constants.NGHTTP2_NO_ERROR)),
+  };
+  for (const [name, lie] of Object.entries(lies)) {
+    answer = lie;
+    const port = await r.guest.openPort({ port: 80 }, soon());
+    await assert.rejects(Array.fromAsync(port), isGuestFault, name);
+  }
+  for (const [status, body] of [
+    [302, ''],
+    [422, '{{{'],
+    [422, '{"code":"refused","detail":"\\u001b[2J"}'],
+    [500, 'x'.repeat(200_000)],
+  ] as const) {
+    answer = stream => {
+      stream.respond({ ':status': status });
+      stream.end(body);
+    };
+    await assert.rejects(r.guest.openPort({ port: 80 }, soon()), error => {
+      assert.ok(isGuestFault(error) && error instanceof Error && !error.message.includes('\u001b'), String(status));
+      return true;
+    });
+  }
+  answer = () => {};
+  await assert.rejects(r.guest.openPort({ port: 80 }, AbortSignal.timeout(300)));
+  answer = bytes('000000016100000000', ends);
+  const port = await r.guest.openPort({ port: 80 }, soon());
+  assert.deepEqual(await Array.fromAsync(port), [Buffer.from('a'), 'end']);
   await r.guest.ping(soon());
 });
 

@@ -8,6 +8,7 @@ import fc from 'fast-check';
 import { z } from 'zod';
 import { ExecExit, ExecSpec } from '../src/api/exec.ts';
 import { Fault } from '../src/api/fault.ts';
+import { PortFrames, portFrame } from '../src/guest/port_frames.ts';
 import { framed } from '../src/guest/send.ts';
 import { type ExecPiece, encodePreamble, exitOf, FrameParser, MAX_FRAME } from '../src/guest/wire.ts';
 
@@ -67,6 +68,30 @@ test('golden trailers', () => {
   for (const { name, trailers, exit } of good) assert.deepEqual(exitOf(trailers), exit, name);
   for (const { name, trailers } of bad) assert.throws(() => exitOf(trailers), isGuestFault, name);
   assert.throws(() => exitOf({ ...good[0]?.trailers, 'nexus-exit-code': ['0', '0'] }), isGuestFault, 'a list');
+});
+
+const PortCases = z.object({
+  good: z.array(z.object({ ...Case, data: z.string(), ended: z.boolean() })).min(1),
+  bad: z.array(z.object(Case)).min(1),
+});
+
+test('golden frames of ports, however they are cut', () => {
+  const { good, bad } = vectors('port-frames', PortCases);
+  const read = (hex: string, size: number) => {
+    const frames = new PortFrames();
+    const bytes = Buffer.from(hex, 'hex');
+    const pieces: (Buffer | 'end')[] = [];
+    for (let at = 0; at < bytes.length; at += size) pieces.push(...frames.push(bytes.subarray(at, at + size)));
+    const data = Buffer.concat(pieces.filter(piece => piece !== 'end')).toString('hex');
+    assert.equal(pieces.at(-1) === 'end', frames.ended);
+    return { data, ended: frames.ended };
+  };
+  for (const { name, hex, data, ended } of good)
+    for (const size of [1, 2, 3, 5, 100]) assert.deepEqual(read(hex, size), { data, ended }, `${name}, by ${size}`);
+  const two = [portFrame(Buffer.from('010203', 'hex')), portFrame(Buffer.alloc(0))];
+  assert.equal(Buffer.concat(two).toString('hex'), '0000000301020300000000');
+  for (const { name, hex } of bad)
+    for (const size of [1, 3, 100]) assert.throws(() => read(hex, size), isGuestFault, name);
 });
 
 const Spec = z.looseObject({

@@ -1,15 +1,21 @@
-/** A person in a Debian that really runs: vim, htop and tmux in `nexusctl attach`, and the operations beneath. */
+/** A person in a Debian that really runs: vim, htop and tmux in `nexusctl attach`, a server's port, and the operations beneath. */
 import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { readFile } from 'node:fs/promises';
+import { request } from 'node:http';
 import { join } from 'node:path';
 import process from 'node:process';
 import { Readable } from 'node:stream';
 import { after, before, test } from 'node:test';
+import { WebSocket } from 'ws';
 import { execResult } from '../src/client/exec.ts';
 import { poll } from '../src/lib/deadline.ts';
 import { testRootfs } from './kit/assets.ts';
 import { type Desk, desk, NO_TMUX } from './kit/tmux.ts';
 import { type World, world } from './kit/world.ts';
 
+const MAIN = join(import.meta.dirname, '../src/main.ts');
 let w: World;
 let d: Desk;
 before(
@@ -26,7 +32,7 @@ before(
     await w.client.vm.start({ vm: 'box' });
     d = await desk({
       NEXUS_SOCKET: w.socket,
-      CTL: `${process.execPath} ${join(import.meta.dirname, '../src/main.ts')} nexusctl`,
+      CTL: `${process.execPath} ${MAIN} nexusctl`,
     });
   },
   { timeout: 900_000 },
@@ -120,6 +126,53 @@ test('vim, htop and tmux in attach; left and found again, by another daemon too'
   await pane.see(/\[detached[\s\S]*root@box:~#$/m);
   await pane.type('tmux kill-server; exit 7\n');
   await pane.see(/code 7\ndesk\$$/m);
+});
+
+test('HTTP and WebSockets of the guest on a port of this host', { timeout: 120_000 }, async () => {
+  const program = await readFile(join(import.meta.dirname, 'programs/serve.pl'));
+  const perl = w.client.exec.run({ vm: 'box', argv: ['perl', '-'], stdin: 'open', on_disconnect: 'kill' });
+  const started = (await perl.next()).value;
+  assert.ok(started?.type === 'started');
+  await w.client.exec.stdin({ vm: 'box', exec: started.exec }, { body: program });
+  assert.equal((await perl.next()).value?.type, 'stdout', 'it listens');
+  const child = spawn(process.execPath, [MAIN, 'nexusctl', '--socket', w.socket, 'port', 'box', ':8080'], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+  });
+  const [line] = await once(child.stdout.setEncoding('utf8'), 'data');
+  const port = Number(/^127\.0\.0\.1:(\d+) is port 8080 of VM box$/m.exec(line)?.[1]);
+  const get = async (path: string, body?: Buffer) => {
+    const req = request({
+      port,
+      path,
+      agent: false,
+      ...(body && { method: 'POST', headers: { 'content-length': body.length } }),
+    });
+    req.end(body);
+    const [res] = await once(req, 'response');
+    let text = '';
+    for await (const chunk of res.setEncoding('utf8')) text += chunk;
+    return text;
+  };
+  assert.equal(await get('/hello'), 'GET /hello 0');
+  assert.equal(await get('/up', Buffer.alloc(4_000_000, 'x')), 'POST /up 4000000');
+  const all = await Promise.all(Array.from({ length: 20 }, (_, n) => get(`/${n}`)));
+  assert.deepEqual(
+    all,
+    Array.from({ length: 20 }, (_, n) => `GET /${n} 0`),
+  );
+  const socket = new WebSocket(`ws://127.0.0.1:${port}/`);
+  await once(socket, 'open');
+  for (const text of ['hello', 'x'.repeat(100)]) {
+    socket.send(text);
+    assert.equal(String((await once(socket, 'message'))[0]), text);
+  }
+  socket.close(1000);
+  assert.equal((await once(socket, 'close'))[0], 1000);
+  await w.client.exec.signal({ vm: 'box', exec: started.exec, signal: 'KILL' });
+  await Array.fromAsync(perl);
+  await assert.rejects(w.client.port.open({ vm: 'box', port: 8080 }), { code: 'guest', reason: 'refused' });
+  child.kill('SIGINT');
+  assert.deepEqual(await once(child, 'exit'), [0, null]);
 });
 
 test('a command on this terminal, and a viewer who sees the VM go', { skip: NO_TMUX, timeout: 180_000 }, async () => {

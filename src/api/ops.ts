@@ -10,6 +10,7 @@ import { imageOps } from './image.ts';
 import { jobOps } from './job.ts';
 import { kernelOps } from './kernel.ts';
 import type { Args, In, Op, Out, Say, Stream } from './op.ts';
+import { portOps } from './port.ts';
 import { providerOps } from './provider.ts';
 import { rootfsOps } from './rootfs.ts';
 import { templateOps } from './template.ts';
@@ -38,6 +39,7 @@ export const ops = {
   ...execOps,
   ...fsOps,
   ...terminalOps,
+  ...portOps,
   ...jobOps,
   ...eventOps,
 };

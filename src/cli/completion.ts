@@ -11,6 +11,7 @@ const ASK_MS = 1000;
 const BY_HAND: Record<string, string> = {
   exec: 'exec.run',
   attach: 'terminal.open',
+  port: 'port.open',
   logs: 'vm.logs',
   events: 'event.watch',
   status: 'daemon.get',

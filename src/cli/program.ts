@@ -7,8 +7,9 @@ import { addInputs, camel, inputOf, kebab } from './flags.ts';
 import { runRow } from './run.ts';
 import { DESTRUCTIVE, NOUN_ALIASES, NOUNS, VERB_ALIASES } from './words.ts';
 
-/** `exec` is a command by hand, so its noun is called by its plural. */
-export const commandNoun = (noun: string): string => (noun === 'exec' ? 'execs' : noun);
+/** Commands by hand of these names; so the nouns are called by their plurals. */
+const PLURALS = ['exec', 'port'];
+export const commandNoun = (noun: string): string => (PLURALS.includes(noun) ? `${noun}s` : noun);
 export const nounOf = (word: string): string | undefined =>
   Object.keys(NOUNS).find(noun => commandNoun(noun) === word) ?? NOUN_ALIASES[word];
 
@@ -91,6 +92,23 @@ const execLeaf = (cli: Cli, parent: Command, name: string): Command => {
   return command;
 };
 
+const portLeaf = (cli: Cli, program: Command): void => {
+  const command = program
+    .command('port')
+    .summary("Make ports of a VM this host's")
+    .description(
+      'Listen here and pass each connection on to a port of the VM, until Ctrl-C. 3000:8080: port 3000 here is 8080 there;\n8080: the same; :8080: any free one, which is printed.',
+    )
+    .argument('<VM>', 'name or ID')
+    .argument('<HOST:GUEST...>')
+    .option('--address <address>', 'where to listen', '127.0.0.1')
+    .showHelpAfterError('hint: nexusctl port --help');
+  acts(cli, addGlobals(command), async ([vm, pairs], { address }) => {
+    const { portCommand } = await import('./port.ts');
+    await portCommand(cli, String(vm), Array.isArray(pairs) ? pairs.map(String) : [], String(address));
+  });
+};
+
 const addNoun = (cli: Cli, program: Command, noun: string, whole: boolean): void => {
   const several = NOUNS[noun]?.[1] ?? noun;
   const rows = rowsOf(noun);
@@ -147,6 +165,7 @@ const addByHand = (cli: Cli, program: Command): void => {
   execLeaf(cli, program, 'exec');
   leaf(cli, program, 'attach', rowNamed('terminal.open'));
   addCp(cli, program);
+  portLeaf(cli, program);
   leaf(cli, program, 'up', rowNamed('vm.up'));
   leaf(cli, program, 'logs', rowNamed('vm.logs'));
   leaf(cli, program, 'top', rowNamed('vm.top'));

@@ -64,6 +64,13 @@ export const STREAMS: Record<string, Show> = {
     each(cli, cli.nexus.build.logs({ build: text(build), ...rest }), rest.follow === true ? jobLine : buildLine),
   'exec.attach': attachCommand,
   'fs.list': (cli, { vm, path }) => listFiles(cli, cli.nexus.fs.list({ vm: text(vm), path: text(path) })),
+  'port.open': async (cli, { vm, port, host }) =>
+    (await import('./port.ts')).portPipe(
+      cli,
+      text(vm),
+      Number(port),
+      host === '::1' || host === '127.0.0.1' ? host : undefined,
+    ),
   'terminal.open': async (cli, input) => (await import('./terminal.ts')).attachTerminal(cli, input),
   'fs.watch': (cli, { vm, path, ...rest }) =>
     each(cli, cli.nexus.fs.watch({ vm: text(vm), path: text(path), ...rest }), changeLine),

@@ -15,6 +15,7 @@ export const NOUNS: Record<string, readonly [string, string]> = {
   exec: ['command', 'commands'],
   fs: ['file', 'files'],
   terminal: ['terminal', 'terminals'],
+  port: ['port', 'ports'],
   job: ['job', 'jobs'],
   event: ['event', 'events'],
 };

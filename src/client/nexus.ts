@@ -34,6 +34,7 @@ export class Nexus implements Nouns, AsyncDisposable {
   readonly exec: Verbs<'exec'>;
   readonly fs: Verbs<'fs'>;
   readonly terminal: Verbs<'terminal'>;
+  readonly port: Verbs<'port'>;
   readonly job: Verbs<'job'>;
   readonly event: Verbs<'event'>;
   readonly #transport: Transport;
@@ -55,6 +56,7 @@ export class Nexus implements Nouns, AsyncDisposable {
     this.exec = noun(transport, 'exec');
     this.fs = noun(transport, 'fs');
     this.terminal = noun(transport, 'terminal');
+    this.port = noun(transport, 'port');
     this.job = noun(transport, 'job');
     this.event = noun(transport, 'event');
   }

@@ -10,6 +10,7 @@ import type { Host } from './host.ts';
 import { imageHandlers } from './image.ts';
 import { jobHandlers } from './job.ts';
 import { kernelHandlers } from './kernel.ts';
+import { portHandlers } from './port.ts';
 import { providerHandlers } from './provider.ts';
 import { rootfsHandlers } from './rootfs.ts';
 import { templateHandlers } from './template.ts';
@@ -31,6 +32,7 @@ export const makeHandlers = (host: Host): Handlers => ({
   ...execHandlers(host),
   ...fsHandlers(host),
   ...terminalHandlers(host),
+  ...portHandlers(host),
   ...jobHandlers(host),
   ...eventHandlers(host),
 });

@@ -13,7 +13,7 @@ import type { WebSocket } from 'ws';
 import { Fault } from '../api/fault.ts';
 import type { AnyOp } from '../api/ops.ts';
 import type { Talk } from '../core/handler.ts';
-import { raced } from '../lib/deadline.ts';
+import { raced, withDeadline } from '../lib/deadline.ts';
 import { explain } from './input.ts';
 
 const HOLD_MOST = 256 * 1024;
@@ -21,6 +21,7 @@ const FRAME_MOST = 1024 * 1024;
 const TEXT_MOST = 64 * 1024;
 /** How long the client may take to say goodbye. */
 const CLOSE_MS = 5000;
+const LAST_MS = 1000;
 const NORMAL = 1000;
 const FAILED = 1011;
 
@@ -102,8 +103,8 @@ const accept = async ({ request }: WebSocketOptions, { socket, head }: Upgrade):
 const converse = async (socket: WebSocket, talk: Talk<unknown, unknown>, o: WebSocketOptions): Promise<void> => {
   const closed = new Promise<void>(resolve => socket.once('close', () => resolve()));
   socket.on('error', () => {}); // close follows
-  socket.once('close', () => o.abort.abort(new Fault('canceled', 'The client went away.')));
-  listen(socket, talk, o);
+  const taken = listen(socket, talk, o);
+  socket.once('close', () => void farewell(o, taken()));
   const iterator = talk.output[Symbol.asyncIterator]();
   let code = NORMAL;
   try {
@@ -136,8 +137,14 @@ const send = async (socket: WebSocket, piece: unknown, signal: AbortSignal): Pro
   if (socket.bufferedAmount > HOLD_MOST) await raced(sent.promise, signal);
 };
 
-/** Hands the client's frames on, each when the one before was taken. */
-const listen = (socket: WebSocket, talk: Talk<unknown, unknown>, o: WebSocketOptions): void => {
+/** What came before the goodbye is still taken, if that does not last. */
+const farewell = async (o: WebSocketOptions, taken: Promise<void>): Promise<void> => {
+  await withDeadline('what the client said last', LAST_MS, taken).catch(() => {});
+  o.abort.abort(new Fault('canceled', 'The client went away.'));
+};
+
+/** Hands the client's frames on, each when the one before was taken. Gives the end of those so far. */
+const listen = (socket: WebSocket, talk: Talk<unknown, unknown>, o: WebSocketOptions): (() => Promise<void>) => {
   let waiting = 0;
   let last = Promise.resolve();
   socket.on('message', (data, binary) => {
@@ -152,6 +159,7 @@ const listen = (socket: WebSocket, talk: Talk<unknown, unknown>, o: WebSocketOpt
         if (waiting === 0 && socket.readyState === socket.OPEN) socket.resume();
       });
   });
+  return () => last;
 };
 
 const messageOf = ({ name, op }: WebSocketOptions, data: Buffer): unknown => {

@@ -19,6 +19,7 @@ import { Files } from './files.ts';
 import { type GuestState, Keeper, type KeeperOptions, type Settle } from './keeper.ts';
 import { Keys } from './keys.ts';
 import { checkId, outputRequest, runRequest, tailRequest } from './output_request.ts';
+import { openPort, type Port, type PortTarget } from './port.ts';
 import { refusal } from './refusal.ts';
 import { type OutputRequest, Requests } from './requests.ts';
 import { upload } from './upload.ts';
@@ -210,6 +211,17 @@ export class Guest implements AsyncDisposable {
     const place = await this.#bulk.take(2, this.#requests.bounded(signal));
     const output = await this.#output(request, signal, () => place[Symbol.dispose]());
     return { output, keys: new Keys(this.#requests, output.id, output.over) };
+  }
+
+  /** Connects to a port of the guest's loopback. The signal breaks the connection off. */
+  async openPort(target: PortTarget, signal: AbortSignal): Promise<Port> {
+    const place = await this.#bulk.take(1, this.#requests.bounded(signal));
+    try {
+      return await openPort(this.#requests, target, () => place[Symbol.dispose](), signal);
+    } catch (error) {
+      place[Symbol.dispose]();
+      throw error;
+    }
   }
 
   /** Feeds a command's standard input and ends it. Resolves with the bytes that the guest took. */

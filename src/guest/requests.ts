@@ -53,6 +53,8 @@ export interface StreamRequest {
   what: string;
   headers: OutgoingHttpHeaders;
   body?: Buffer;
+  /** The body comes later, from whoever gets the stream. */
+  open?: boolean;
   refused: (status: number, body: Buffer) => Fault;
 }
 
@@ -176,7 +178,7 @@ export class Requests {
 
   async #open(link: Link, request: StreamRequest, signal: AbortSignal): Promise<Streamed> {
     const { body } = request;
-    const stream = link.request(request.headers, body === undefined);
+    const stream = link.request(request.headers, body === undefined && request.open !== true);
     const source = new Source(stream, link);
     const cancel = () => stream.close(http2.constants.NGHTTP2_CANCEL);
     signal.addEventListener('abort', cancel, { once: true });

@@ -78,6 +78,7 @@ func (s *Server) routes() {
 	s.mux.HandleFunc("POST /v1/exec/{id}/stdin", long(s.stdin))
 	s.mux.HandleFunc("POST /v1/exec/{id}/signal", s.signal)
 	s.mux.HandleFunc("POST /v1/exec/{id}/resize", s.resize)
+	s.mux.HandleFunc("POST /v1/port", long(s.port))
 	s.mux.HandleFunc("GET /v1/execs", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, 200, map[string]any{"execs": s.Execs.List()})
 	})

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -160,11 +161,14 @@ func typeInto(w http.ResponseWriter, r *http.Request, e *execs.Exec) {
 	defer done()
 	stop := context.AfterFunc(r.Context(), func() { _ = in.SetWriteDeadline(time.Unix(1, 0)) })
 	defer stop()
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200) // the writer waits for this before it sends
+	_ = http.NewResponseController(w).Flush()
 	n, err := feed(in, r.Body)
 	if err != nil {
 		panic(http.ErrAbortHandler)
 	}
-	answer(w, 200, map[string]int64{"bytes": n})
+	_ = json.NewEncoder(w).Encode(map[string]int64{"bytes": n})
 }
 
 func (s *Server) resize(w http.ResponseWriter, r *http.Request) {

@@ -113,7 +113,7 @@ func (g *guest) items() map[string]execs.Item {
 
 func TestTerminal(t *testing.T) {
 	g := newGuest(t)
-	id, body := spec(withTty, "sh", "-c", `trap 'echo size $(stty size)' WINCH; tty; stty size; echo $TERM >&2; while :; do if read -r l; then echo "<$l>"; elif [ $? -le 128 ]; then exit 3; fi; done`)
+	id, body := spec(withTty, "sh", "-c", `trap 'echo size $(stty size)' WINCH; tty; stty size; echo $TERM >&2; while [ "$l" != end ]; do read -r l && echo "<$l>"; done; exit 3`)
 	s := g.look(g.begin(context.Background(), "POST", "/v1/terminal", body))
 	s.until("24 80\r\nxterm-256color\r\n")
 	if !bytes.HasPrefix(s.seen, []byte("/dev/pts/")) {
@@ -151,7 +151,7 @@ func TestTerminal(t *testing.T) {
 	if i := g.items()[id]; !i.Tty || !i.Running || !strings.HasPrefix(i.Command, "sh -c trap") || i.StartedMs == 0 {
 		t.Errorf("%+v", i)
 	}
-	_, _ = two.Write([]byte{4}) // end of file, as a terminal has it
+	_, _ = io.WriteString(two, "end\n")
 	for range s.text {
 	}
 	if code := s.res.Trailer.Get("Nexus-Exit-Code"); code != "3" {
@@ -257,20 +257,17 @@ func TestTerminalThatReadsNothing(t *testing.T) {
 	g := newGuest(t)
 	id, body := spec(withTty, "sh", "-c", "stty raw -echo; echo set; sleep 100")
 	g.look(g.begin(context.Background(), "POST", "/v1/terminal", body)).until("set")
-	ctx, cancel := context.WithCancel(context.Background())
-	gone := make(chan error, wire.LongStreams)
+	var writers []*http.Response
 	for range wire.LongStreams - 1 {
-		go func() {
-			_, err := g.begin(ctx, "POST", "/v1/exec/"+id+"/stdin", zeros{})
-			gone <- err
-		}()
+		res, err := g.begin(context.Background(), "POST", "/v1/exec/"+id+"/stdin", zeros{})
+		if err != nil || res.StatusCode != 200 {
+			t.Fatal(res, err)
+		}
+		writers = append(writers, res)
 	}
 	time.Sleep(300 * time.Millisecond) // they wait
-	cancel()
-	for range wire.LongStreams - 1 {
-		if err := <-gone; err == nil {
-			t.Error("an answer to a writer that went away")
-		}
+	for _, res := range writers {
+		res.Body.Close()
 	}
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		if r := g.run(nil, "true"); r.status == 200 {
