@@ -317,6 +317,32 @@ test('a large file goes on where it stood when the guest or the daemon is lost a
   assert.deepEqual(await leftovers(), []);
 });
 
+test('on a terminal a copy shows how far it is, and Ctrl-C leaves nothing', { timeout: 120_000 }, async () => {
+  const typed = `'${process.execPath}' '${join(REPO, 'src/main.ts')}' nexusctl --socket '${socket()}' cp`;
+  const argv = ['script', '-qec', `stty cols 100; ${typed} '${guest('large')}' '${at('shown')}'`, '/dev/null'];
+  const { stdout } = await runAny(argv, { timeout_ms: 60_000 });
+  assert.match(stdout, /\r\u001b\[Kcopy {2}\[#*-*\] +\d+% {2}[\d.]+ \w+ of 192 MiB/);
+  assert.match(stdout, /\r\u001b\[K$/, 'the line is removed at the end');
+  await rm(at('shown'));
+  for (const [from, to] of [
+    [at('large'), guest('broken')],
+    [guest('large'), at('broken')],
+    [guest('.'), at('broken')],
+  ] as const) {
+    const script = `${typed} '${from}' '${to}' & p=$!; echo up; read x; kill -INT $p; wait $p; echo code $?`;
+    const input = new Readable({ read() {} });
+    const copying = runAny(['bash', '-c', `set -m; ${script}`], { input, timeout_ms: 60_000 });
+    await reached(/^\.nexus-cp-|\.part$/, 0);
+    input.push('\n');
+    input.push(null);
+    const said = await copying;
+    assert.match(said.stdout, /^up\ncode 130\n$/);
+    assert.match(said.stderr, /error: Copying was given up\.\n/);
+    await poll('the end of what was begun', 5000, async () => (await leftovers()).length === 0 || undefined);
+    assert.ok(!(await readdir(dir)).includes('broken'));
+  }
+});
+
 test('a VM that ends in the middle of a copy: a sentence, no part that looks whole', { timeout: 120_000 }, async () => {
   for (const args of [
     [at('large'), guest('lost')],
