@@ -68,7 +68,7 @@ test('every operation has a command, and its help comes from the contract', asyn
   );
   const create = await ctl(nobody, ['vm', 'create', '--help']);
   assert.match(create.stdout, /--memory <size>\s+\(default: 1 GiB\)/);
-  assert.match(create.stdout, /--root-size <size>\s+size of the root workspace; it is sparse\s+\(default: 8 GiB\)/);
+  assert.match(create.stdout, /--memory <size>\s+\(default: 1 GiB\)\s+--root-size <size>\s+size of the root workspace/);
 });
 
 test('flags become the input of the operation', async () => {
@@ -112,7 +112,7 @@ test('flags become the input of the operation', async () => {
   assert.deepEqual([job.code, job.stdout], [0, 'job_01k9zzzzzzzzzzzzzzzzzzzzzz\n']);
   assert.partialDeepStrictEqual(seen, [
     { name: 'web', memory_mib: 2048, root_size_bytes: 512 * 1024 * 1024, vcpus: 4, tags: { team: 'a', tier: 'b=c' } },
-    { name: 'web', memory_mib: 100, root_size_bytes: 8 * 1024 ** 3, vcpus: 2, restart: 'never', tags: {} },
+    { name: 'web', memory_mib: 100, vcpus: 2, restart: 'never', tags: {} },
   ]);
   assert.deepEqual(seen.slice(2), [
     { vm: 'web', timeout_ms: 90_000, force: true },

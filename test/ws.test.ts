@@ -4,6 +4,7 @@ import { readdir, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import process from 'node:process';
 import { test } from 'node:test';
+import { setTimeout } from 'node:timers/promises';
 import { Fault } from '../src/api/fault.ts';
 import { nothingLeft, rejects, staged, until } from './kit/behave.ts';
 
@@ -21,6 +22,9 @@ test('an empty disk and a clone: sizes, names, and no way to shrink', async () =
   await rejects(w.client.ws.create({ name: 'lost' }), 'invalid', /its size is missing/);
   await rejects(w.client.ws.create({ name: 'lost', image: 'nope' }), 'not_found');
   await rejects(w.client.ws.create({ name: 'lost', image: 'debian', size_bytes: SMALL }), 'invalid', /do not shrink/);
+  const small = /^Cannot create VM 'lost' with 16 MiB: image 'debian' has .*, and disks do not shrink\.$/;
+  await rejects(w.client.vm.create({ name: 'lost', image: 'debian', root_size_bytes: SMALL }), 'invalid', small);
+  assert.equal((await readdir(join(w.data_dir, 'workspaces'))).length, 1, 'nothing was copied');
   const image = await w.client.image.inspect({ image: 'debian' });
   const clone = await w.client.ws.create({ image: image.id, size_bytes: image.size_bytes + SMALL });
   assert.equal((await stat(disk(clone.id))).size, image.size_bytes + SMALL);
@@ -201,6 +205,28 @@ test('a VMM that does not take the length is no failure: the guest has it at its
   assert.equal((await stat(disk(vm.root_ws_id))).size, 64 * 1024 ** 3);
   await s.behave();
   await w.client.vm.delete({ vm: 'r' });
+  await nothingLeft(w);
+});
+
+test('a silent VMM that is to be told of a longer disk keeps nobody from deleting its VM', async () => {
+  await create('silent');
+  await w.client.ws.create({ name: 'read', size_bytes: SMALL });
+  await w.client.ws.attach({ ws: 'read', vm: 'silent', mount: '/read', read_only: true });
+  const told = await w.client.ws.update({ ws: 'read', size_bytes: 2 * SMALL });
+  assert.deepEqual([told.file_system, /can only read it/.test(told.notice ?? '')], ['not_mounted', true]);
+  await w.client.vm.start({ vm: 'silent' });
+  const { pid } = await w.client.vm.inspect({ vm: 'silent' });
+  assert.ok(pid !== null);
+  process.kill(pid, 'SIGSTOP');
+  const growing = w.client.ws.update({ ws: 'silent-root', size_bytes: 64 * 1024 ** 3 });
+  await setTimeout(200);
+  const before = performance.now();
+  await w.client.vm.delete({ vm: 'silent' });
+  assert.ok(performance.now() - before < 7000, 'sooner than the VMM is given up');
+  const grown = await growing;
+  assert.equal(grown.file_system, 'at_next_start');
+  assert.match(grown.notice ?? '', /ended by vm\.delete/);
+  await w.client.ws.remove({ ws: 'read' });
   await nothingLeft(w);
 });
 

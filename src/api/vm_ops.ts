@@ -30,8 +30,8 @@ export const vmOps = {
       memory_mib: chosen.memory_mib.default(1024),
       root_size_bytes: Bytes.min(16 * 1024 * 1024)
         .max(64 * 1024 ** 4)
-        .default(8 * 1024 ** 3)
-        .describe('size of the root workspace; it is sparse'),
+        .optional()
+        .describe("size of the root workspace, which is sparse; default: 8 GiB, or the image's own where that is more"),
       kernel: Ref.optional().describe('ID or version; default: the newest kernel at each start'),
       ws: Ref.optional().describe('an existing workspace as root disk instead of a new one'),
       restart: chosen.restart.default('never'),

@@ -11,7 +11,10 @@ import type { Host } from './host.ts';
 import { newId } from './ids.ts';
 import { tellState } from './move.ts';
 import { takeWs, useAsset } from './using.ts';
-import { blankWs, CLONE_MS } from './ws_make.ts';
+import { blankWs, CLONE_MS, refuseTooSmall } from './ws_make.ts';
+
+/** Of a root, where the image is not longer. It is sparse. */
+const ROOT_BYTES = 8 * 1024 ** 3;
 
 export const createVm = async (host: Host, input: OpIn<'vm.create'>, _actor: string): Promise<Vm> => {
   if ((await host.store.findVm(input.name)) !== undefined) {
@@ -54,16 +57,18 @@ const createWithImage = async (
       hint: 'nexusctl rootfs download debian 12, then nexusctl image build base --rootfs debian:12',
     });
   }
+  const size_bytes = input.root_size_bytes ?? Math.max(ROOT_BYTES, image.size_bytes);
+  refuseTooSmall(`VM '${input.name}'`, image, size_bytes);
   using _used = await useAsset(host, image, needImage);
   const ws_id = newId('ws');
   using _making = host.uses.use(ws_id);
   const ws: Workspace = {
-    ...blankWs(ws_id, await rootName(host, input.name, ws_id), input.root_size_bytes),
+    ...blankWs(ws_id, await rootName(host, input.name, ws_id), size_bytes),
     image_id: image.id,
     ...{ vm_id: id, role: 'root', position: 0, owned: true },
   };
   const deadline = AbortSignal.any([AbortSignal.timeout(CLONE_MS), host.closing]);
-  await host.step('create.clone', () => host.disks.clone(image.id, ws_id, input.root_size_bytes, deadline));
+  await host.step('create.clone', () => host.disks.clone(image.id, ws_id, size_bytes, deadline));
   try {
     const vm = { ...blank(input, id, kernel_id), image_id: image.id, root_ws_id: ws_id };
     const inserted = await host.step('create.insert', () => host.store.insertVm(vm, { ws, ...uidOption(host) }));

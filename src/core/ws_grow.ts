@@ -2,15 +2,16 @@
  * A longer disk: its file, its record, and where the VM runs, what the VMM and the guest see of it.
  *
  * INVARIANTS: the file is never shorter than the record says. From the record on nothing makes the deed fail: what the running guest
- * does not get now it gets at its next start, and the answer says so.
+ * does not get now it gets at its next start, and the answer says so. Nobody who stops or deletes the VM waits for a silent VMM or guest.
  */
 import { Fault } from '../api/fault.ts';
 import type { OpIn } from '../api/ops.ts';
 import { VM_VERBS } from '../api/vm_state.ts';
 import type { Workspace, WsGrown } from '../api/ws.ts';
+import { withDeadline } from '../lib/deadline.ts';
 import { formatBytes } from '../lib/size.ts';
 import type { VmRecord } from '../store/store.ts';
-import { lockVm, needVm, needWs } from './find.ts';
+import { lockVm, named, needVm, needWs } from './find.ts';
 import type { Host, Live } from './host.ts';
 import { liveOf } from './live.ts';
 import { takeWs } from './using.ts';
@@ -29,14 +30,17 @@ export const growWs = async (host: Host, input: OpIn<'ws.update'>): Promise<WsGr
     return { ...(await lengthen(host, ws, input.size_bytes)), file_system: 'at_next_start' };
   }
   const vm = await needVm(host, ws.vm_id);
-  await using _held = await lockVm(host, vm, 'attach', 'ws.update');
+  await using held = await lockVm(host, vm, 'attach', 'ws.update');
   const now = await needVm(host, vm.id);
   refuseState(ws, now);
   if ((await needWs(host, ws.id)).vm_id !== vm.id)
     throw new Fault('bad_state', `Workspace '${ws.name}' is not attached to VM '${vm.name}' any more.`);
   const longer = await lengthen(host, ws, input.size_bytes);
   const live = now.state === 'running' ? liveOf(host, vm.id) : undefined;
-  return { ...longer, ...(live === undefined ? later(longer) : await tellGuest(host, live, longer)) };
+  return {
+    ...longer,
+    ...(live === undefined ? later(longer) : await tellGuest(host, now, { live, ws: longer, signal: held.signal })),
+  };
 };
 
 const refuseShorter = ({ name, size_bytes: has }: Workspace, size_bytes: number): void => {
@@ -59,21 +63,39 @@ const lengthen = async (host: Host, { id, name, size_bytes: had }: Workspace, si
   return host.step('grow.record', () => host.store.resizeWs(id, size_bytes));
 };
 
-/** What the agent mounts it grows. */
-const later = ({ role, mount }: Workspace): Fate =>
-  role === 'root' || mount !== null ? { file_system: 'at_next_start' } : { file_system: 'not_mounted' };
+const READ_ONLY: Fate = {
+  file_system: 'not_mounted',
+  notice: 'Its guest can only read it: the file system grows when it is attached without --read-only.',
+};
 
-const tellGuest = async (host: Host, { machine, guest }: Live, ws: Workspace): Promise<Fate> => {
+/** What the agent mounts writable it grows. */
+const later = ({ role, mount, read_only }: Workspace): Fate => {
+  if (role !== 'root' && mount === null) return { file_system: 'not_mounted' };
+  return read_only ? READ_ONLY : { file_system: 'at_next_start' };
+};
+
+interface Told {
+  live: Live;
+  ws: Workspace;
+  /** Of the lock of its VM. */
+  signal: AbortSignal;
+}
+
+const tellGuest = async (host: Host, vm: VmRecord, { live, ws, signal }: Told): Promise<Fate> => {
+  const { machine, guest } = live;
   const position = ws.position ?? 0;
+  const limit = AbortSignal.any([AbortSignal.timeout(GUEST_MS), host.closing, signal]);
   try {
-    await host.step('grow.machine', () => machine.resizeDisk(position, ws.size_bytes));
-    const limit = AbortSignal.any([AbortSignal.timeout(GUEST_MS), host.closing]);
+    await host.step('grow.machine', () =>
+      withDeadline('the answer of the VMM', GUEST_MS, machine.resizeDisk(position, ws.size_bytes), limit),
+    );
+    if (ws.read_only) return later(ws);
     await guest.growDisk(deviceName(position), ws.size_bytes, limit);
     return { file_system: 'grown' };
   } catch (error) {
     host.log.warn({ err: error, vm: ws.vm_id, ws: ws.id }, 'a running guest does not get the new length of a disk');
     if (error instanceof Fault && error.code === 'bad_state') return { file_system: 'not_mounted' };
-    return { file_system: 'at_next_start', notice: whyNot(error) };
+    return { file_system: 'at_next_start', notice: whyNot(named(vm, error)) };
   }
 };
 

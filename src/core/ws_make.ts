@@ -1,7 +1,9 @@
 /** New workspaces: a disk first, then its record. */
 import { Fault } from '../api/fault.ts';
+import type { Image } from '../api/image.ts';
 import type { OpIn } from '../api/ops.ts';
 import type { Workspace } from '../api/ws.ts';
+import { formatBytes } from '../lib/size.ts';
 import { needImage } from './find.ts';
 import type { Host } from './host.ts';
 import { newId } from './ids.ts';
@@ -17,6 +19,14 @@ export const freeName = async (host: Host, id: string, name: string | undefined)
   return name;
 };
 
+/** Before anything is copied. `what` completes "Cannot create …". */
+export const refuseTooSmall = (what: string, image: Image, size_bytes: number): void => {
+  if (size_bytes >= image.size_bytes) return;
+  const [wish, has] = [size_bytes, image.size_bytes].map(formatBytes);
+  const why = `image '${image.name}' has ${has}, and disks do not shrink`;
+  throw new Fault('invalid', `Cannot create ${what} with ${wish}: ${why}.`);
+};
+
 export const createWs = async (host: Host, input: OpIn<'ws.create'>): Promise<Workspace> => {
   const id = newId('ws');
   const name = await freeName(host, id, input.name);
@@ -30,6 +40,7 @@ export const createWs = async (host: Host, input: OpIn<'ws.create'>): Promise<Wo
       hint: 'give --size, e.g. --size 8G',
     });
   }
+  if (image !== null) refuseTooSmall(`workspace '${name}'`, image, size_bytes);
   const label = input.format === 'none' ? undefined : name;
   using _making = host.uses.use(id);
   using _used = image === null ? undefined : await useAsset(host, image, needImage);
