@@ -117,7 +117,7 @@ const sample = async (root: string): Promise<void> => {
   await writeFile(Buffer.concat([Buffer.from(`${root}/sub/by`), Buffer.from([0xff, 0xfe])]), 'bytes');
   await chmod(join(root, 'sub/file'), 0o751);
   await symlink('../no/where', join(root, 'sub/link'));
-  await symlink('/etc', join(root, 'etc'));
+  await symlink('/etc/hostname', join(root, 'etc'));
   const sparse = await open(join(root, 'sparse'), 'w');
   await sparse.write('x', 9 * MIB);
   await sparse.truncate(20 * MIB);
@@ -141,7 +141,10 @@ test('a tree goes in and comes out as it was: names, modes, times, links, holes'
   await rm(at('in/src'), { recursive: true });
   await writeFile(at('in/sub/more'), 'stays');
   await cp(`${at('src')}/.`, guest('in')); // what is in it, over what is there
-  assert.deepEqual([await readFile(at('in/sub/more'), 'utf8'), await readlink(at('in/etc'))], ['stays', '/etc']);
+  assert.deepEqual(
+    [await readFile(at('in/sub/more'), 'utf8'), await readlink(at('in/etc'))],
+    ['stays', '/etc/hostname'],
+  );
   await rm(at('out'), { recursive: true });
   await mkdir(at('out/sub'), { recursive: true });
   await writeFile(at('out/sub/more'), 'stays');

@@ -36,7 +36,7 @@ func Import(path string, body io.Reader) (Taken, error) {
 	}
 	defer unix.Close(root)
 	noted := &noting{r: body}
-	t := &tree{root: root, fd: -1, archive: tar.NewReader(noted)}
+	t := &tree{root: root, fd: -1, archive: tar.NewReader(noted), owners: os.Geteuid() == 0}
 	defer t.leave()
 	err = t.all()
 	if err == nil {
@@ -153,8 +153,10 @@ func (t *tree) make(h *tar.Header, dir int, temp string) error {
 			return err
 		}
 	}
-	if err := unix.Fchownat(dir, temp, h.Uid, h.Gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return err
+	if t.owners {
+		if err := unix.Fchownat(dir, temp, h.Uid, h.Gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return err
+		}
 	}
 	if h.Typeflag != tar.TypeSymlink { // its name was made a moment ago, by us and at random
 		if err := unix.Fchmodat(dir, temp, uint32(h.Mode&0o7777), 0); err != nil {
@@ -189,8 +191,10 @@ func (t *tree) regular(h *tar.Header, dir int, temp string) error {
 
 // dress gives an open file or directory its owner, attributes, mode and time.
 func (t *tree) dress(h *tar.Header, fd int) error {
-	if err := unix.Fchown(fd, h.Uid, h.Gid); err != nil {
-		return err
+	if t.owners {
+		if err := unix.Fchown(fd, h.Uid, h.Gid); err != nil {
+			return err
+		}
 	}
 	for key, value := range h.PAXRecords {
 		name, ok := strings.CutPrefix(key, "SCHILY.xattr.")

@@ -18,6 +18,8 @@ type tree struct {
 	later   []*tar.Header
 	taken   Taken
 	archive *tar.Reader
+	// owners is false for an agent that is not root, as in tests: like tar it then gives no file away.
+	owners bool
 }
 
 // parts are the names of a path in an archive.
