@@ -53,6 +53,7 @@ const ELSEWHERE: [command: RegExp, file: string, words: string][] = [
   [/^nexusctl exec -i -t box -- sh$/, 'test/terminal.test.ts', '$CTL exec -i -t box -- sh '],
   [/^nexusctl execs list box$/, 'test/exec-attach.test.ts', "'execs', 'list', 'box'"],
   [/^nexusctl execs attach box exec_\w+$/, 'test/exec-attach.test.ts', "'execs', 'attach', 'box', exec"],
+  [/^nexusctl run debian:12 -- uname -a$/, 'test/run.test.ts', "'debian:12', '--', 'uname', '-a'"],
   [/^nexusctl kernel download --provider debian$/, 'test/kit/world.ts', 'kernel.download('],
   [/^nexusctl rootfs download debian 12$/, 'test/kit/world.ts', 'rootfs.download('],
   [/^nexusctl kernel download 6\.18\.9$/, 'test/assets-forms.test.ts', "'kernel', 'download', '6.18.9')"],

@@ -89,6 +89,22 @@ export const imageOps = {
     args: ['name'],
     tool: true,
   }),
+  'image.ensure': op({
+    method: 'POST',
+    path: '/v1/images/ensure',
+    summary:
+      'Have an image: by its name, of a template, or of a root file system; what is missing is downloaded and built',
+    input: z.strictObject({
+      image: Ref.describe('name or ID of an image, or a template, or distro:version such as debian:12'),
+    }),
+    output: z.strictObject({
+      image_id: id('img').nullable().describe('it is there'),
+      job: Job.nullable().describe('it is being made: the result of this job'),
+    }),
+    errors: ['not_found', 'invalid', 'exists', 'busy', 'unsupported', 'no_room'],
+    args: ['image'],
+    tool: true,
+  }),
   'image.list': op({
     method: 'GET',
     path: '/v1/images',

@@ -79,6 +79,7 @@ export const Vm = z.strictObject({
   state: VmState,
   guest: GuestState.nullable(),
   ...chosen,
+  ephemeral: z.boolean().describe('it is deleted when nobody holds it'),
   image_id: z.string().nullable(),
   kernel_id: z.string().nullable().describe('null: the newest kernel at the time of a start'),
   root_ws_id: z.string().nullable(),

@@ -18,6 +18,10 @@ const StartedVm = z.strictObject({
   notice: z.string().optional().describe('what is worth knowing of this host, for people; said once'),
 });
 
+const VmHoldMessage = z
+  .strictObject({ type: z.literal('held') })
+  .describe('from now on, as long as the stream is open');
+
 export const vmOps = {
   'vm.create': op({
     method: 'POST',
@@ -41,6 +45,10 @@ export const vmOps = {
       disk_rate_ops: chosen.disk_rate_ops.default(null),
       vmm: chosen.vmm.default(null),
       tags: chosen.tags.default({}),
+      ephemeral: z
+        .boolean()
+        .default(false)
+        .describe('delete it when nobody holds it (vm.hold), the first time 15 s after it was made'),
     }),
     output: Vm,
     errors: ['invalid', 'not_found', 'exists', 'in_use', 'no_room'],
@@ -187,6 +195,16 @@ export const vmOps = {
     args: ['vm'],
     tool: true,
   }),
+  'vm.hold': op({
+    method: 'POST',
+    path: '/v1/vms/:vm/hold',
+    summary: 'Hold an ephemeral VM: it is deleted when the last stream of this kind has ended',
+    input: VmRef,
+    output: VmHoldMessage,
+    errors: ['not_found', 'invalid'],
+    args: ['vm'],
+    stream: 'sse',
+  }),
   'vm.history': op({
     method: 'GET',
     path: '/v1/vms/:vm/history',
@@ -217,6 +235,7 @@ export const blankVm = (input: NewVmInput, id: string, created_at_ms: number): O
   disk_rate_ops: input.disk_rate_ops,
   vmm: input.vmm,
   tags: input.tags,
+  ephemeral: input.ephemeral,
   image_id: null,
   kernel_id: null,
   root_ws_id: null,

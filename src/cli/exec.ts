@@ -108,6 +108,8 @@ const failed = (run: Running, error: unknown): number => {
 export interface Way {
   interactive: boolean;
   tty: boolean;
+  /** What becomes of it when somebody leaves its terminal; default: it goes on. */
+  when_left?: string;
 }
 
 export const execCommand = async (cli: Cli, input: Record<string, unknown>, way: Way): Promise<void> => {
@@ -115,7 +117,7 @@ export const execCommand = async (cli: Cli, input: Record<string, unknown>, way:
   const { vm, argv, tty: _flag, ...rest } = input;
   const words = Array.isArray(argv) ? argv.map(String) : [];
   const run: Running = { cli, vm: String(vm), exec: undefined, abort: new AbortController(), left: EXIT_INT };
-  if (interactive && way.tty && !cli.json) return onTerminal(run, { vm: run.vm, argv: words, ...rest });
+  if (interactive && way.tty && !cli.json) return onTerminal(run, { vm: run.vm, argv: words, ...rest }, way);
   cli.onBrokenPipe = () => {
     run.left = 141;
     run.parting ??= tell(run, 'TERM').finally(() => run.abort.abort()); // as SIGPIPE would end it here
@@ -135,10 +137,10 @@ export const execCommand = async (cli: Cli, input: Record<string, unknown>, way:
   }
 };
 
-const onTerminal = async (run: Running, args: OpArgs<'exec.run'>): Promise<void> => {
+const onTerminal = async (run: Running, args: OpArgs<'exec.run'>, way: Way): Promise<void> => {
   try {
     const { execOnTerminal } = await import('./terminal.ts');
-    run.cli.code = await execOnTerminal(run.cli, args);
+    run.cli.code = await execOnTerminal(run.cli, args, way.when_left);
   } catch (error) {
     run.cli.code = failed(run, error);
   }

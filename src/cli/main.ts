@@ -13,14 +13,14 @@ const firstWord = (argv: readonly string[]): number => {
   return -1;
 };
 
-/** Where the words of `exec` (or `execs run`) begin, or -1. */
+/** Where the words of `exec` (or `execs run`, or `run`) begin, or -1. */
 const execWords = (argv: readonly string[], first: number): number => {
-  if (argv[first] === 'exec') return first + 1;
+  if (argv[first] === 'exec' || argv[first] === 'run') return first + 1;
   return argv[first] === 'execs' && argv[first + 1] === 'run' ? first + 2 : -1;
 };
 
-const execCommandOf = (program: Command): Command | undefined =>
-  program.commands.find(c => c.name() === 'exec') ??
+const execCommandOf = (program: Command, word: string | undefined): Command | undefined =>
+  program.commands.find(c => c.name() === (word === 'run' ? 'run' : 'exec')) ??
   program.commands.find(c => c.name() === 'execs')?.commands.find(c => c.name() === 'run');
 
 /** Runs one command and gives its exit code. */
@@ -31,7 +31,7 @@ export const main = async (argv: readonly string[]): Promise<number> => {
   const program = makeProgram(cli, argv[first]);
   const start = execWords(argv, first);
   try {
-    const command = start < 0 ? undefined : execCommandOf(program);
+    const command = start < 0 ? undefined : execCommandOf(program, argv[first]);
     const takesValue = (flag: string) =>
       command?.options.some(o => o.required && (o.short === flag || o.long === flag)) ?? false;
     const words = start < 0 ? argv : [...argv.slice(0, start), ...splitCommand(argv.slice(start), takesValue)];

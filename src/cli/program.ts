@@ -5,6 +5,7 @@ import { TABLE } from '../api/table.ts';
 import type { Cli } from './cli.ts';
 import { addInputs, camel, inputOf, kebab } from './flags.ts';
 import { runRow } from './run.ts';
+import { runInputs } from './run_inputs.ts';
 import { DESTRUCTIVE, NOUN_ALIASES, NOUNS, VERB_ALIASES } from './words.ts';
 
 /** Commands by hand of these names; so the nouns are called by their plurals. */
@@ -161,8 +162,29 @@ const addCp = (cli: Cli, program: Command): void => {
   });
 };
 
+const addRun = (cli: Cli, program: Command): void => {
+  const row = runInputs(rowNamed('exec.run'), rowNamed('vm.create'));
+  const command = program.command('run').summary(row.summary);
+  command
+    .description(
+      'Run a command in a VM that is made for it, and deleted with its disk when the command has ended.\nThe image is downloaded and built where it is missing. Exit codes are those of exec.',
+    )
+    .usage('[options] IMAGE [--] COMMAND [ARG...]')
+    .showHelpAfterError('hint: nexusctl run --help')
+    .option('-i, --interactive', 'pass standard input to the command')
+    .option('-t, --tty', 'give the command a terminal; with -i it is this one');
+  addInputs(command, row);
+  addGlobals(command);
+  acts(cli, command, async (positionals, options) => {
+    const { runOnce } = await import('./run_once.ts');
+    const way = { interactive: options.interactive === true, tty: options.tty === true };
+    await runOnce(cli, inputOf(row, positionals, options), way);
+  });
+};
+
 const addByHand = (cli: Cli, program: Command): void => {
   execLeaf(cli, program, 'exec');
+  addRun(cli, program);
   leaf(cli, program, 'attach', rowNamed('terminal.open'));
   addCp(cli, program);
   portLeaf(cli, program);

@@ -57,6 +57,7 @@ const text = (value: unknown): string => String(value);
 
 /** How each streaming operation is shown; `exec.run` has a command of its own. */
 export const STREAMS: Record<string, Show> = {
+  'vm.hold': (cli, { vm }) => each(cli, cli.nexus.vm.hold({ vm: text(vm) }), () => note('Held until this ends.\n')),
   'vm.logs': (cli, { vm, ...rest }) => each(cli, cli.nexus.vm.logs({ vm: text(vm), ...rest }), logLine),
   'vm.top': (cli, input) => showTop(cli, cli.nexus.vm.top(input)),
   'job.log': (cli, { job }) => each(cli, cli.nexus.job.log({ job: text(job) }), jobLine),

@@ -160,7 +160,7 @@ export const attachTerminal = async (cli: Cli, input: Record<string, unknown>): 
 };
 
 /** A command on this terminal: it is run, then attached to as any other. */
-export const execOnTerminal = async (cli: Cli, args: OpArgs<'exec.run'>): Promise<number> => {
+export const execOnTerminal = async (cli: Cli, args: OpArgs<'exec.run'>, back?: string): Promise<number> => {
   needTerminal('run a command on a terminal');
   const size = sizeHere();
   const started = new AbortController();
@@ -171,5 +171,5 @@ export const execOnTerminal = async (cli: Cli, args: OpArgs<'exec.run'>): Promis
   const talk = await cli.nexus.terminal.open({ vm: args.vm, exec, ...size });
   messages.next().catch(() => {}); // it has served; the other reader is there
   started.abort(new Fault('canceled', 'The terminal is attached.'));
-  return codeOf(await sit(talk), `it goes on, and nexusctl attach ${args.vm} --exec ${exec} comes back to it.`);
+  return codeOf(await sit(talk), back ?? `it goes on, and nexusctl attach ${args.vm} --exec ${exec} comes back to it.`);
 };

@@ -8,6 +8,7 @@ import { formatBytes } from '../lib/size.ts';
 import { agreed, type Cli, fail, note, onTerminal, out } from './cli.ts';
 import { exportTree, readFile, writeFile } from './fs.ts';
 import { inspectText } from './inspect.ts';
+import { jobStarted } from './job.ts';
 import { json, table } from './show.ts';
 
 type View = (cli: Cli, input: Record<string, unknown>, options: Record<string, unknown>) => Promise<void>;
@@ -56,6 +57,11 @@ export const VIEWS: Record<string, View> = {
     const build = await cli.nexus.build.trigger({ template: String(template) });
     out(cli.json ? json(build) : `${build.id}\n`);
     if (!cli.json) note(`It makes image '${build.image_name}'; nexusctl build logs -f ${build.id} follows it.\n`);
+  },
+  'image.ensure': async (cli, { image }) => {
+    const { image_id, job } = await cli.nexus.image.ensure({ image: String(image) });
+    if (job !== null) return jobStarted(cli, job, false);
+    out(cli.json ? json({ image_id }) : `${image_id}\n`);
   },
   'vm.inspect': async (cli, { vm }) => {
     const seen = await cli.nexus.vm.inspect({ vm: String(vm) });

@@ -12,6 +12,8 @@ import { readText, type Transport } from './transport.ts';
 export interface CallOptions {
   /** Aborting ends the request; a plain operation goes on in the daemon. */
   signal?: AbortSignal | undefined;
+  /** Of a stream: from its first message on it does not keep this process alive. */
+  unref?: boolean | undefined;
 }
 
 export interface UploadOptions extends CallOptions {
@@ -95,9 +97,12 @@ export async function* streamWith(
   args: Record<string, unknown>,
   options: CallOptions = {},
 ): AsyncGenerator<unknown, void> {
-  const { signal } = options;
+  const { signal, unref } = options;
   const message = await transport.send({ ...outgoing(rowOf(name), args), accept: 'text/event-stream', signal });
-  yield* readSse(message, transport.socket, signal);
+  for await (const one of readSse(message, transport.socket, signal)) {
+    if (unref === true) message.socket.unref();
+    yield one;
+  }
 }
 
 const downloadWith = async (

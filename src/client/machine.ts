@@ -1,5 +1,11 @@
-/** A VM for as long as a scope lasts: made, started, and deleted at its end. */
+/**
+ * A VM for as long as a scope lasts: made, started, and deleted at its end.
+ *
+ * INVARIANTS: the VM is ephemeral. As long as this process lives and has not deleted it, it is held; a hold that is lost with its
+ * daemon is asked for again. So a process that is killed leaves no VM either.
+ */
 import type { Readable } from 'node:stream';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { Fault } from '../api/fault.ts';
 import type { FsEntry, FsWatchMessage } from '../api/fs.ts';
 import type { OpArgs, OpOut } from '../api/ops.ts';
@@ -16,7 +22,7 @@ export interface MachineCalls {
   readonly terminal: Verbs<'terminal'>;
 }
 
-export interface MachineOptions extends Omit<OpArgs<'vm.create'>, 'name'>, CallOptions {
+export interface MachineOptions extends Omit<OpArgs<'vm.create'>, 'name' | 'ephemeral'>, CallOptions {
   /** Default: one that nobody has. */
   name?: string | undefined;
   /** How long its guest may take to answer. */
@@ -92,9 +98,41 @@ const remove = async ({ vm }: MachineCalls, id: string): Promise<void> => {
   }
 };
 
-const machineOf = (calls: MachineCalls, vm: OpOut<'vm.start'>): Machine => {
+/** How long until a hold is asked for again. */
+const AGAIN_MS = 500;
+
+/** Holds it until disposed of. Resolves when it is held. */
+const hold = async ({ vm }: MachineCalls, id: string): Promise<Disposable> => {
+  const over = new AbortController();
+  const { signal } = over;
+  const held = Promise.withResolvers<void>();
+  const holding = async () => {
+    while (!signal.aborted) {
+      try {
+        for await (const _ of vm.hold({ vm: id }, { signal, unref: true })) held.resolve();
+      } catch (error) {
+        held.reject(error);
+        if (error instanceof Fault && error.code === 'not_found') return;
+      }
+      await sleep(AGAIN_MS, undefined, { signal, ref: false }).catch(() => {});
+    }
+  };
+  void holding();
+  try {
+    await held.promise;
+  } catch (error) {
+    over.abort();
+    throw error;
+  }
+  return { [Symbol.dispose]: () => over.abort() };
+};
+
+const machineOf = (calls: MachineCalls, vm: OpOut<'vm.start'>, held: Disposable): Machine => {
   const { id, name } = vm;
-  const end = () => remove(calls, id);
+  const end = async () => {
+    await remove(calls, id);
+    held[Symbol.dispose]();
+  };
   return {
     id,
     name,
@@ -114,17 +152,17 @@ export const freshName = (stem: string): string => `${stem}-${crypto.randomUUID(
 export const openMachine = async (calls: MachineCalls, options: MachineOptions): Promise<Machine> => {
   const { name = freshName('box'), timeout_ms, signal, ...chosen } = options;
   signal?.throwIfAborted();
-  const { id } = await calls.vm.create({ name, ...chosen }); // an abort in the middle would leave it
+  const { id } = await calls.vm.create({ name, ...chosen, ephemeral: true }); // not aborted: its ID is needed
+  let held: Disposable | undefined;
   try {
-    return machineOf(calls, await calls.vm.start({ vm: id, timeout_ms }, { signal }));
+    held = await hold(calls, id);
+    return machineOf(calls, await calls.vm.start({ vm: id, timeout_ms }, { signal }), held);
   } catch (error) {
-    await remove(calls, id).catch((later: unknown) => {
-      throw new SuppressedError(
-        later,
-        error,
-        `VM '${name}' could not be started, and is left: it could not be deleted.`,
-      );
-    });
+    await remove(calls, id)
+      .catch((later: unknown) => {
+        throw new SuppressedError(later, error, `VM '${name}' could not be started, nor deleted at once.`);
+      })
+      .finally(() => held?.[Symbol.dispose]());
     throw error;
   }
 };

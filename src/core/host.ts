@@ -14,6 +14,7 @@ import type { Console } from '../vmm/console.ts';
 import type { Machine, Vmms } from '../vmm/machine.ts';
 import type { Downloads } from './downloads.ts';
 import type { Events } from './events.ts';
+import type { Holds } from './holds.ts';
 import type { JobRunner } from './jobs.ts';
 import type { Metrics } from './metrics.ts';
 import type { Paths } from './paths.ts';
@@ -55,6 +56,8 @@ export interface Host {
   /** Alarms of the starts that the daemon owes. */
   readonly restarts: Restarts;
   readonly restart_times: RestartTimes;
+  /** Who holds ephemeral VMs. */
+  readonly holds: Holds;
   readonly agent: AgentFiles;
   /** First host uid of VMMs where the daemon is root; null: VMMs run as the daemon's own user. */
   readonly first_host_uid: number | null;

@@ -4,6 +4,7 @@ import type { OpIn } from '../api/ops.ts';
 import type { Rootfs } from '../api/rootfs.ts';
 import { usualAsset } from './asset.ts';
 import { startBuild } from './building.ts';
+import { ensureImage } from './ensure.ts';
 import { needImage, needRootfs } from './find.ts';
 import type { HandlersOf } from './handler.ts';
 import type { Host } from './host.ts';
@@ -14,6 +15,7 @@ import { removeImage } from './image_remove.ts';
 
 export const imageHandlers = (host: Host): HandlersOf<'image'> => ({
   'image.build': (_ctx, input) => buildPlain(host, input),
+  'image.ensure': (ctx, { image }) => ensureImage(host, image, ctx.actor),
   'image.list': () => listImages(host),
   'image.inspect': async (_ctx, { image }) => inspectImage(host, await needImage(host, image)),
   'image.import': async (_ctx, input) => {

@@ -25,7 +25,7 @@ import { waitVm } from './wait.ts';
 
 type UpInput = OpIn<'vm.up'>;
 
-interface Goal extends Pick<UpInput, 'rootfs'> {
+export interface Goal extends Pick<UpInput, 'rootfs'> {
   /** Of the VM. */
   name: string;
   /** Of the template. */
@@ -34,7 +34,7 @@ interface Goal extends Pick<UpInput, 'rootfs'> {
 
 type Found = { id: string; detail: string } | undefined;
 
-interface Step {
+export interface Step {
   what: UpStep['what'];
   /** What will be done. */
   will(goal: Goal): string;
@@ -43,7 +43,7 @@ interface Step {
   make(host: Host, goal: Goal & { input: UpInput; actor: string }, job: JobContext, temp: string): Promise<string>;
 }
 
-const goalOf = ({ rootfs, name }: Pick<UpInput, 'rootfs' | 'name'>): Goal => {
+export const goalOf = ({ rootfs, name }: Pick<UpInput, 'rootfs' | 'name'>): Goal => {
   const stem = rootfs
     .replace(':', '-')
     .toLowerCase()
@@ -80,7 +80,7 @@ const vmOf = async (host: Host, goal: Goal): Promise<VmRecord | undefined> => {
   });
 };
 
-const STEPS: readonly Step[] = [
+export const STEPS: readonly Step[] = [
   {
     what: 'kernel',
     will: () => 'download the newest of the default provider',
@@ -175,22 +175,24 @@ export const startUp = async (host: Host, input: UpInput, actor: string): Promis
   await checkSource(host, { source: input.rootfs, source_type: 'rootfs', sha256: null });
   await planUp(host, input);
   return host.jobs.start({ kind: 'vm.up', subject: goal.name, input }, job =>
-    inTemp(host, job.job_id, temp => goUp(host, { ...goal, input, actor }, job, temp)),
+    inTemp(host, job.job_id, temp => goUp(host, STEPS, { ...goal, input, actor }, job, temp)),
   );
 };
 
-const goUp = async (
+/** Does what of these steps is not done; gives the ID of what the last one makes. */
+export const goUp = async (
   host: Host,
+  steps: readonly Step[],
   goal: Goal & { input: UpInput; actor: string },
   job: JobContext,
   temp: string,
 ): Promise<string> => {
   let last = '';
-  for (const [n, { what, will, look, make }] of STEPS.entries()) {
+  for (const [n, { what, will, look, make }] of steps.entries()) {
     job.signal.throwIfAborted();
     const found = await look(host, goal);
     job.log(`${n + 1}. ${what}: ${found === undefined ? will(goal) : `${found.detail} is there`}`);
-    if (found === undefined) job.progress({ stage: what, done: n, total: STEPS.length, unit: 'steps' });
+    if (found === undefined) job.progress({ stage: what, done: n, total: steps.length, unit: 'steps' });
     last = found?.id ?? (await make(host, goal, job, temp));
   }
   return last;

@@ -1,6 +1,7 @@
 import { Fault } from '../api/fault.ts';
 import type { OpIn } from '../api/ops.ts';
 import type { VmFilter } from '../store/store.ts';
+import { holdVm } from './ephemeral.ts';
 import { needVm, publicVm } from './find.ts';
 import type { HandlersOf } from './handler.ts';
 import type { Host } from './host.ts';
@@ -39,6 +40,7 @@ export const vmHandlers = (host: Host): HandlersOf<'vm'> => ({
     await deleteVm(host, vm, { keep_disk });
     return {};
   },
+  'vm.hold': async (ctx, { vm }) => holdVm(host, await needVm(host, vm), ctx.signal),
   'vm.history': async (_ctx, { vm, limit }) => host.store.vmHistory((await needVm(host, vm)).id, limit),
   'vm.up': (ctx, input) => startUp(host, input, ctx.actor),
   'vm.up_plan': (_ctx, input) => planUp(host, input),

@@ -99,6 +99,7 @@ const createWithWs = async (
 };
 
 const created = (host: Host, vm: VmRecord): Vm => {
+  host.holds.expect(vm);
   tellState(host, vm, { to: 'created', why: 'created', actor: 'api' });
   return publicVm(vm);
 };

@@ -5,9 +5,11 @@ import { join } from 'node:path';
 import process from 'node:process';
 import { Fault } from '../api/fault.ts';
 import { Downloads } from '../core/downloads.ts';
+import { deleteLeft, expectHolders } from '../core/ephemeral.ts';
 import { Events } from '../core/events.ts';
 import { storedFirecracker } from '../core/firecracker.ts';
 import { makeHandlers } from '../core/handlers.ts';
+import { Holds } from '../core/holds.ts';
 import type { AgentFiles, Host } from '../core/host.ts';
 import { JobRunner } from '../core/jobs.ts';
 import { fullSteps } from '../core/land.ts';
@@ -98,6 +100,7 @@ export const bootDaemon = async (options: DaemonOptions): Promise<Daemon> => {
     const jobs = new JobRunner({ store, dir: paths.jobs, events, log, step, closing: closing.signal });
     const restart_times = options.restart_times ?? RESTART_TIMES;
     const restarts = stack.use(new Restarts(restart_times.most, id => void startOwed(host, id)));
+    const holds = stack.use(new Holds(id => void deleteLeft(host, id)));
     const host: Host = {
       version: VERSION,
       started_at_ms: Date.now(),
@@ -122,6 +125,7 @@ export const bootDaemon = async (options: DaemonOptions): Promise<Daemon> => {
       live: new Map(),
       restarts,
       restart_times,
+      holds,
       agent,
       first_host_uid: process.getuid?.() === 0 ? FIRST_HOST_UID : null,
       closing: closing.signal,
@@ -142,6 +146,7 @@ export const bootDaemon = async (options: DaemonOptions): Promise<Daemon> => {
         ...(options.check_output === undefined ? {} : { check_output: options.check_output }),
       }),
     );
+    await expectHolders(host);
     void startAllOwed(host).catch(error => {
       if (!closing.signal.aborted) log.error({ err: error }, 'not all automatic starts were made');
     });

@@ -1,4 +1,5 @@
 import { SIXTH } from './migration_06.ts';
+import { SEVENTH } from './migration_07.ts';
 
 /**
  * The shape of the database, as numbered steps that only ever go forward and keep the data. A step that has been released is
@@ -291,7 +292,7 @@ alter table images_new rename to images;
 create index images_build on images (build_id);
 `;
 
-export const MIGRATIONS: readonly Migration[] = [FIRST, SECOND, THIRD, FOURTH, FIFTH, SIXTH].map((sql, i) => ({
+export const MIGRATIONS: readonly Migration[] = [FIRST, SECOND, THIRD, FOURTH, FIFTH, SIXTH, SEVENTH].map((sql, i) => ({
   version: i + 1,
   sql,
 }));

@@ -1,0 +1,4 @@
+/** VMs that last as long as somebody holds them. */
+export const SEVENTH = `
+alter table vms add column ephemeral integer not null default 0 check (ephemeral in (0, 1));
+`;
