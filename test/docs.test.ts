@@ -179,6 +179,7 @@ const OUTPUT: [command: RegExp, output: RegExp][] = [
   [/note/, /^13 \/root\/note\n$/],
   [/vm history/, /stopped.*\n[\s\S]*running.*\n[\s\S]*created/],
   [/--json vm list/, /^\[\]\n$/],
+  [/vm inspect seen/, /\nload +\d+\.\d\d [\s\S]*\nguest disks +\/: [\d.]+ GiB of 7\.\d GiB free\n/],
   [/vm inspect seen/, /^seen: running, guest ready[\s\S]*\nimage +base: /],
   [/vm logs seen --boot 0/, /start of VM 'seen', kernel /],
   [/top --count 1/, /\nseen +running +ready /],

@@ -8,6 +8,7 @@ import fc from 'fast-check';
 import { z } from 'zod';
 import { ExecExit, ExecSpec } from '../src/api/exec.ts';
 import { Fault } from '../src/api/fault.ts';
+import { Now } from '../src/guest/facts.ts';
 import { PortFrames, portFrame } from '../src/guest/port_frames.ts';
 import { framed } from '../src/guest/send.ts';
 import { type ExecPiece, encodePreamble, exitOf, FrameParser, MAX_FRAME } from '../src/guest/wire.ts';
@@ -68,6 +69,16 @@ test('golden trailers', () => {
   for (const { name, trailers, exit } of good) assert.deepEqual(exitOf(trailers), exit, name);
   for (const { name, trailers } of bad) assert.throws(() => exitOf(trailers), isGuestFault, name);
   assert.throws(() => exitOf({ ...good[0]?.trailers, 'nexus-exit-code': ['0', '0'] }), isGuestFault, 'a list');
+});
+
+const NowCases = z.object({
+  good: z.array(z.object({ now: Now })).min(1),
+  bad: z.array(z.object({ name: z.string(), now: z.unknown() })),
+});
+
+test('golden words of how a guest is', () => {
+  const { bad } = vectors('now', NowCases);
+  for (const { name, now } of bad) assert.ok(!Now.safeParse(now).success, name);
 });
 
 const PortCases = z.object({

@@ -54,6 +54,8 @@ test('inspect tells the truth in every state', async () => {
   assert.ok((running.usage?.memory_bytes ?? 0) > 1024 ** 2 && (running.usage?.cpu_ms ?? 0) > 0);
   assert.deepEqual([running.usage?.disk_read_bytes, running.usage?.disk_write_bytes], [1000, 500]);
   assert.ok(running.guest_facts !== null);
+  const { load, uptime_ms, memory_total_bytes, memory_available_bytes } = running.guest_now ?? assert.fail('no word');
+  assert.ok(load.every(n => n >= 0) && uptime_ms > 0 && memory_available_bytes < memory_total_bytes);
 
   assert.ok(await killVmm(w, id));
   await until(w, id, 'crashed');
@@ -78,7 +80,7 @@ test('inspect for people', async () => {
   assert.equal(said.code, 0, said.stderr);
   assert.match(said.stdout, /^shown: created \(vm_/);
   assert.match(said.stdout, /\nimage {2,}debian: Debian GNU\/Linux 12/);
-  assert.match(said.stdout, /\nNAME +ROLE +SIZE +USED/);
+  assert.match(said.stdout, /\nNAME +ROLE +DEVICE +MOUNT +SIZE/);
   assert.doesNotMatch(said.stdout, /undefined|NaN|\[object|null/);
   assert.equal(JSON.parse((await w.ctl('vm', 'inspect', 'shown', '--json')).stdout).id, id);
   await w.client.vm.delete({ vm: id });

@@ -30,6 +30,24 @@ export const VmDisk = z.strictObject({
 });
 export type VmDisk = z.infer<typeof VmDisk>;
 
+/** How a guest is at this moment, by its own word. */
+export const GuestNow = z.strictObject({
+  load: z.tuple([z.number(), z.number(), z.number()]).describe('processes that run or want to: of 1, 5 and 15 min'),
+  uptime_ms: Ms.describe('since its kernel came up'),
+  memory_total_bytes: Bytes,
+  memory_available_bytes: Bytes.describe('without swapping'),
+  disks: z
+    .array(z.strictObject({ path: z.string(), type: z.string(), size_bytes: Bytes, free_bytes: Bytes }))
+    .describe('file systems on block devices'),
+  addresses: z
+    .array(z.strictObject({ interface: z.string(), address: z.string() }))
+    .describe("of its networks, without the loopback's"),
+  ports: z
+    .array(z.strictObject({ address: z.string(), port: z.int() }))
+    .describe('TCP ports on which something listens'),
+});
+export type GuestNow = z.infer<typeof GuestNow>;
+
 export const VmInspect = z.strictObject({
   id: z.string(),
   name: Name,
@@ -60,6 +78,7 @@ export const VmInspect = z.strictObject({
     'of which its root is a clone, and what that comes from; the guest finds the same in /etc/nexus/image.yaml',
   ),
   guest_facts: GuestFacts.nullable(),
+  guest_now: GuestNow.nullable().describe('null: it is not ready, or its agent is older than this'),
   restart: z.strictObject({
     policy: RestartPolicy,
     auto_start: z.boolean(),

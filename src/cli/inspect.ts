@@ -63,6 +63,24 @@ const made = ({ image, kernel, guest_facts: guest }: VmInspect): Line[] => [
   ...(guest?.problems ?? []).map((problem): Line => ['problem', problem]),
 ];
 
+const space = (free: number, of: number): string => `${formatBytes(free)} of ${formatBytes(of)} free`;
+
+const inside = ({ guest_now: now }: VmInspect): Line[] =>
+  now === null
+    ? []
+    : [
+        ['load', now.load.map(n => n.toFixed(2)).join(' ')],
+        ['guest memory', space(now.memory_available_bytes, now.memory_total_bytes)],
+        ...now.disks.map(
+          (d, n): Line => [n === 0 ? 'guest disks' : '', `${d.path}: ${space(d.free_bytes, d.size_bytes)}`],
+        ),
+        ['addresses', now.addresses.map(a => `${a.interface} ${a.address}`).join(', ')],
+        [
+          'listens on',
+          now.ports.map(p => `${p.address.includes(':') ? `[${p.address}]` : p.address}:${p.port}`).join(', '),
+        ],
+      ];
+
 const fate = ({ restart, last_exit: exit, error, tags }: VmInspect): Line[] => {
   const again = restart.at_ms === null ? '' : `, again at ${timeText(restart.at_ms)}`;
   const auto = restart.auto_start ? ', started with the host' : '';
@@ -85,5 +103,5 @@ export const inspectText = (vm: VmInspect): string => {
   const guest = vm.guest === null ? '' : `, guest ${vm.guest}`;
   const shown = (lines: Line[]) => aligned(lines.filter(([, text]) => text !== ''));
   const disks = vm.disks.length === 0 ? '' : `\n${table(DISKS, vm.disks)}`;
-  return `${plain(vm.name)}: ${vm.state}${guest} (${vm.id})\n\n${shown([...machine(vm), ...made(vm), ...fate(vm)])}${disks}`;
+  return `${plain(vm.name)}: ${vm.state}${guest} (${vm.id})\n\n${shown([...machine(vm), ...made(vm), ...inside(vm), ...fate(vm)])}${disks}`;
 };

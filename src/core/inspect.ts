@@ -1,11 +1,11 @@
 /** A VM as it is on this host. */
 import { join } from 'node:path';
-import type { VmDisk, VmInspect } from '../api/vm_inspect.ts';
+import type { GuestNow, VmDisk, VmInspect } from '../api/vm_inspect.ts';
 import { lastBoot } from '../vmm/console_view.ts';
 import { VMM_LOG } from '../vmm/run_dir.ts';
 import { usualAsset } from './asset.ts';
 import { needVm } from './find.ts';
-import type { Host } from './host.ts';
+import type { Host, Live } from './host.ts';
 import { inspectImage } from './image_chain.ts';
 import { liveOf } from './live.ts';
 import { consoleLog, runDir } from './paths.ts';
@@ -16,8 +16,9 @@ import { deviceName, wsOfVm } from './ws_view.ts';
 export const inspectVm = async (host: Host, ref: string): Promise<VmInspect> => {
   const vm = await needVm(host, ref);
   const live = liveOf(host, vm.id);
-  const [usage, disks, image, kernel, boots] = await Promise.all([
+  const [usage, now, disks, image, kernel, boots] = await Promise.all([
     live && usageOf(host, live),
+    live && nowOf(live),
     disksOf(host, vm.id),
     imageOf(host, vm.image_id),
     kernelOf(host, vm.kernel_id),
@@ -46,6 +47,7 @@ export const inspectVm = async (host: Host, ref: string): Promise<VmInspect> => 
     kernel,
     image,
     guest_facts,
+    guest_now: now ?? null,
     restart: {
       policy: vm.restart,
       auto_start: vm.auto_start,
@@ -56,6 +58,15 @@ export const inspectVm = async (host: Host, ref: string): Promise<VmInspect> => 
     error,
     tags: vm.tags,
   };
+};
+
+/** One that does not answer is waited for no longer than that. */
+const NOW_MS = 2000;
+
+/** Never rejects. */
+const nowOf = async ({ guest, held, gone }: Live): Promise<GuestNow | undefined> => {
+  if (guest.state !== 'ready' || held !== undefined) return undefined;
+  return guest.now(AbortSignal.any([gone.signal, AbortSignal.timeout(NOW_MS)])).catch(() => undefined);
 };
 
 /** The root first, then as they were attached. */

@@ -23,6 +23,21 @@ export const Facts = z.object({
 });
 export type Facts = z.infer<typeof Facts>;
 
+const Size = z.int().min(0);
+const MOST = 64;
+
+/** What changes all the time; asked for when somebody wants to know. */
+export const Now = z.object({
+  load: z.tuple([z.number().min(0), z.number().min(0), z.number().min(0)]),
+  uptime_ms: Size,
+  memory_total_bytes: Size,
+  memory_available_bytes: Size,
+  disks: z.array(z.object({ path: Line, type: Line, size_bytes: Size, free_bytes: Size })).max(MOST),
+  addresses: z.array(z.object({ interface: Line, address: Line })).max(MOST),
+  ports: z.array(z.object({ address: Line, port: z.int().min(0).max(65_535) })).max(MOST),
+});
+export type Now = z.infer<typeof Now>;
+
 export const Ending = z.object({
   kind: z.enum(['poweroff', 'reboot', 'halt', 'down']),
   by: z.enum(['host', 'guest']),

@@ -14,7 +14,7 @@ import { plain } from '../lib/text.ts';
 import { type Egress, serveEgress } from './egress.ts';
 import { ExecOutput, type ExecStream, type Offsets } from './exec.ts';
 import { EXECS_MOST_BYTES, ExecList, type GuestExecs } from './exec_list.ts';
-import { type Ending, type Facts, parseBody, parseFacts } from './facts.ts';
+import { type Ending, type Facts, Now, parseBody, parseFacts } from './facts.ts';
 import { Files } from './files.ts';
 import { type GuestState, Keeper, type KeeperOptions, type Settle } from './keeper.ts';
 import { Keys } from './keys.ts';
@@ -159,6 +159,12 @@ export class Guest implements AsyncDisposable {
       { what: 'set up the guest', method: 'POST', path: '/v1/settle', body, again: true },
       signal,
     );
+  }
+
+  /** What its machine has and does at this moment. */
+  async now(signal: AbortSignal): Promise<Now> {
+    const request = { what: 'ask the guest how it is', method: 'GET', path: '/v1/now', again: true } as const;
+    return parseBody(Now, (await this.#requests.call(request, signal)).body, 'how the guest is');
   }
 
   /**

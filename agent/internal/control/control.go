@@ -18,6 +18,7 @@ import (
 
 	"github.com/workfort/nexus/agent/internal/disks"
 	"github.com/workfort/nexus/agent/internal/execs"
+	"github.com/workfort/nexus/agent/internal/facts"
 	"github.com/workfort/nexus/agent/internal/safe"
 	"github.com/workfort/nexus/agent/internal/wire"
 )
@@ -72,6 +73,7 @@ func (s *Server) routes() {
 	s.mux = http.NewServeMux()
 	s.mux.HandleFunc("GET /v1/ping", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(204) })
 	s.mux.HandleFunc("GET /v1/facts", func(w http.ResponseWriter, _ *http.Request) { answer(w, 200, s.Facts()) })
+	s.mux.HandleFunc("GET /v1/now", func(w http.ResponseWriter, _ *http.Request) { answer(w, 200, facts.Now()) })
 	s.mux.HandleFunc("POST /v1/exec", long(s.exec))
 	s.mux.HandleFunc("POST /v1/terminal", long(s.exec))
 	s.mux.HandleFunc("GET /v1/exec/{id}/output", long(s.output))

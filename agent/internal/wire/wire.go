@@ -89,6 +89,37 @@ type Facts struct {
 	Problems []string `json:"problems,omitempty"`
 }
 
+// Now is the answer of GET /v1/now.
+type Now struct {
+	Load                 [3]float64  `json:"load"`
+	UptimeMs             int64       `json:"uptime_ms"`
+	MemoryTotalBytes     int64       `json:"memory_total_bytes"`
+	MemoryAvailableBytes int64       `json:"memory_available_bytes"`
+	Disks                []Space     `json:"disks"`
+	Addresses            []Address   `json:"addresses"`
+	Ports                []Listening `json:"ports"`
+}
+
+// Space is that of a file system on a block device; what is free is free for everybody.
+type Space struct {
+	Path      string `json:"path"`
+	Type      string `json:"type"`
+	SizeBytes int64  `json:"size_bytes"`
+	FreeBytes int64  `json:"free_bytes"`
+}
+
+// Address of an interface, with the length of its network.
+type Address struct {
+	Interface string `json:"interface"`
+	Address   string `json:"address"`
+}
+
+// Listening is a TCP port that somebody listens on.
+type Listening struct {
+	Address string `json:"address"`
+	Port    int    `json:"port"`
+}
+
 // Fault is the body of an error answer.
 type Fault struct {
 	Code   string `json:"code"`

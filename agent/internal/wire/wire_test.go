@@ -125,6 +125,27 @@ func TestGoldenFacts(t *testing.T) {
 	}
 }
 
+func TestGoldenNow(t *testing.T) {
+	var v struct {
+		Good []struct{ Now json.RawMessage }
+	}
+	golden(t, "now", &v)
+	if len(v.Good) == 0 {
+		t.Fatal("no vectors")
+	}
+	for _, c := range v.Good {
+		var now Now
+		var want, got any
+		if err := json.Unmarshal(c.Now, &now); err != nil {
+			t.Fatal(err)
+		}
+		made, _ := json.Marshal(now)
+		if json.Unmarshal(c.Now, &want) != nil || json.Unmarshal(made, &got) != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%s, want %s", made, c.Now)
+		}
+	}
+}
+
 // A length is believed only up to its bound: this would take 4 GiB otherwise.
 func TestSpecLengthIsBoundBeforeAllocation(t *testing.T) {
 	before := testing.AllocsPerRun(10, func() {
