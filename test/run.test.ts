@@ -7,6 +7,7 @@ import { test } from 'node:test';
 import { poll } from '../src/lib/deadline.ts';
 import { runAny } from '../src/lib/proc.ts';
 import { nothingLeft, rejects, stage, until } from './kit/behave.ts';
+import { desk, NO_TMUX } from './kit/tmux.ts';
 import { REPO, type World, world } from './kit/world.ts';
 
 const MAIN = join(REPO, 'src/main.ts');
@@ -91,6 +92,29 @@ test('however run is left, its VM goes', { timeout: 240_000 }, async () => {
   const failed = await w.ctl('run', 'debian', 'true');
   assert.equal(failed.code, 125, failed.stderr);
   await nothingLeft(w);
+});
+
+test("run -i -t: this terminal is the command's, and who leaves it leaves no VM", {
+  skip: NO_TMUX,
+  timeout: 120_000,
+}, async () => {
+  await using s = await stage();
+  await using d = await desk({ NEXUS_SOCKET: s.w.socket, CTL: `${process.execPath} ${MAIN} nexusctl` });
+  const pane = await d.open();
+  await pane.see(/desk\$$/m);
+  const ask = `sh -c 'stty size; echo name?; read n; echo "hi $n"; exit 5'`;
+  await pane.type(`clear; $CTL run -i -t debian ${ask}; echo code $?\n`);
+  await pane.see(/^30 100\nname\?$/m);
+  await pane.type('bob\n');
+  await pane.see(/^hi bob\ncode 5\ndesk\$$/m);
+  await nothingLeft(s.w);
+  await pane.type('clear; $CTL run -i -t debian sh; echo code $?\n');
+  await poll('the VM', 30_000, async () => (await s.w.client.vm.list({}))[0]?.guest === 'ready' || undefined);
+  await pane.type('echo al""ive\n');
+  await pane.see(/^alive$/m);
+  await pane.keys('C-p', 'C-q');
+  await pane.see(/Left; its VM is deleted\.\ncode 0\ndesk\$$/m);
+  await nothingLeft(s.w);
 });
 
 test('who holds a VM over the death of the daemon keeps it, what nobody holds goes', { timeout: 240_000 }, async () => {
