@@ -250,6 +250,17 @@ test("a template's overlay wins over every default, by what it puts and by what 
   assert.match(await release.text('etc/nexus/image.yaml'), /^os: "Mine"\ninit: "agent"$/m);
 });
 
+test("a template's file where a default needs a folder is named", async () => {
+  for (const [path, needs] of [
+    ['/etc/nexus', '/etc/nexus/image.yaml'],
+    ['/usr/lib', '/usr/lib/nexus/nexus-agent'],
+  ] as const)
+    await assert.rejects(laid(SBIN, { overlays: [{ path, type: 'file' }] }), {
+      code: 'invalid',
+      message: `Cannot overlay '${path}' in the image: every image has ${needs}, so it must be a folder or lead to one.`,
+    });
+});
+
 test('the agent becomes a service of the init that is there', async () => {
   const systemd = await laid([file('usr/lib/systemd/systemd'), { name: 'lib', type: '2', link: 'usr/lib' }]);
   assert.match(

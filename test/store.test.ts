@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { test } from 'node:test';
 import fc from 'fast-check';
+import type { Build } from '../src/api/build.ts';
 import { Fault, type FaultCode } from '../src/api/fault.ts';
 import type { Image } from '../src/api/image.ts';
 import type { Job } from '../src/api/job.ts';
@@ -353,6 +354,38 @@ test('what is in use is not removed', async () => {
   await store.assets.kernel.remove(idOf('krn', 1));
   await fails(store.removeImage(idOf('img', 1)), 'not_found');
   await fails(store.assets.kernel.remove(idOf('krn', 1)), 'not_found');
+});
+
+test('an image that is to go because a newer one is there stays when the newer one went first', async () => {
+  await using temp = await dataDir();
+  await using store = await openStore(temp.dir);
+  const build = (n: number): Build => ({
+    ...{
+      id: idOf('bld', n),
+      image_name: `image${n}`,
+      template_id: idOf('tpl', 1),
+      template: 'tpl',
+      template_version: n,
+    },
+    ...{ source_type: 'rootfs', source: 'debian:12', sha256: null, overlays: [], size_bytes: null, init: 'auto' },
+    ...{ environment: {}, base_image_id: null, rootfs_id: null, state: 'building', job_id: idOf('job', n) },
+    ...{ image_id: null, inputs_sha256: null, image_sha256: null, error: null, created_at_ms: n, ended_at_ms: null },
+  });
+  for (const n of [1, 2, 3]) {
+    await store.insertBuild(build(n));
+    await store.finishBuild(idOf('bld', n), imageOf(n, { build_id: idOf('bld', n) }), HASH, 2000 + n);
+  }
+  await store.insertImage(imageOf(4));
+  const outdated = (n: number) => store.removeImage(idOf('img', n), { outdated: true });
+  const newest = (n: number) => `Cannot remove image 'image${n}': no image of its template is newer.`;
+  assert.deepEqual(
+    (await store.imagesOfTemplates()).map(one => one.image.name),
+    ['image3', 'image2', 'image1'],
+  );
+  await outdated(2);
+  await store.removeImage(idOf('img', 3));
+  for (const n of [1, 4]) await fails(outdated(n), 'in_use', newest(n));
+  await fails(outdated(2), 'not_found');
 });
 
 test('assets are found by ID and by version, the newest of a version', async () => {

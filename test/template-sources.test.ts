@@ -1,12 +1,13 @@
 /** Templates whose source is not on disk yet: the build fetches it as a download would. And archives that no image can be made of. */
 import assert from 'node:assert/strict';
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, readdir, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { gzipSync } from 'node:zlib';
 import type { Build } from '../src/api/build.ts';
 import type { FaultCode } from '../src/api/fault.ts';
+import { poll } from '../src/lib/deadline.ts';
 import { rejects } from './kit/behave.ts';
 import { settle } from './kit/crash_deeds.ts';
 import { type Ground, ground } from './kit/ground.ts';
@@ -96,6 +97,24 @@ test('alpine:3.21 that is not on disk: builds fetch it once, verified as a downl
   await fails('alpine:3.21.3', 'not_found', /sha256: it is not there/);
   sources.mirror.misbehave(`${path}.sha256`, undefined);
   await fails('alpine:3.99', 'not_found', /3\.99/);
+});
+
+test('what a source is asked meanwhile keeps its folder: gc does not take it', async () => {
+  const tmp = join(g.w.data_dir, 'tmp');
+  const path = '/alpine/latest-stable/releases/x86_64/latest-releases.yaml';
+  sources.mirror.misbehave(path, { silent: true });
+  const asked = client().rootfs.available({ provider: 'alpine' });
+  const [name] = await poll('the folder of a question', 20_000, async () => {
+    const names = await readdir(tmp);
+    return names.length > 0 ? names : undefined;
+  });
+  assert.match(name ?? '', /^look_/);
+  assert.deepEqual((await client().daemon.gc({})).items, []);
+  assert.deepEqual(await readdir(tmp), [name]);
+  sources.mirror.misbehave(path, undefined);
+  sources.mirror.cut();
+  await asked.catch(() => {});
+  assert.deepEqual(await readdir(tmp), []);
 });
 
 test("a URL under a provider's tree is proven as that provider does, any other by its hash", async () => {

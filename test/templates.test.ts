@@ -173,6 +173,38 @@ test('a build copies its template; built again after a change it is another imag
   await clear();
 });
 
+test('an image in which a template put something else in the place of the agent has none, and says so', async () => {
+  const { template } = client();
+  const agent = '/usr/lib/nexus/nexus-agent';
+  await template.create({ name: 'tpl', source: SOURCE });
+  const { image } = await built('tpl');
+  assert.deepEqual([image.agent_version !== null, image.warning], [true, null]);
+  for (const overlay of [{ path: agent, content: 'x' }, { path: '/usr', delete: true } as const]) {
+    await template.update({ template: 'tpl', overlays: [overlay], drop_overlays: [] });
+    const { image: none } = await built('tpl');
+    assert.equal(none.agent_version, null, overlay.path);
+    assert.match(none.warning ?? '', /no guest agent/);
+    assert.match(await debugfs(none, 'cat /etc/nexus/image.yaml'), /^agent_version: null$/m);
+    await template.update({ template: 'tpl', drop_overlays: [overlay.path] });
+  }
+  await clear();
+});
+
+test('a template never builds on its own images, not through others either', async () => {
+  const { template } = client();
+  const onTop = (of: string, source: string) => template.update({ template: of, source_type: 'image', source });
+  const own = /Cannot update template 'low': it would build on its own images/;
+  const low = await template.create({ name: 'low', source: SOURCE });
+  const { image } = await built('low');
+  await template.create({ name: 'mid', source_type: 'image', source: 'low' });
+  await template.create({ name: 'top', source_type: 'image', source: 'mid' });
+  for (const source of ['low', low.id, 'mid', 'top']) await rejects(onTop('low', source), 'invalid', own);
+  assert.equal((await template.inspect({ template: 'low' })).version, 1);
+  await onTop('low', image.name); // an image of before, which does not change
+  await rejects(client().rootfs.remove({ rootfs: SOURCE }), 'in_use', /template '\w+' uses it/);
+  await clear();
+});
+
 test('an image on top of another has what that has, and stands on it', async () => {
   const host_file = join(dir, 'pinned');
   await writeFile(host_file, 'one');

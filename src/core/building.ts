@@ -14,9 +14,11 @@ import type { Rootfs } from '../api/rootfs.ts';
 import { type Built, buildExt4 } from '../images/build.ts';
 import type { Overlay } from '../images/merge.ts';
 import { guestOverlays } from '../images/overlays.ts';
+import { AGENT_PATH } from '../images/services.ts';
 import { needRootfs } from './find.ts';
 import type { Host } from './host.ts';
 import { newId } from './ids.ts';
+import { NO_AGENT } from './image_files.ts';
 import { insist } from './insist.ts';
 import type { JobContext } from './jobs.ts';
 import { inTemp } from './land.ts';
@@ -90,13 +92,15 @@ const runBuild = (host: Host, job: JobContext, build: Build): Promise<string> =>
     const { laid, kept } = await readOverlays(build.overlays, job.signal);
     await host.step('build.inputs', () => host.store.patchBuild(id, { rootfs_id: rootfs.id, overlays: kept }));
     const out = join(temp, 'disk.raw');
-    const { made, init } = await host.step('build.programs', () => make(host, job, build, rootfs, laid, out));
+    const { made, init, agent_version } = await host.step('build.programs', () =>
+      make(host, job, build, rootfs, laid, out),
+    );
     const { os, arch } = made.facts;
     if (arch !== undefined && arch !== rootfs.arch)
       throw new Fault('unsupported', `Cannot build image '${name}': its programs are for ${arch}, not ${rootfs.arch}.`);
     const image: Image = {
       ...{ id: newId('img'), name, arch: rootfs.arch, init, os, build_id: id, rootfs_id: rootfs.id },
-      ...{ agent_version: host.agent.version, warning: null },
+      ...{ agent_version, warning: agent_version === null ? NO_AGENT : null },
       ...{ sha256: made.sha256, size_bytes: made.size_bytes, created_at_ms: Date.now() },
     };
     using _making = host.uses.use(image.id);
@@ -111,7 +115,7 @@ const runBuild = (host: Host, job: JobContext, build: Build): Promise<string> =>
     return image.id;
   });
 
-/** The file system, and the init that it was made for. */
+/** The file system, the init that it was made for, and the agent that is in it. */
 const make = async (
   host: Host,
   { signal, progress, log }: JobContext,
@@ -119,22 +123,23 @@ const make = async (
   rootfs: Rootfs,
   overlays: Overlay[],
   out: string,
-): Promise<{ made: Built; init: Image['init'] }> => {
+): Promise<{ made: Built } & Pick<Image, 'init' | 'agent_version'>> => {
   const agent = await readFile(host.agent.path);
   const label = {
     ...{ template: build.template, template_version: build.template_version },
     ...{ rootfs: `${rootfs.distro}:${rootfs.version}`, rootfs_sha256: rootfs.sha256 },
-    agent_version: host.agent.version,
   };
   let init: Image['init'] = 'agent';
+  let agent_version: Image['agent_version'] = null;
   const made = await buildExt4({
     archive: join(assetDir(host.paths, 'rootfs', rootfs.id), 'rootfs.tar'),
     archive_sha256: rootfs.sha256,
     overlays,
-    defaults: (scan, facts) => {
+    defaults: (scan, facts, isTheirs) => {
+      agent_version = isTheirs(AGENT_PATH) ? null : host.agent.version;
       init = build.init === 'auto' ? facts.init : build.init;
       const { image_name: name, environment } = build;
-      return guestOverlays(scan, facts, { name, init, agent, label, environment });
+      return guestOverlays(scan, facts, { name, init, agent, label: { ...label, agent_version }, environment });
     },
     out,
     tools: { env: workEnv(host.paths) },
@@ -143,5 +148,5 @@ const make = async (
     onProgress: progress,
     onLog: log,
   });
-  return { made, init };
+  return { made, init, agent_version };
 };

@@ -51,7 +51,7 @@ const images = async (host: Host): Promise<Candidate[]> => {
   );
   return old.map(({ image, why }, i) => ({
     item: { kind: 'image', name: image.name, why, own_bytes: space[i]?.own_bytes ?? null },
-    remove: () => removeImage(host, image),
+    remove: () => removeImage(host, image, { outdated: true }),
   }));
 };
 

@@ -17,7 +17,8 @@ import { besideIn, diskFull, inTemp } from './land.ts';
 import { workEnv } from './stray.ts';
 import { useAsset } from './using.ts';
 
-const NO_AGENT =
+/** The warning of an image in which no command can be run. */
+export const NO_AGENT =
   'It has no guest agent (/usr/lib/nexus/nexus-agent): no command can be run in a VM of it, its console is all there is.';
 
 export const importImage = async (host: Host, input: OpIn<'image.import'>): Promise<Job> => {

@@ -4,9 +4,14 @@ import type { Image } from '../api/image.ts';
 import type { Host } from './host.ts';
 import { takeAsset } from './using.ts';
 
-export const removeImage = async (host: Host, { id, name }: Pick<Image, 'id' | 'name'>): Promise<void> => {
+/** `outdated`: only if its template has a newer one when it goes. */
+export const removeImage = async (
+  host: Host,
+  { id, name }: Pick<Image, 'id' | 'name'>,
+  only: { outdated?: boolean } = {},
+): Promise<void> => {
   using _taken = takeAsset(host, { id }, `image '${name}'`);
-  await host.step('image.record', () => host.store.removeImage(id));
+  await host.step('image.record', () => host.store.removeImage(id, only));
   await host.step('image.disk', () => host.disks.removeImage(id));
 };
 

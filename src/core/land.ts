@@ -9,6 +9,7 @@ import type { Host } from './host.ts';
 
 /** Makes a private folder for a job, gives it to `work`, and removes it whatever happens. */
 export const inTemp = async <T>(host: Host, name: string, work: (dir: string) => Promise<T>): Promise<T> => {
+  using _used = host.uses.use(name);
   const dir = await host.step('job.temp', () => ensureDir(join(host.paths.tmp, name), 0o700));
   try {
     return await work(dir);

@@ -54,7 +54,7 @@ const folders = async (host: Host): Promise<Found[]> => {
       stray.push(vmDir(paths, name));
   const at_work = await Promise.all((['queued', 'running'] as const).map(state => store.listJobs({ state, limit: 1 })));
   if (at_work.flat().length === 0) {
-    stray.push(...tmp.map(one => one.path));
+    stray.push(...tmp.filter(one => host.uses.isFree(one.name)).map(one => one.path));
     for (const [i, [kind]] of kinds.entries())
       for (const { name, path } of assets[i] ?? [])
         if (ID_PATTERN.test(name) && host.uses.isFree(name) && (await store.assets[kind].find(name)) === undefined)

@@ -110,9 +110,9 @@ const readArchive = async (handle: Work['handle'], options: BuildOptions): Promi
 const plan = (options: BuildOptions, scan: Scan): { merge: Merge; facts: Facts } => {
   const { overlays = [], defaults = () => [], onLog } = options;
   let facts = factsOf(scan);
-  const merge = planMerge(scan, overlays, () => {
+  const merge = planMerge(scan, overlays, isTheirs => {
     facts = factsOf(scan);
-    return defaults(scan, facts);
+    return defaults(scan, facts, isTheirs);
   });
   onLog?.(`it is ${facts.os}, init ${facts.init}; ${overlays.length} overlays, ${merge.entries} entries in all`);
   for (const path of merge.given_way) onLog?.(`no default for /${shown(path)}: an overlay says what is there`);

@@ -139,8 +139,30 @@ const isDeleted = (merge: Merge, path: string): boolean => {
   return false;
 };
 
+/** Whether a template says what is there, or that nothing is. */
+const isTheirs = (merge: Merge, path: string): boolean => merge.theirs.has(path) || isDeleted(merge, path);
+
+/** A file of the template where the default needs a folder: the template's words are what the reader knows. */
+const refuseInWay = (scan: Scan, merge: Merge, { path }: Default): void => {
+  for (let at = parentOf(path); at !== ''; at = parentOf(at)) {
+    const name = scan.tree.resolve(at, false);
+    const node = name === undefined ? undefined : scan.tree.nodes.get(name);
+    if (name !== undefined && node !== undefined && node.kind !== 'dir' && merge.theirs.has(name))
+      throw cannot({ type: 'file', path: `/${at}` }, `every image has /${path}, so it must be a folder or lead to one`);
+  }
+};
+
+const findDefault = (scan: Scan, merge: Merge, overlay: Default): ReturnType<typeof find> => {
+  try {
+    return find(scan, overlay);
+  } catch (error) {
+    refuseInWay(scan, merge, overlay);
+    throw error;
+  }
+};
+
 const layDefault = (scan: Scan, merge: Merge, overlay: Default): void => {
-  const { path, old } = find(scan, overlay);
+  const { path, old } = findDefault(scan, merge, overlay);
   const { type, when = 'replace' } = overlay;
   if (isDeleted(merge, path) || (when !== 'extend' && merge.theirs.has(path))) {
     merge.given_way.push(path);
@@ -157,14 +179,15 @@ export const planMerge = (
   scan: Scan,
   overlays: readonly Overlay[],
   /** Called when the overlays are laid: the scan then has what they made of the system. */
-  defaults: () => readonly Default[] = () => [],
+  defaults: (isTheirs: (path: string) => boolean) => readonly Default[] = () => [],
 ): Merge => {
   const merge: Merge = {
     ...{ drops: [], inserts: scan.inserts, added: new Map(), theirs: new Set(), deleted: new Set(), given_way: [] },
     ...{ entries: 0, blocks: scan.blocks },
   };
   for (const overlay of overlays) lay(scan, merge, overlay);
-  for (const overlay of defaults()) layDefault(scan, merge, overlay);
+  for (const overlay of defaults(path => isTheirs(merge, findDefault(scan, merge, { path, type: 'file' }).path)))
+    layDefault(scan, merge, overlay);
   merge.drops.sort((a, b) => a.from - b.from);
   merge.entries = scan.tree.nodes.size;
   merge.blocks += dirBlocks(scan);

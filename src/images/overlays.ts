@@ -17,7 +17,8 @@ export interface ImageLabel {
   /** Where the archive came from, such as debian:12. */
   rootfs: string | null;
   rootfs_sha256: string | null;
-  agent_version: string;
+  /** Null: the template has put something else in the agent's place, or nothing. */
+  agent_version: string | null;
 }
 
 export interface GuestOptions {

@@ -22,8 +22,8 @@ export interface BuildOptions {
   archive_sha256?: string;
   /** The template's, in its order. */
   overlays?: readonly Overlay[];
-  /** Called when the overlays are laid over the archive, with what both make of the system. */
-  defaults?: (scan: Scan, facts: Facts) => readonly Default[];
+  /** Called when the overlays are laid over the archive, with what both make of the system, and which paths the overlays speak of. */
+  defaults?: (scan: Scan, facts: Facts, isTheirs: (path: string) => boolean) => readonly Default[];
   /** Path of the result; must not exist. */
   out: string;
   /** Length of the file system; default: content, a fifth, and what ext4 itself needs. */

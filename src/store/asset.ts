@@ -8,6 +8,7 @@ import { Kernel } from '../api/kernel.ts';
 import type { Proof } from '../api/pipeline.ts';
 import { Rootfs } from '../api/rootfs.ts';
 import { hostArch } from '../lib/arch.ts';
+import { findImage } from './image.ts';
 import { type Codec, codec, type Db, none, type Row, unlessTaken } from './sqlite.ts';
 import type { AssetOf, AssetStore, AssetTable } from './store.ts';
 
@@ -49,14 +50,14 @@ const ROOTFS: Sort<Rootfs> = {
   name: a => `archive '${a.distro}:${a.version}'`,
   same: ({ distro, version, arch, sha256 }) => ({ distro, version, arch, sha256 }),
   usedBy: async (db, { id }) => {
-    const named = await db
-      .selectFrom('templates')
-      .select(['name', 'source'])
-      .where('source_type', '=', 'rootfs')
-      .execute();
+    const named = await db.selectFrom('templates').select(['name', 'source', 'source_type']).execute();
     const all = (await newest(db, ROOTFS).execute()) as unknown as Pick<Rootfs, 'id' | 'distro' | 'version' | 'arch'>[];
-    const user = named.find(({ source }) => (source === id ? id : byName('rootfs', all, source)?.id) === id);
-    return user && `template '${user.name}'`;
+    for (const { name, source, source_type } of named) {
+      const on_top = source_type === 'image' ? (await findImage(db, source))?.rootfs_id : undefined;
+      const found = source_type === 'image' || source === id ? (on_top ?? source) : byName('rootfs', all, source)?.id;
+      if (found === id) return `template '${name}'`;
+    }
+    return undefined;
   },
 };
 

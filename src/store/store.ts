@@ -121,8 +121,8 @@ export interface ImageStore {
   imagesOfTemplates(): Promise<{ image: Image; template_id: string; template: string }[]>;
   /** A workspace came from it, or a template builds on it. */
   imageIsNeeded(id: string): Promise<boolean>;
-  /** `in_use` while a workspace came from it, or a template builds on it. */
-  removeImage(id: string): Promise<void>;
+  /** `in_use` while a workspace came from it, or a template builds on it; with `outdated`, also where its template has no newer one. */
+  removeImage(id: string, only?: { outdated?: boolean }): Promise<void>;
 }
 
 export interface TemplateStore {

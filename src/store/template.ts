@@ -29,10 +29,31 @@ const insert = async (trx: Trx, template: Template): Promise<void> => {
 const saysThe = (same: Template, as: Template): boolean =>
   isDeepStrictEqual(same, { ...as, version: same.version, updated_at_ms: same.updated_at_ms });
 
+type Below = Pick<Tables['templates'], 'id' | 'source' | 'source_type'>;
+
+const belowOf = (trx: Trx, source: string): Promise<Below | undefined> => {
+  const key = ID_PATTERN.test(source) ? 'id' : 'name';
+  return trx.selectFrom('templates').select(['id', 'source', 'source_type']).where(key, '=', source).executeTakeFirst();
+};
+
+/** A template that builds on its own images, also through others, could never be removed, and what is below would be laid again and again. */
+const refuseCircle = async (trx: Trx, { id, name, ...of }: Template): Promise<void> => {
+  let next: Below | undefined = { id, ...of };
+  for (const seen = new Set<string>(); next?.source_type === 'image' && !seen.has(next.id); ) {
+    seen.add(next.id);
+    next = await belowOf(trx, next.source);
+    if (next?.id === id)
+      throw new Fault('invalid', `Cannot update template '${name}': it would build on its own images.`, {
+        hint: 'name the image by its own name or ID: that one does not change',
+      });
+  }
+};
+
 const update = async (trx: Trx, id: string, change: (template: Template) => Template): Promise<Template> => {
   const old = await getTemplate(trx, id);
   const changed = { ...change(old), id };
   if (saysThe(old, changed)) return old;
+  if (changed.source !== old.source || changed.source_type !== old.source_type) await refuseCircle(trx, changed);
   const next = { ...changed, version: old.version + 1 };
   const { id: _id, ...columns } = rows.toRow(next);
   await trx.updateTable('templates').set(columns).where('id', '=', id).execute();
@@ -55,6 +76,7 @@ const remove = async (trx: Trx, id: string): Promise<void> => {
     .select('name')
     .where('source_type', '=', 'image')
     .where('source', 'in', [id, name])
+    .where('id', '!=', id) // of an older Nexus
     .executeTakeFirst();
   if (user !== undefined)
     throw refuse(`template '${user.name}' builds on its images`, `nexusctl template remove ${user.name}`);
