@@ -139,6 +139,14 @@ test('an image goes into a file and comes back from it; what is no file system d
   await rejects(client().image.import({ name: 'bare', from: bare }), 'invalid', /no ext4 file system begins/);
   await rejects(client().image.import({ name: 'bare', from: join(dir, 'gone') }), 'invalid', /it is not there/);
   await rejects(client().image.import({ name: 'bare', from: dir }), 'invalid', /it is no file|it cannot be read/);
+  await truncate(bare, 4 * 1024 * 1024 + 100);
+  const odd = await rejects(
+    client().image.import({ name: 'bare', from: bare }),
+    'invalid',
+    /no disk has 4194404 bytes/,
+  );
+  assert.equal(odd.hint, `truncate -s %4096 ${bare}`);
+  await truncate(bare, 4 * 1024 * 1024);
   await run(['mke2fs', '-q', '-F', '-t', 'ext4', bare], { env: { ...process.env, PATH: SBIN } });
   assert.equal((await job(client().image.import({ name: 'bare', from: bare }))).state, 'succeeded');
   const none = await client().image.inspect({ image: 'bare' });

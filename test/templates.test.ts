@@ -96,6 +96,9 @@ test('what cannot be a template is refused with a sentence, and nothing is there
   await bad({ sha256: 'a'.repeat(64) }, /a hash goes with a path or a URL/);
   await bad({ source: 'https://example.org/rootfs.tar.gz' }, /nothing proves what comes from it/);
   await bad({ source: 'http://example.org/rootfs.tar.gz' }, /https/);
+  await bad({ source: join(dir, 'none.tar') }, /Cannot use that source: \/.*none\.tar is not there\./);
+  await bad({ source: dir }, /is no file/);
+  await bad({ source: join(dir, 'none.tar'), sha256: 'a'.repeat(64) }, /is not there/);
   await bad({ name: 'x'.repeat(41) }, /at most 40 characters/);
   await rejects(template.create({ name: 'bad', source: 'plan9:4' }), 'not_found', /no provider/);
   await rejects(template.create({ name: 'bad', source: 'rfs_01h455vb4pex5vsknk084sn02q' }), 'not_found');
@@ -237,6 +240,14 @@ test('an image on top of another has what that has, and stands on it', async () 
   await writeFile(host_file, 'two');
   const changed = await ended(await client().build.trigger({ template: 'top' }));
   assert.deepEqual([changed.state, changed.error?.code], ['failed', 'unverified']);
-  assert.match(changed.error?.detail ?? '', /holds something else/);
+  assert.match(changed.error?.detail ?? '', /holds something else than .*: image 'low-v1-\w+' below was built with/);
+  assert.equal(changed.error?.hint, 'nexusctl build trigger low');
+  await built('low');
+  await built('top');
+  await client().template.update({
+    ...{ template: 'top', overlays: [{ path: '/etc/own', host_file, sha256: 'a'.repeat(64) }] },
+  });
+  const own = await ended(await client().build.trigger({ template: 'top' }));
+  assert.match(own.error?.detail ?? '', /holds something else than it did, or should\.$/);
   await clear();
 });

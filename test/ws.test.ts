@@ -30,6 +30,15 @@ test('an empty disk and a clone: sizes, names, and no way to shrink', async () =
   assert.equal((await stat(disk(clone.id))).size, image.size_bytes + SMALL);
   assert.match(clone.name, /^ws-/);
   await rejects(w.client.image.remove({ image: 'debian' }), 'in_use', /workspace 'ws-.*' came from it/);
+  const odd = await w.client.ws.create({ name: 'odd', size_bytes: SMALL + 1 });
+  assert.deepEqual([odd.size_bytes, (await stat(disk(odd.id))).size], [SMALL + 4096, SMALL + 4096], 'whole blocks');
+  assert.equal((await w.client.ws.update({ ws: 'odd', size_bytes: SMALL + 4097 })).size_bytes, SMALL + 8192);
+  assert.equal((await stat(disk(odd.id))).size, SMALL + 8192);
+  await rejects(w.client.ws.update({ ws: 'odd', size_bytes: SMALL + 8191 }), 'invalid', /do not shrink/);
+  await w.client.ws.remove({ ws: 'odd' });
+  const of_odd = await w.client.vm.create({ name: 'odd', image: 'debian', root_size_bytes: image.size_bytes + 1 });
+  assert.equal((await stat(disk(of_odd.root_ws_id))).size, image.size_bytes + 4096);
+  await w.client.vm.delete({ vm: 'odd' });
   const twins = await Promise.allSettled(
     Array.from({ length: 5 }, () => w.client.ws.create({ name: 'twin', size_bytes: SMALL })),
   );

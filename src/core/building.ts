@@ -89,7 +89,7 @@ const runBuild = (host: Host, job: JobContext, build: Build): Promise<string> =>
     );
     using _used = await useAsset(host, rootfs, needRootfs);
     await host.disks.needRoom(`build image '${name}'`, rootfs.size_bytes);
-    const { laid, kept } = await readOverlays(build.overlays, job.signal);
+    const { laid, kept } = await readOverlays(host, build, job.signal);
     await host.step('build.inputs', () => host.store.patchBuild(id, { rootfs_id: rootfs.id, overlays: kept }));
     const out = join(temp, 'disk.raw');
     const { made, init, agent_version } = await host.step('build.programs', () =>

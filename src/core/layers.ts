@@ -118,15 +118,34 @@ const readOverlay = async (overlay: Overlay): Promise<{ laid: Laid; kept: Overla
   return { laid, kept: { ...overlay, sha256: found } };
 };
 
+type Reads = Pick<Build, 'overlays' | 'base_image_id'>;
+
+/** An image below remembers what a file of the host held, not its bytes: where that changed, the image has to be built again first. */
+const belowChanged = async (host: Host, { base_image_id }: Reads, at: number, error: unknown): Promise<unknown> => {
+  if (!(error instanceof Fault) || error.code !== 'unverified' || base_image_id === null) return error;
+  const base = await host.store.findImage(base_image_id);
+  const build = base?.build_id == null ? undefined : await host.store.findBuild(base.build_id);
+  if (base === undefined || build?.template == null || at >= build.overlays.length) return error;
+  const why = error.message.replace(/\.$/, '');
+  return new Fault('unverified', `${why}: image '${base.name}' below was built with what it held then.`, {
+    hint: `nexusctl build trigger ${build.template}`,
+    cause: error,
+  });
+};
+
 /** Reads what the overlays hold. */
 export const readOverlays = async (
-  overlays: readonly Overlay[],
+  host: Host,
+  build: Reads,
   signal: AbortSignal,
 ): Promise<{ laid: Laid[]; kept: Overlay[] }> => {
-  const all = [];
-  for (const overlay of overlays) {
+  const all: Awaited<ReturnType<typeof readOverlay>>[] = [];
+  for (const overlay of build.overlays) {
     signal.throwIfAborted();
-    all.push(await readOverlay(overlay));
+    const one = readOverlay(overlay).catch(async error => {
+      throw await belowChanged(host, build, all.length, error);
+    });
+    all.push(await one);
   }
   return { laid: all.map(one => one.laid), kept: all.map(one => one.kept) };
 };

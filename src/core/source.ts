@@ -1,9 +1,12 @@
 /** What a template or a build names as its source: found on disk, or fetched. */
+import { constants } from 'node:fs';
+import { access, stat } from 'node:fs/promises';
 import { ID_PATTERN } from '../api/common.ts';
 import { Fault } from '../api/fault.ts';
 import type { Rootfs } from '../api/rootfs.ts';
 import type { Template } from '../api/template.ts';
 import { readFrom } from '../assets/from.ts';
+import { plain } from '../lib/text.ts';
 import { fetchOrder } from './fetch.ts';
 import { needRootfs } from './find.ts';
 import type { Host } from './host.ts';
@@ -48,6 +51,18 @@ const onDisk = async (host: Host, wanted: Wanted): Promise<Rootfs | undefined> =
 
 const wrong = (why: string): Fault => new Fault('invalid', `Cannot use that source: ${why}.`);
 
+/** A build reads it when it runs; one that is not there now was mistyped. */
+const checkFile = async (path: string): Promise<void> => {
+  try {
+    await access(path, constants.R_OK);
+    if ((await stat(path)).isFile()) return;
+  } catch (cause) {
+    const code = cause instanceof Error && 'code' in cause ? cause.code : cause;
+    throw wrong(code === 'ENOENT' ? `${plain(path)} is not there` : `${plain(path)} cannot be read: ${code}`);
+  }
+  throw wrong(`${plain(path)} is no file`);
+};
+
 /** Refuses now what no build could find. */
 export const checkSource = async (
   host: Host,
@@ -61,6 +76,7 @@ export const checkSource = async (
     if (image !== undefined || (await host.store.findTemplate(source)) !== undefined) return;
     throw new Fault('not_found', `There is no image or template '${source}'.`, { hint: 'nexusctl image list' });
   }
+  if (source.startsWith('/')) await checkFile(source);
   if ((await onDisk(host, { source, sha256 })) === undefined) await orderFor(host, { source, sha256 });
 };
 

@@ -5,6 +5,7 @@ import type { OpIn } from '../api/ops.ts';
 import type { Vm } from '../api/vm.ts';
 import { blankVm } from '../api/vm_ops.ts';
 import type { Workspace } from '../api/ws.ts';
+import { diskLength } from '../lib/size.ts';
 import type { NewVm, VmRecord } from '../store/store.ts';
 import { needImage, needKernel, needWs, publicVm } from './find.ts';
 import type { Host } from './host.ts';
@@ -57,8 +58,9 @@ const createWithImage = async (
       hint: 'nexusctl rootfs download debian 12, then nexusctl image build base --rootfs debian:12',
     });
   }
-  const size_bytes = input.root_size_bytes ?? Math.max(ROOT_BYTES, image.size_bytes);
-  refuseTooSmall(`VM '${input.name}'`, image, size_bytes);
+  const wanted = input.root_size_bytes ?? Math.max(ROOT_BYTES, image.size_bytes);
+  refuseTooSmall(`VM '${input.name}'`, image, wanted);
+  const size_bytes = diskLength(wanted);
   using _used = await useAsset(host, image, needImage);
   const ws_id = newId('ws');
   using _making = host.uses.use(ws_id);

@@ -9,7 +9,7 @@ import type { OpIn } from '../api/ops.ts';
 import { VM_VERBS } from '../api/vm_state.ts';
 import type { Workspace, WsGrown } from '../api/ws.ts';
 import { withDeadline } from '../lib/deadline.ts';
-import { formatBytes } from '../lib/size.ts';
+import { diskLength, formatBytes } from '../lib/size.ts';
 import type { VmRecord } from '../store/store.ts';
 import { lockVm, named, needVm, needWs } from './find.ts';
 import type { Host, Live } from './host.ts';
@@ -25,9 +25,10 @@ type Fate = Pick<WsGrown, 'file_system' | 'notice'>;
 export const growWs = async (host: Host, input: OpIn<'ws.update'>): Promise<WsGrown> => {
   const ws = await needWs(host, input.ws);
   refuseShorter(ws, input.size_bytes);
+  const size_bytes = diskLength(input.size_bytes);
   if (ws.vm_id === null) {
     using _taken = takeWs(host, ws, 'lengthen');
-    return { ...(await lengthen(host, ws, input.size_bytes)), file_system: 'at_next_start' };
+    return { ...(await lengthen(host, ws, size_bytes)), file_system: 'at_next_start' };
   }
   const vm = await needVm(host, ws.vm_id);
   await using held = await lockVm(host, vm, 'attach', 'ws.update');
@@ -35,7 +36,7 @@ export const growWs = async (host: Host, input: OpIn<'ws.update'>): Promise<WsGr
   refuseState(ws, now);
   if ((await needWs(host, ws.id)).vm_id !== vm.id)
     throw new Fault('bad_state', `Workspace '${ws.name}' is not attached to VM '${vm.name}' any more.`);
-  const longer = await lengthen(host, ws, input.size_bytes);
+  const longer = await lengthen(host, ws, size_bytes);
   const live = now.state === 'running' ? liveOf(host, vm.id) : undefined;
   return {
     ...longer,

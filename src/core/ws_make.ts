@@ -3,7 +3,7 @@ import { Fault } from '../api/fault.ts';
 import type { Image } from '../api/image.ts';
 import type { OpIn } from '../api/ops.ts';
 import type { Workspace } from '../api/ws.ts';
-import { formatBytes } from '../lib/size.ts';
+import { diskLength, formatBytes } from '../lib/size.ts';
 import { needImage } from './find.ts';
 import type { Host } from './host.ts';
 import { newId } from './ids.ts';
@@ -34,13 +34,14 @@ export const createWs = async (host: Host, input: OpIn<'ws.create'>): Promise<Wo
   if (image !== null && input.format !== undefined) {
     throw new Fault('invalid', 'A clone of an image has the file system of that: --format is for an empty disk.');
   }
-  const size_bytes = input.size_bytes ?? image?.size_bytes;
-  if (size_bytes === undefined) {
+  const wanted = input.size_bytes ?? image?.size_bytes;
+  if (wanted === undefined) {
     throw new Fault('invalid', 'Cannot create an empty workspace: its size is missing.', {
       hint: 'give --size, e.g. --size 8G',
     });
   }
-  if (image !== null) refuseTooSmall(`workspace '${name}'`, image, size_bytes);
+  if (image !== null) refuseTooSmall(`workspace '${name}'`, image, wanted);
+  const size_bytes = diskLength(wanted);
   const label = input.format === 'none' ? undefined : name;
   using _making = host.uses.use(id);
   using _used = image === null ? undefined : await useAsset(host, image, needImage);

@@ -28,20 +28,25 @@ interface Options {
 /** Of the superblock, 1024 bytes from the start (the kernel's Documentation/filesystems/ext4/super.rst). */
 const MAGIC_AT = 1024 + 0x38;
 const MAGIC = 0xef53;
+/** What a VMM cannot read in parts. */
+const SECTOR = 512;
 /** A large file system on a slow disk. */
 const CHECK_MS = 3_600_000;
 const MAX_TEXT = 64 * 1024;
 
 /** Throws `invalid` unless the file begins like an ext file system. */
 export const looksLikeExt4 = async (path: string): Promise<void> => {
-  const cannot = (why: string, cause?: unknown) =>
-    new Fault('invalid', `Cannot import ${plain(path)}: ${why}.`, { cause });
+  const cannot = (why: string, hint?: string, cause?: unknown) =>
+    new Fault('invalid', `Cannot import ${plain(path)}: ${why}.`, { hint, cause });
   await using handle = await open(path, constants.O_RDONLY | constants.O_NONBLOCK).catch(
     (cause: NodeJS.ErrnoException) => {
-      throw cannot(cause.code === 'ENOENT' ? 'it is not there' : `it cannot be read: ${cause.code}`, cause);
+      throw cannot(cause.code === 'ENOENT' ? 'it is not there' : `it cannot be read: ${cause.code}`, undefined, cause);
     },
   );
-  if (!(await handle.stat()).isFile()) throw cannot('it is no file');
+  const stat = await handle.stat();
+  if (!stat.isFile()) throw cannot('it is no file');
+  if (stat.size % SECTOR !== 0)
+    throw cannot(`no disk has ${stat.size} bytes: a sector has ${SECTOR}`, `truncate -s %4096 ${plain(path)}`);
   const magic = Buffer.alloc(2);
   await handle.read(magic, 0, 2, MAGIC_AT);
   if (magic.readUInt16LE() !== MAGIC) throw cannot('no ext4 file system begins at its first byte');

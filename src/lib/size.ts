@@ -21,6 +21,11 @@ export const parseMs = (text: string): number | undefined => {
   return Math.round(ms);
 };
 
+const BLOCK = 4096;
+
+/** The length of a disk that has so many bytes: a VMM has whole sectors, ext4 whole blocks. */
+export const diskLength = (bytes: number): number => Math.ceil(bytes / BLOCK) * BLOCK;
+
 /** 8589934592 -> `8 GiB`, 1536 -> `1.5 KiB`. */
 export const formatBytes = (bytes: number): string => {
   const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB'];
