@@ -176,6 +176,13 @@ test('a build copies its template; built again after a change it is another imag
   await clear();
 });
 
+const logOf = async (build: { id: string }): Promise<string[]> => {
+  const lines: string[] = [];
+  for await (const message of client().build.logs({ build: build.id }))
+    if (message.type === 'log') lines.push(message.line);
+  return lines;
+};
+
 test('an image in which a template put something else in the place of the agent has none, and says so', async () => {
   const { template } = client();
   const agent = '/usr/lib/nexus/nexus-agent';
@@ -184,9 +191,10 @@ test('an image in which a template put something else in the place of the agent 
   assert.deepEqual([image.agent_version !== null, image.warning], [true, null]);
   for (const overlay of [{ path: agent, content: 'x' }, { path: '/usr', delete: true } as const]) {
     await template.update({ template: 'tpl', overlays: [overlay], drop_overlays: [] });
-    const { image: none } = await built('tpl');
+    const { image: none, build } = await built('tpl');
     assert.equal(none.agent_version, null, overlay.path);
     assert.match(none.warning ?? '', /no guest agent/);
+    assert.ok((await logOf(build)).includes(none.warning ?? ''), 'its log says so');
     assert.match(await debugfs(none, 'cat /etc/nexus/image.yaml'), /^agent_version: null$/m);
     await template.update({ template: 'tpl', drop_overlays: [overlay.path] });
   }

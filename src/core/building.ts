@@ -111,6 +111,7 @@ const runBuild = (host: Host, job: JobContext, build: Build): Promise<string> =>
       await host.disks.removeImage(image.id);
       throw error;
     }
+    if (image.warning !== null) job.log(image.warning);
     job.log(`image '${name}' is ${image.id}`);
     return image.id;
   });
