@@ -211,12 +211,15 @@ const promises = async (t: TestContext, dir: string, disks: Disks): Promise<void
     await disks.removeWs(WS3);
   });
 
-  await t.test('the sweep takes what is half made or unknown, and only that', async () => {
+  await t.test('the sweep takes what is half made or noted, and only that', async () => {
     const half = `.${WS3}.01234567-89ab-cdef-0123-456789abcdef.part`;
     await mkdir(join(dir, 'workspaces', half));
     await writeFile(join(dir, 'workspaces', half, 'disk.raw'), 'x');
     await mkdir(join(dir, 'workspaces', 'notes'));
-    const swept = await disks.sweep({ images: new Set([IMG]), workspaces: new Set([WS]) });
+    const known = { images: new Set([IMG]), workspaces: new Set([WS]) };
+    assert.deepEqual(await disks.sweep(known, new Set()), [`workspaces/${half}`], 'a whole disk stays');
+    await mkdir(join(dir, 'workspaces', half));
+    const swept = await disks.sweep(known, new Set([IMG, WS, WS2]));
     assert.deepEqual(swept.sort(), [`workspaces/${half}`, `workspaces/${WS2}`]);
     assert.deepEqual((await readdir(join(dir, 'workspaces'))).sort(), ['notes', WS].sort());
     assert.deepEqual(await readdir(join(dir, 'images')), [IMG]);

@@ -1,6 +1,6 @@
 /** What `gc` takes, what it leaves, and that work is refused before the disk is full. */
 import assert from 'node:assert/strict';
-import { mkdir, readdir, rm, writeFile } from 'node:fs/promises';
+import { copyFile, mkdir, readdir, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { rejects } from './kit/behave.ts';
@@ -97,6 +97,40 @@ test('leftovers of failed work go, also those of a removal; what is being made s
     'notes',
   ]);
   await rm(join(data_dir, 'images', 'notes'));
+  await clear();
+});
+
+test('an older state put back: the disks that it does not know stay until gc is asked for', async () => {
+  const { w } = g;
+  const state = join(w.data_dir, 'state.db');
+  const older = join(w.data_dir, 'state.db.v0.bak');
+  const putBack = async () => {
+    await w.stop();
+    for (const end of ['-wal', '-shm']) await rm(state + end, { force: true });
+    await copyFile(older, state);
+    await w.start();
+  };
+  await client().ws.create({ name: 'removed', size_bytes: 16 * MIB });
+  await client().ws.remove({ ws: 'removed' });
+  await w.stop();
+  await copyFile(state, older);
+  await w.start();
+  const clone = await client().ws.create({ name: 'clone', image: 'base' });
+  const empty = await client().ws.create({ name: 'empty', size_bytes: 16 * MIB });
+  const copy = await client().ws.snapshot({ ws: 'empty', name: 'copy' });
+  const vm = await client().vm.create({ name: 'vm', image: 'base' });
+  await putBack();
+  const made = [clone.id, empty.id, copy.id, vm.root_ws_id ?? ''];
+  assert.deepEqual(await client().ws.list({}), []);
+  for (const id of made) await stat(join(w.data_dir, 'workspaces', id, 'disk.raw'));
+  const { items } = await client().daemon.gc({ dry_run: true });
+  assert.deepEqual(items.map(item => item.name).sort(), made.map(id => `workspaces/${id}`).sort());
+  assert.ok(items.every(item => item.why === 'a disk that no record knows'));
+  await w.kill();
+  await w.start();
+  assert.equal((await client().daemon.gc({ dry_run: true })).items.length, 4, 'neither does the next start take them');
+  await client().daemon.gc({});
+  await rm(older);
   await clear();
 });
 

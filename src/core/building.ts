@@ -15,6 +15,7 @@ import { type Built, buildExt4 } from '../images/build.ts';
 import type { Overlay } from '../images/merge.ts';
 import { guestOverlays } from '../images/overlays.ts';
 import { AGENT_PATH } from '../images/services.ts';
+import { makeDisk, removeDisk } from './disk_notes.ts';
 import { needRootfs } from './find.ts';
 import type { Host } from './host.ts';
 import { newId } from './ids.ts';
@@ -104,11 +105,13 @@ const runBuild = (host: Host, job: JobContext, build: Build): Promise<string> =>
       ...{ sha256: made.sha256, size_bytes: made.size_bytes, created_at_ms: Date.now() },
     };
     using _making = host.uses.use(image.id);
-    await host.step('build.import', () => host.disks.importImage(out, image.id, job.signal, { move: true }));
+    await host.step('build.import', () =>
+      makeDisk(host, image.id, () => host.disks.importImage(out, image.id, job.signal, { move: true })),
+    );
     try {
       await host.step('build.insert', () => host.store.finishBuild(id, image, made.inputs_sha256, Date.now()));
     } catch (error) {
-      await host.disks.removeImage(image.id);
+      await removeDisk(host, image.id);
       throw error;
     }
     if (image.warning !== null) job.log(image.warning);

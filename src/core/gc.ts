@@ -38,8 +38,8 @@ const unlessUsed = async (remove: () => Promise<void>): Promise<boolean> => {
 };
 
 const leftovers = async (host: Host): Promise<Candidate[]> =>
-  (await findLeftovers(host)).map(({ name, bytes, remove }) => ({
-    item: { kind: 'leftover', name, why: 'left by work that failed', own_bytes: bytes },
+  (await findLeftovers(host)).map(({ name, bytes, why, remove }) => ({
+    item: { kind: 'leftover', name, why, own_bytes: bytes },
     remove: () => host.step('gc.leftover', remove),
   }));
 

@@ -9,6 +9,7 @@ import { examine, looksLikeExt4 } from '../images/foreign.ts';
 import { hostArch } from '../lib/arch.ts';
 import { exists, sha256File } from '../lib/files.ts';
 import { plain } from '../lib/text.ts';
+import { makeDisk, removeDisk } from './disk_notes.ts';
 import { needImage } from './find.ts';
 import type { Host } from './host.ts';
 import { newId } from './ids.ts';
@@ -33,7 +34,9 @@ const takeIn = async (host: Host, job: JobContext, input: OpIn<'image.import'>):
   const { name, from } = input;
   using _making = host.uses.use(id);
   job.progress({ stage: 'copy', done: 0, total: null, unit: 'bytes' });
-  const path = await host.step('import.copy', () => host.disks.importImage(from, id, job.signal));
+  const path = await host.step('import.copy', () =>
+    makeDisk(host, id, () => host.disks.importImage(from, id, job.signal)),
+  );
   try {
     job.progress({ stage: 'check', done: 0, total: null, unit: 'steps' });
     const { signal, log: onLog } = job;
@@ -54,7 +57,7 @@ const takeIn = async (host: Host, job: JobContext, input: OpIn<'image.import'>):
     if (image.warning !== null) job.log(image.warning);
     return id;
   } catch (error) {
-    await host.disks.removeImage(id);
+    await removeDisk(host, id);
     throw error;
   }
 };

@@ -15,8 +15,13 @@ export interface Found {
   /** Below the data directory. */
   name: string;
   bytes: number;
+  why: string;
   remove(): Promise<void>;
 }
+
+const LEFT = 'left by work that failed';
+/** Also one that was made after the copy of the state that was put back. */
+const UNKNOWN = 'a disk that no record knows';
 
 export const findLeftovers = async (host: Host): Promise<Found[]> => [...(await disks(host)), ...(await folders(host))];
 
@@ -30,7 +35,12 @@ const disks = async (host: Host): Promise<Found[]> => {
   const known = new Set([...images, ...workspaces].map(one => one.id));
   return free
     .filter(one => !known.has(idIn(one.name)) || one.name.endsWith('.part'))
-    .map(one => ({ name: one.name, bytes: one.used_bytes, remove: () => host.disks.removeLeftover(one) }));
+    .map(one => ({
+      name: one.name,
+      why: one.name.endsWith('.part') ? LEFT : UNKNOWN,
+      bytes: one.used_bytes,
+      remove: () => host.disks.removeLeftover(one),
+    }));
 };
 
 /** Of VMs, of assets, and of jobs that have ended. */
@@ -63,6 +73,7 @@ const folders = async (host: Host): Promise<Found[]> => {
   return Promise.all(
     stray.map(async path => ({
       name: path.slice(paths.data.length + 1),
+      why: LEFT,
       bytes: await bytesIn(path),
       remove: () => removeTree(paths.data, path),
     })),

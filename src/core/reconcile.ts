@@ -9,6 +9,7 @@ import { bootId, isAlive } from '../lib/proc.ts';
 import type { VmRecord } from '../store/store.ts';
 import { type Console, openConsole } from '../vmm/console.ts';
 import type { Machine } from '../vmm/machine.ts';
+import { sweepDisks } from './disk_notes.ts';
 import type { Host } from './host.ts';
 import { sweepInitrds } from './initrd.ts';
 import { endKeepers, keeperFor } from './keepers.ts';
@@ -154,7 +155,7 @@ const sweep = async (host: Host): Promise<void> => {
   ]);
   const ids = (records: readonly { id: string }[]) => new Set(records.map(r => r.id));
   for (const work of [
-    () => host.disks.sweep({ images: ids(images), workspaces: ids(ws) }),
+    () => sweepDisks(host, { images: ids(images), workspaces: ids(ws) }),
     () => sweepDir(host, paths.vms, ids(vms)),
     () => sweepDir(host, paths.kernels, ids(kernels)),
     () => sweepDir(host, paths.rootfs, ids(rootfs)),

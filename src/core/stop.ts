@@ -6,6 +6,7 @@ import type { Workspace } from '../api/ws.ts';
 import { removeTree } from '../lib/files.ts';
 import type { Held } from '../lib/lock.ts';
 import type { VmRecord } from '../store/store.ts';
+import { removeDisk } from './disk_notes.ts';
 import { endMachine, within } from './end.ts';
 import { admit, busy, needVm, publicVm } from './find.ts';
 import type { Host, Live } from './host.ts';
@@ -169,7 +170,7 @@ export const deleteVm = async (host: Host, ref: string, options: { keep_disk: bo
   host.events.emit('vm.deleted', id, {});
   // from here on it is gone for everybody: what cannot be removed now, the next start of a daemon sweeps
   for (const work of [
-    ...removed.map(ws => () => host.step('delete.disk', () => host.disks.removeWs(ws.id))),
+    ...removed.map(ws => () => host.step('delete.disk', () => removeDisk(host, ws.id))),
     () => host.step('delete.dir', () => removeTree(host.paths.data, vmDir(host.paths, id))),
   ]) {
     await work().catch(error => host.log.error({ err: error, vm: id }, 'cannot remove a part of a deleted VM'));

@@ -7,6 +7,7 @@ import { blankVm } from '../api/vm_ops.ts';
 import type { Workspace } from '../api/ws.ts';
 import { diskLength } from '../lib/size.ts';
 import type { NewVm, VmRecord } from '../store/store.ts';
+import { makeDisk, removeDisk } from './disk_notes.ts';
 import { needImage, needKernel, needWs, publicVm } from './find.ts';
 import type { Host } from './host.ts';
 import { newId } from './ids.ts';
@@ -70,13 +71,15 @@ const createWithImage = async (
     ...{ vm_id: id, role: 'root', position: 0, owned: true },
   };
   const deadline = AbortSignal.any([AbortSignal.timeout(CLONE_MS), host.closing]);
-  await host.step('create.clone', () => host.disks.clone(image.id, ws_id, size_bytes, deadline));
+  await host.step('create.clone', () =>
+    makeDisk(host, ws_id, () => host.disks.clone(image.id, ws_id, size_bytes, deadline)),
+  );
   try {
     const vm = { ...blank(input, id, kernel_id), image_id: image.id, root_ws_id: ws_id };
     const inserted = await host.step('create.insert', () => host.store.insertVm(vm, { ws, ...uidOption(host) }));
     return created(host, inserted);
   } catch (error) {
-    await host.disks.removeWs(ws_id);
+    await removeDisk(host, ws_id);
     throw error;
   }
 };

@@ -2,6 +2,7 @@ import { Fault } from '../api/fault.ts';
 import type { OpIn } from '../api/ops.ts';
 import type { Workspace } from '../api/ws.ts';
 import type { VmRecord } from '../store/store.ts';
+import { removeDisk } from './disk_notes.ts';
 import { admit, lockVm, needVm, needWs } from './find.ts';
 import type { HandlersOf } from './handler.ts';
 import type { Host } from './host.ts';
@@ -33,9 +34,9 @@ export const wsHandlers = (host: Host): HandlersOf<'ws'> => ({
     const workspace = await needWs(host, ws);
     const { id } = workspace;
     using _taken = takeWs(host, workspace, 'remove');
-    // the record first: a crash in between leaves a file that the next start sweeps
+    // the record first: a crash in between leaves a disk that its removal noted, and the next start sweeps it
     await host.step('ws.record', () => host.store.removeWs(id));
-    await host.step('ws.disk', () => host.disks.removeWs(id));
+    await host.step('ws.disk', () => removeDisk(host, id));
     return {};
   },
 });

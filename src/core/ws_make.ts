@@ -4,6 +4,7 @@ import type { Image } from '../api/image.ts';
 import type { OpIn } from '../api/ops.ts';
 import type { Workspace } from '../api/ws.ts';
 import { diskLength, formatBytes } from '../lib/size.ts';
+import { makeDisk, removeDisk } from './disk_notes.ts';
 import { needImage } from './find.ts';
 import type { Host } from './host.ts';
 import { newId } from './ids.ts';
@@ -47,9 +48,11 @@ export const createWs = async (host: Host, input: OpIn<'ws.create'>): Promise<Wo
   using _used = image === null ? undefined : await useAsset(host, image, needImage);
   const deadline = AbortSignal.any([AbortSignal.timeout(CLONE_MS), host.closing]);
   await host.step('ws.make', () =>
-    image === null
-      ? host.disks.empty(id, size_bytes, deadline, label)
-      : host.disks.clone(image.id, id, size_bytes, deadline),
+    makeDisk(host, id, () =>
+      image === null
+        ? host.disks.empty(id, size_bytes, deadline, label)
+        : host.disks.clone(image.id, id, size_bytes, deadline),
+    ),
   );
   return insertWs(host, { ...blankWs(id, name, size_bytes), image_id: image?.id ?? null });
 };
@@ -67,7 +70,7 @@ export const insertWs = async (host: Host, ws: Workspace): Promise<Workspace> =>
     await host.step('ws.insert', () => host.store.insertWs(ws));
     return ws;
   } catch (error) {
-    await host.disks.removeWs(ws.id);
+    await removeDisk(host, ws.id);
     throw error;
   }
 };

@@ -3,6 +3,7 @@ import { Fault } from '../api/fault.ts';
 import type { OpIn } from '../api/ops.ts';
 import { VM_VERBS } from '../api/vm_state.ts';
 import type { Workspace } from '../api/ws.ts';
+import { makeDisk } from './disk_notes.ts';
 import { lockVm, needVm, needWs } from './find.ts';
 import type { Host } from './host.ts';
 import { newId } from './ids.ts';
@@ -34,7 +35,9 @@ const copyWs = async (host: Host, source: Workspace, name: string, signal?: Abor
   if (now.vm_id !== source.vm_id)
     throw new Fault('bad_state', `Cannot take a snapshot of workspace '${source.name}': it has changed its VM.`);
   const limits = [AbortSignal.timeout(CLONE_MS), host.closing, ...(signal === undefined ? [] : [signal])];
-  await host.step('snapshot.make', () => host.disks.snapshot(source.id, id, AbortSignal.any(limits)));
+  await host.step('snapshot.make', () =>
+    makeDisk(host, id, () => host.disks.snapshot(source.id, id, AbortSignal.any(limits))),
+  );
   const { size_bytes } = await host.disks.usage('workspaces', id);
   const { image_id } = now;
   return insertWs(host, { ...blankWs(id, name, size_bytes), image_id, source_ws_id: source.id });

@@ -8,7 +8,7 @@
  */
 import { randomUUID } from 'node:crypto';
 import { chmod, lstat, open, readdir, rename, rm } from 'node:fs/promises';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { ID_PATTERN, type Space } from '../api/common.ts';
 import { Fault } from '../api/fault.ts';
 import { ensureDir, exists, removeTree } from '../lib/files.ts';
@@ -74,8 +74,11 @@ export interface Disks {
   /** What was left half made, and disks that no record knows. What is not named like ours is left alone. */
   leftovers(known: Known): Promise<Leftover[]>;
   removeLeftover(leftover: Leftover): Promise<void>;
-  /** Removes all leftovers; gives their names. Only where nothing is being made: disks get their records after they are there. */
-  sweep(known: Known): Promise<string[]>;
+  /**
+   * Removes what is half made, and whole disks whose IDs are `noted` as leftovers; gives the names. Any other that no record knows stays:
+   * the state may be an older one. Only where nothing is being made: disks get their records after they are there.
+   */
+  sweep(known: Known, noted: ReadonlySet<string>): Promise<string[]>;
 }
 
 const PREFIX = { images: 'img_', workspaces: 'ws_' } as const;
@@ -283,8 +286,10 @@ export class FileDisks implements Disks {
     await removeTree(this.#data, join(this.#data, name));
   }
 
-  async sweep(known: Known): Promise<string[]> {
-    const found = await this.leftovers(known);
+  async sweep(known: Known, noted: ReadonlySet<string>): Promise<string[]> {
+    const found = (await this.leftovers(known)).filter(
+      ({ name }) => PART.test(basename(name)) || noted.has(basename(name)),
+    );
     for (const one of found) await this.removeLeftover(one);
     return found.map(one => one.name);
   }

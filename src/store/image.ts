@@ -3,6 +3,7 @@ import type { Transaction } from 'kysely';
 import { ID_PATTERN } from '../api/common.ts';
 import { Fault } from '../api/fault.ts';
 import { Image } from '../api/image.ts';
+import { forgetDisk, noteDisk } from './note.ts';
 import { codec, type Db, none, type Tables, unlessTaken } from './sqlite.ts';
 import type { ImageStore } from './store.ts';
 
@@ -16,6 +17,7 @@ export const insertImage = async (trx: Transaction<Tables>, image: Image): Promi
     });
   const row = rows.toRow(image);
   await unlessTaken(`Image '${name}'`, () => trx.insertInto('images').values(row).execute());
+  await forgetDisk(trx, image.id);
 };
 
 /** The newest image of a template. A slow build of an old version is none. */
@@ -79,6 +81,7 @@ const remove = async (trx: Transaction<Tables>, id: string, only: { outdated?: b
   const why = newest ? 'no image of its template is newer' : await needOf(trx, id);
   if (why !== undefined) throw new Fault('in_use', `Cannot remove image '${image.name}': ${why}.`);
   await trx.deleteFrom('images').where('id', '=', id).execute();
+  await noteDisk(trx, id);
 };
 
 const ofTemplates = async (db: Db): ReturnType<ImageStore['imagesOfTemplates']> => {

@@ -29,7 +29,7 @@ const createPrivate = async (path: string): Promise<void> => {
 };
 
 /**
- * A new state knows no disk, and what no record knows is removed at the start. So none is begun beside disks: the old one was lost, or
+ * A new state knows no disk, and disks that no record knows are what gc removes. So none is begun beside disks: the old one was lost, or
  * has yet to be brought back.
  */
 const refuseToForget = async (data_dir: string, path: string): Promise<void> => {

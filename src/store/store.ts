@@ -81,6 +81,13 @@ export interface VmStore {
 export interface NoteStore {
   findNote(name: string): Promise<string | undefined>;
   writeNote(name: string, value: string): Promise<void>;
+  /**
+   * Notes that the disk of that ID is a leftover as long as it has no record. The record's making forgets this, its removal notes it, each
+   * in its own transaction. Does not wait for the disk: without the note a leftover stays, and nothing is lost.
+   */
+  noteDisk(id: string): Promise<void>;
+  forgetDisk(id: string): Promise<void>;
+  notedDisks(): Promise<string[]>;
 }
 
 /** What a workspace is to be to a VM. */

@@ -7,7 +7,7 @@ import { Vm, VmHistoryEntry } from '../api/vm.ts';
 import { VM_TRANSITIONS, type VmState } from '../api/vm_state.ts';
 import { codec, type Db, none, type Tables, unlessTaken, unsynced } from './sqlite.ts';
 import type { Transition, VmPatch, VmRecord, VmStore } from './store.ts';
-import { attach, detach, insert, wsOfVm } from './ws.ts';
+import { attach, detach, insert, removeRow, wsOfVm } from './ws.ts';
 
 type Trx = Transaction<Tables>;
 
@@ -156,7 +156,7 @@ export const vmStore = (db: Db): VmStore => ({
       const attached = (await wsOfVm(trx, id)).reverse();
       const removed = keep_disk ? [] : attached.filter(ws => ws.owned);
       for (const ws of attached) await detach(trx, ws);
-      for (const ws of removed) await trx.deleteFrom('workspaces').where('id', '=', ws.id).execute();
+      for (const ws of removed) await removeRow(trx, ws.id);
       await trx.deleteFrom('vms').where('id', '=', id).execute();
       return removed;
     }),

@@ -3,6 +3,7 @@ import type { Transaction } from 'kysely';
 import { ID_PATTERN } from '../api/common.ts';
 import { Fault } from '../api/fault.ts';
 import { MAX_DATA_DISKS, Workspace } from '../api/ws.ts';
+import { forgetDisk, noteDisk } from './note.ts';
 import { codec, type Db, none, type Tables, unlessTaken } from './sqlite.ts';
 import type { Attachment, WorkspaceStore } from './store.ts';
 
@@ -85,9 +86,15 @@ export const insert = async (trx: Trx, ws: Workspace): Promise<void> => {
   }
   const row = rows.toRow({ ...ws, ...ALONE });
   await unlessTaken(`Workspace '${ws.name}'`, () => trx.insertInto('workspaces').values(row).execute());
+  await forgetDisk(trx, ws.id);
   if (ws.vm_id === null) return;
   const { role, mount, read_only, owned } = ws;
   await attach(trx, ws.id, ws.vm_id, { role: role ?? 'data', mount, read_only, owned });
+};
+
+export const removeRow = async (trx: Trx, id: string): Promise<void> => {
+  await trx.deleteFrom('workspaces').where('id', '=', id).execute();
+  await noteDisk(trx, id);
 };
 
 /** In the order of the disks: the root, then as they were attached. */
@@ -132,6 +139,6 @@ export const wsStore = (db: Db): WorkspaceStore => ({
         const vm = await vmOf(trx, ws.vm_id);
         throw new Fault('in_use', `Cannot remove workspace '${ws.name}': it is attached to VM '${vm.name}'.`);
       }
-      await trx.deleteFrom('workspaces').where('id', '=', id).execute();
+      await removeRow(trx, id);
     }),
 });

@@ -10,7 +10,8 @@ const SIZE = 16 * 1024 * 1024;
 
 export const wsVerbs = (ground: () => Ground): readonly Verb[] => {
   const { client, create, start, started, disk } = deeds(ground);
-  const leftover = () => join(ground().w.data_dir, 'images', 'img_01k0000000000000000000000a');
+  const leftover = () =>
+    join(ground().w.data_dir, 'images', '.img_01k0000000000000000000000a.01234567-89ab-cdef-0123-456789abcdef.part');
   const inspect = (ws: string) => client().ws.inspect({ ws });
   const isLong = async (ws: string, bytes: number) => {
     const { size_bytes, path } = await inspect(ws);
