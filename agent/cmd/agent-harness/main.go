@@ -47,7 +47,9 @@ func main() {
 	id := facts.NewID()
 	gather := func() wire.Facts { return facts.Gather(id) }
 	client := &egress.Client{Facts: gather}
-	server := &control.Server{Execs: execs.NewRegistry(proc.NewTable(false)), Facts: gather, System: bystander{client}}
+	registry := execs.NewRegistry(proc.NewTable(false))
+	registry.Home = "/nonexistent" // a login shell here would run what its user wrote for logins, and be killed in the middle of it
+	server := &control.Server{Execs: registry, Facts: gather, System: bystander{client}}
 	said := make(chan os.Signal, 1)
 	signal.Notify(said, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGHUP)
 	safe.Go(func() {

@@ -188,6 +188,7 @@ func TestTerminalIsARequestOfItsOwn(t *testing.T) {
 // A session is made once, found by its name, and its name is free again after its end.
 func TestSession(t *testing.T) {
 	g := newGuest(t)
+	g.server.Execs.Home = t.TempDir()
 	open := func() (string, *screen) {
 		_, body := spec(func(s *wire.Spec) { withTty(s); s.Session = "main"; s.Tail = 1000 })
 		res, err := g.begin(context.Background(), "POST", "/v1/terminal", body)

@@ -39,6 +39,8 @@ type Registry struct {
 	OrphanDelay time.Duration
 	// Hold is how long a command waits for a reader that went away.
 	Hold time.Duration
+	// Home stands for every user's home where it is not empty: a test on somebody's machine reads none of their files.
+	Home string
 
 	table *proc.Table
 

@@ -24,6 +24,9 @@ func (g *Registry) start(spec wire.Spec, en *entry) (*Reader, *Failure) {
 	if fail != nil {
 		return nil, fail
 	}
+	if g.Home != "" {
+		who.Home = g.Home
+	}
 	env := account.Environ("", who, spec.Env)
 	argv0 := ""
 	if spec.Tty != nil {
