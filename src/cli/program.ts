@@ -195,6 +195,10 @@ const addByHand = (cli: Cli, program: Command): void => {
   leaf(cli, program, 'status', rowNamed('daemon.get'));
   leaf(cli, program, 'doctor', rowNamed('daemon.doctor'));
   leaf(cli, program, 'gc', rowNamed('daemon.gc'));
+  const mcp = addGlobals(program.command('mcp')).summary(
+    'Offer the operations to an agent as MCP tools, on stdin and stdout',
+  );
+  acts(cli, mcp, async () => (await import('./mcp.ts')).mcpCommand(cli));
   const version = addGlobals(program.command('version')).summary('Show the versions of client and daemon');
   acts(cli, version, async () => (await import('./version.ts')).showVersion(cli));
   const completion = program.command('completion').summary('Print a completion script for a shell');
