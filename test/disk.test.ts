@@ -317,6 +317,19 @@ test('a full disk is no_room, with numbers, and nothing is left', async t => {
     assert.match(error.hint ?? '', /nexusctl gc --dry-run/);
     return true;
   });
+  {
+    using _first = await disks.promiseRoom('build one', 35 * MIB);
+    const text =
+      /Cannot build two: it takes 25 MiB and 35 MiB is for work that runs, 1\.\d MiB is kept in reserve, but/;
+    await assert.rejects(disks.promiseRoom('build two', 25 * MIB), text);
+    await assert.rejects(disks.needRoom('build two', 25 * MIB), text);
+    await disks.needRoom('make what takes nothing', 0);
+    await writeFile(join(mounted.dir, 'out'), randomBytes(25 * MIB)); // what is taken is not promised any more
+    using _second = await disks.promiseRoom('build two', 8 * MIB);
+    await assert.rejects(disks.needRoom('build three', 16 * MIB), fault('no_room'));
+    await rm(join(mounted.dir, 'out'));
+  }
+  await disks.needRoom('build two', 25 * MIB);
   // What the file system only finds out while it writes: a file that grows under the copy.
   const small = join(elsewhere, 'small.raw');
   await writeFile(small, randomBytes(20 * MIB));

@@ -93,8 +93,12 @@ const runBuild = (host: Host, job: JobContext, build: Build): Promise<string> =>
     const { laid, kept } = await readOverlays(host, build, job.signal);
     await host.step('build.inputs', () => host.store.patchBuild(id, { rootfs_id: rootfs.id, overlays: kept }));
     const out = join(temp, 'disk.raw');
+    using room = new DisposableStack();
+    const needRoom = async (bytes: number) => {
+      room.use(await host.disks.promiseRoom(`build image '${name}'`, bytes));
+    };
     const { made, init, agent_version } = await host.step('build.programs', () =>
-      make(host, job, build, rootfs, laid, out),
+      make(host, job, build, rootfs, { overlays: laid, out, needRoom }),
     );
     const { os, arch } = made.facts;
     if (arch !== undefined && arch !== rootfs.arch)
@@ -125,8 +129,7 @@ const make = async (
   { signal, progress, log }: JobContext,
   build: Build,
   rootfs: Rootfs,
-  overlays: Overlay[],
-  out: string,
+  how: { overlays: Overlay[]; out: string; needRoom: (bytes: number) => Promise<void> },
 ): Promise<{ made: Built } & Pick<Image, 'init' | 'agent_version'>> => {
   const agent = await readFile(host.agent.path);
   const label = {
@@ -138,14 +141,13 @@ const make = async (
   const made = await buildExt4({
     archive: join(assetDir(host.paths, 'rootfs', rootfs.id), 'rootfs.tar'),
     archive_sha256: rootfs.sha256,
-    overlays,
+    ...how,
     defaults: (scan, facts, isTheirs) => {
       agent_version = isTheirs(AGENT_PATH) ? null : host.agent.version;
       init = build.init === 'auto' ? facts.init : build.init;
       const { image_name: name, environment } = build;
       return guestOverlays(scan, facts, { name, init, agent, label: { ...label, agent_version }, environment });
     },
-    out,
     tools: { env: workEnv(host.paths) },
     ...(build.size_bytes === null ? {} : { size_bytes: build.size_bytes }),
     signal,

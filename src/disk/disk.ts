@@ -12,12 +12,12 @@ import { basename, join } from 'node:path';
 import { ID_PATTERN, type Space } from '../api/common.ts';
 import { Fault } from '../api/fault.ts';
 import { ensureDir, exists, removeTree } from '../lib/files.ts';
-import { formatBytes } from '../lib/size.ts';
 import type { Step } from '../lib/step.ts';
+import { explain } from './explain.ts';
 import { makeExt4 } from './format.ts';
 import { errno, lengthen } from './length.ts';
 import { publishDisk } from './publish.ts';
-import { needRoom, type Room, roomIn } from './room.ts';
+import { needRoom, promiseRoom, type Room, type RoomPromise, roomIn } from './room.ts';
 import { askSpace, plainSpace } from './space.ts';
 import type { Way } from './ways.ts';
 
@@ -71,6 +71,8 @@ export interface Disks {
   room(): Promise<Room>;
   /** Refuses what takes more than is free, with the numbers: `no_room`. `what` completes "Cannot …". */
   needRoom(what: string, needed_bytes: number): Promise<void>;
+  /** The same for work that takes them little by little: until it lets go, others are refused what is promised to it. */
+  promiseRoom(what: string, bytes: number): Promise<Disposable>;
   /** What was left half made, and disks that no record knows. What is not named like ours is left alone. */
   leftovers(known: Known): Promise<Leftover[]>;
   removeLeftover(leftover: Leftover): Promise<void>;
@@ -93,6 +95,7 @@ export class FileDisks implements Disks {
   readonly #step: Step;
   readonly #probe: string;
   readonly #work = new Set<string>();
+  readonly #promises = new Set<RoomPromise>();
 
   /** `probe`: the host's, which tells shared blocks. */
   constructor(data_dir: string, way: Way, step: Step, probe: string) {
@@ -127,34 +130,22 @@ export class FileDisks implements Disks {
       return final;
     } catch (cause) {
       await removeTree(this.#data, temp).catch(() => {}); // the next sweep takes it
-      throw await this.#explain(noun, cause);
+      throw await explain(this.#data, noun, cause);
     } finally {
       this.#work.delete(part);
     }
-  }
-
-  async #explain(noun: string, cause: unknown): Promise<unknown> {
-    const code = errno(cause);
-    if (code === 'ENOTEMPTY' || code === 'EEXIST')
-      return new Fault('exists', `Cannot make the disk of ${noun}: there is one.`, { cause });
-    if (code === 'EFBIG')
-      return new Fault('invalid', `Cannot make the disk of ${noun}: the file system holds no file of that length.`, {
-        cause,
-      });
-    if (code !== 'ENOSPC' && code !== 'EDQUOT') return cause;
-    const { free_bytes: free } = await roomIn(this.#data);
-    return new Fault('no_room', `Cannot make the disk of ${noun}: the data directory has ${formatBytes(free)} free.`, {
-      hint: `free space in ${this.#data}`,
-      cause,
-    });
   }
 
   room(): Promise<Room> {
     return roomIn(this.#data);
   }
 
-  needRoom(what: string, needed_bytes: number): Promise<void> {
-    return needRoom(this.#data, what, needed_bytes);
+  async needRoom(what: string, needed_bytes: number): Promise<void> {
+    await needRoom(this.#data, what, needed_bytes, this.#promises);
+  }
+
+  promiseRoom(what: string, bytes: number): Promise<Disposable> {
+    return promiseRoom(this.#data, what, bytes, this.#promises);
   }
 
   /** Refuses before the first byte is written. Holes take no room. */
@@ -225,7 +216,7 @@ export class FileDisks implements Disks {
     await this.needRoom(`lengthen the disk of workspace ${ws_id}`, 0);
     await lengthen(disk, size_bytes, `workspace ${ws_id}`).catch(async (cause: unknown) => {
       if (errno(cause) === 'ENOENT') throw new Fault('not_found', `Workspace ${ws_id} has no disk.`, { cause });
-      throw await this.#explain(`workspace ${ws_id}`, cause);
+      throw await explain(this.#data, `workspace ${ws_id}`, cause);
     });
   }
 

@@ -18,14 +18,52 @@ export const roomIn = async (dir: string): Promise<Room> => {
   return { free_bytes: bavail * bsize, reserve_bytes };
 };
 
-/** Refuses what would take more than there is before the first byte is written. `what` completes "Cannot …". */
-export const needRoom = async (dir: string, what: string, needed_bytes: number): Promise<void> => {
-  const { free_bytes, reserve_bytes } = await roomIn(dir);
-  if (needed_bytes + reserve_bytes <= free_bytes) return;
-  const [needed, reserve, free] = [needed_bytes, reserve_bytes, free_bytes].map(formatBytes);
+/** What work that runs has been told it may take. */
+export interface RoomPromise {
+  bytes: number;
+  /** What was free when it was told so. */
+  free_bytes: number;
+}
+
+/** What is still to be taken: what went since the first of them is what they took. */
+const stillDue = (promises: ReadonlySet<RoomPromise>, free_bytes: number): number => {
+  const all = [...promises];
+  const gone = Math.max(0, ...all.map(one => one.free_bytes - free_bytes));
+  return Math.max(0, all.reduce((sum, one) => sum + one.bytes, 0) - gone);
+};
+
+/**
+ * Refuses what would take more than there is before the first byte is written; gives what is free. `what` completes "Cannot …". Work that
+ * takes nothing at once does not mind what is promised.
+ */
+export const needRoom = async (
+  dir: string,
+  what: string,
+  needed_bytes: number,
+  promises: ReadonlySet<RoomPromise>,
+): Promise<Room> => {
+  const room = await roomIn(dir);
+  const { free_bytes, reserve_bytes } = room;
+  const due_bytes = needed_bytes === 0 ? 0 : stillDue(promises, free_bytes);
+  if (needed_bytes + due_bytes + reserve_bytes <= free_bytes) return room;
+  const [needed, due, reserve, free] = [needed_bytes, due_bytes, reserve_bytes, free_bytes].map(formatBytes);
   const takes = needed_bytes === 0 ? '' : `it takes ${needed} and `;
-  const why = `${takes}${reserve} is kept in reserve, but the data directory has ${free} free`;
+  const others = due_bytes === 0 ? '' : `${due} is for work that runs, `;
+  const why = `${takes}${others}${reserve} is kept in reserve, but the data directory has ${free} free`;
   throw new Fault('no_room', `Cannot ${what}: ${why}.`, {
     hint: `free space in ${dir}; nexusctl gc --dry-run shows what is not needed any more`,
   });
+};
+
+/** The same for work that takes them little by little. */
+export const promiseRoom = async (
+  dir: string,
+  what: string,
+  bytes: number,
+  promises: Set<RoomPromise>,
+): Promise<Disposable> => {
+  const { free_bytes } = await needRoom(dir, what, bytes, promises);
+  const promise = { bytes, free_bytes };
+  promises.add(promise); // nobody else was asked between the look and this
+  return { [Symbol.dispose]: () => void promises.delete(promise) };
 };

@@ -19,7 +19,7 @@ import { type Scan, scanArchive } from './scan.ts';
 import { shown, writeEntry } from './tar.ts';
 import { baseEnv, endFaked, findTools } from './tools.ts';
 import { fromTree, OWNERS } from './unpacked.ts';
-import { type BuildOptions, merged, noRoom, step, type Work } from './work.ts';
+import { type BuildOptions, bytesTaken, type Method, merged, noRoom, step, type Work } from './work.ts';
 
 export interface Built {
   /** Of the file system. */
@@ -28,8 +28,7 @@ export interface Built {
   inputs_sha256: string;
   size_bytes: number;
   facts: Facts;
-  /** `tar`: mke2fs read the archive itself. `tree`: through a private directory. */
-  method: 'tar' | 'tree';
+  method: Method;
 }
 
 /** Goes up with whatever changes the bytes that the same inputs give. */
@@ -44,9 +43,9 @@ const identityOf = (scan: Scan, merge: Merge, layout: Layout): string => {
   return hash.digest('hex');
 };
 
-const inputsOf = (work: Work, method: Built['method']): string =>
+const inputsOf = (work: Work): string =>
   createHash('sha256')
-    .update(JSON.stringify([FORM, work.identity, method, work.tools.version]))
+    .update(JSON.stringify([FORM, work.identity, work.method, work.tools.version]))
     .digest('hex');
 
 const fromTar = async (work: Work): Promise<void> => {
@@ -56,11 +55,11 @@ const fromTar = async (work: Work): Promise<void> => {
 };
 
 /** A file system that cannot be trusted is not handed out: e2fsck reads all of it; owners are looked at where they can get lost. */
-const verify = async (work: Work, method: Built['method']): Promise<void> => {
+const verify = async (work: Work): Promise<void> => {
   work.options.onProgress?.({ stage: 'check', done: 0, total: null, unit: 'steps' });
   await step(work, [work.tools.e2fsck, '-f', '-n', work.raw], {});
   const own = [...work.scan.tree.nodes].find(([, node]) => node.kind === 'file' && node.uid === 0);
-  if (method !== 'tree' || own === undefined || /["\\\n]/.test(own[0])) return;
+  if (work.method !== 'tree' || own === undefined || /["\\\n]/.test(own[0])) return;
   const stat = await step(work, [work.tools.debugfs, '-R', `stat "/${Buffer.from(own[0], 'latin1')}"`, work.raw], {
     onLine: () => {},
   });
@@ -68,9 +67,8 @@ const verify = async (work: Work, method: Built['method']): Promise<void> => {
     throw new Fault('host', 'Cannot build the image: fakeroot lost the owners of the files.');
 };
 
-const create = async (work: Work): Promise<Built['method']> => {
-  const { scan, tools, options } = work;
-  const method = options.method ?? (tools.reads_tar && scan.needs_tree === undefined ? 'tar' : 'tree');
+const create = async (work: Work): Promise<void> => {
+  const { scan, tools, options, method } = work;
   const why = scan.needs_tree === undefined ? `mke2fs ${tools.version}` : `because of ${scan.needs_tree}`;
   options.onLog?.(
     `writing ${work.merge.entries} entries into ${formatBytes(work.layout.size_bytes)} of ext4, by ${method} (${why})`,
@@ -78,8 +76,7 @@ const create = async (work: Work): Promise<Built['method']> => {
   await truncate(work.raw, work.layout.size_bytes);
   if (method === 'tar') await fromTar(work);
   else await fromTree(work);
-  await verify(work, method);
-  return method;
+  await verify(work);
 };
 
 /** The clock of the build: the newest time in the archive, but none from the future, which e2fsck would complain about. */
@@ -126,6 +123,7 @@ const prepare = async (options: BuildOptions, handle: Work['handle'], dir: strin
   onLog?.(`the archive has ${scan.tree.nodes.size} entries`);
   const { merge, facts } = plan(options, scan);
   const layout = planLayout(merge.blocks, merge.entries, options.size_bytes);
+  const method = options.method ?? (tools.reads_tar && scan.needs_tree === undefined ? 'tar' : 'tree');
   const conf = join(dir, 'mke2fs.conf');
   await writeAtomic(conf, MKE2FS_CONF);
   const env = baseEnv(options.tools ?? {}, {
@@ -136,9 +134,10 @@ const prepare = async (options: BuildOptions, handle: Work['handle'], dir: strin
   const raw = join(dir, 'disk.raw');
   await (await open(raw, 'wx', 0o600)).close();
   const identity = identityOf(scan, merge, layout);
-  const work: Work = { handle, scan, merge, layout, dir, raw, tools, facts, identity, env, options };
+  const work: Work = { handle, scan, merge, layout, dir, raw, method, tools, facts, identity, env, options };
   const fs = await statfs(dir);
-  if (fs.bavail * fs.bsize < merge.blocks * 4096) throw await noRoom(work);
+  await options.needRoom?.(bytesTaken(work));
+  if (fs.bavail * fs.bsize < bytesTaken(work)) throw await noRoom(work);
   return work;
 };
 
@@ -154,14 +153,14 @@ export const buildExt4 = async (options: BuildOptions): Promise<Built> => {
   await mkdir(dir, { mode: 0o700 });
   try {
     const work = await prepare(options, handle, dir);
-    const method = await create(work);
+    await create(work);
     onProgress?.({ stage: 'hash', done: 0, total: work.layout.size_bytes, unit: 'bytes' });
     const sha256 = await sha256File(work.raw, signal);
     signal.throwIfAborted();
     await chmod(work.raw, 0o644);
     await publish(work.raw, out);
-    const inputs_sha256 = inputsOf(work, method);
-    return { sha256, inputs_sha256, size_bytes: work.layout.size_bytes, facts: work.facts, method };
+    const inputs_sha256 = inputsOf(work);
+    return { sha256, inputs_sha256, size_bytes: work.layout.size_bytes, facts: work.facts, method: work.method };
   } catch (cause) {
     signal.throwIfAborted(); // with the caller's reason, whatever the step made of it
     if (cause instanceof Error && 'code' in cause && cause.code === 'ENOSPC')

@@ -30,11 +30,16 @@ export interface BuildOptions {
   size_bytes?: number;
   /** Default: `tar` where mke2fs can and the archive has nothing that it would lose, else `tree`. */
   method?: 'tree';
+  /** Asked once, before anything is written: throws where so much is not to be had. */
+  needRoom?: (bytes: number) => Promise<void>;
   signal: AbortSignal;
   onProgress?: (progress: JobProgress) => void;
   onLog?: (line: string) => void;
   tools?: ToolOptions;
 }
+
+/** `tar`: mke2fs reads the archive itself. `tree`: through a private directory. */
+export type Method = 'tar' | 'tree';
 
 export interface Work {
   handle: FileHandle;
@@ -43,6 +48,7 @@ export interface Work {
   layout: Layout;
   dir: string;
   raw: string;
+  method: Method;
   tools: Tools;
   facts: Facts;
   /** Hash of archive, overlays and layout: the file system's UUID and its hash seed come from it. */
@@ -74,9 +80,13 @@ export const step = async (work: Work, argv: string[], options: RunOptions): Pro
   );
 };
 
+/** What a build takes while it runs: the file system, and by tree all files of it once more. */
+export const bytesTaken = ({ merge, method }: Pick<Work, 'merge' | 'method'>): number =>
+  merge.blocks * 4096 * (method === 'tree' ? 2 : 1);
+
 export const noRoom = async (work: Work): Promise<Fault> => {
   const fs = await statfs(work.dir);
-  const needed = work.merge.blocks * 4096 + 16 * 1024 * 1024;
+  const needed = bytesTaken(work) + 16 * 1024 * 1024;
   return new Fault(
     'no_room',
     `Cannot build the image: it needs about ${formatBytes(needed)}, ${dirname(work.options.out)} has ${formatBytes(fs.bavail * fs.bsize)} free.`,
