@@ -1,9 +1,16 @@
 /** The daemon dies and fails at every step of workspaces, and of what clears up. */
-import { after, before } from 'node:test';
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { mkdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import process from 'node:process';
+import { after, before, test } from 'node:test';
+import { poll } from '../src/lib/deadline.ts';
+import { rejects } from './kit/behave.ts';
 import { prove } from './kit/crash.ts';
-import { settle } from './kit/crash_deeds.ts';
+import { deeds, settle } from './kit/crash_deeds.ts';
 import { wsVerbs } from './kit/crash_ws.ts';
-import { type Ground, ground } from './kit/ground.ts';
+import { type Ground, ground, truthful } from './kit/ground.ts';
 
 let g: Ground;
 const here = () => g;
@@ -16,3 +23,34 @@ after(async () => {
 });
 
 prove(here, wsVerbs(here));
+
+test('a start whose VMM could not be ended: its disks go to nobody else before that process is gone', async () => {
+  const { client, create, disk } = deeds(here);
+  const vm = await create();
+  const root_ws = vm.root_ws_id ?? '';
+  await disk();
+  const cwd = join(g.w.data_dir, 'vms', vm.id, 'run');
+  await mkdir(cwd, { recursive: true, mode: 0o700 });
+  // what /proc says of it is what it says of a VMM of that VM
+  const words = ['-e', 'setInterval(() => {}, 1000)', '--', '-qmp', 'none', '-name', vm.id];
+  const left = spawn(process.execPath, words, { cwd, stdio: 'ignore' });
+  try {
+    await g.fault('fail start.running');
+    await rejects(client().vm.start({ vm: 'vm' }), 'internal', /Its VMM does not end/);
+    const { state, error } = await client().vm.get({ vm: 'vm' });
+    assert.deepEqual([state, error?.hint], ['starting', 'nexusctl vm stop --force vm']);
+    await rejects(client().ws.detach({ ws: root_ws }), 'bad_state');
+    await rejects(client().ws.attach({ ws: 'disk', vm: 'vm' }), 'bad_state');
+    await rejects(client().ws.snapshot({ ws: root_ws, name: 'copy' }), 'bad_state');
+    await rejects(client().vm.start({ vm: 'vm' }), 'bad_state');
+    assert.equal(left.exitCode ?? left.signalCode, null);
+    assert.equal((await client().vm.stop({ vm: 'vm', force: true })).state, 'stopped');
+    await poll('its end', 10_000, () => left.signalCode ?? undefined);
+    assert.deepEqual(await truthful(g.w), []);
+    await client().vm.start({ vm: 'vm' });
+  } finally {
+    left.kill('SIGKILL');
+  }
+  await client().vm.delete({ vm: 'vm' });
+  await client().ws.remove({ ws: 'disk' });
+});

@@ -2,7 +2,7 @@
 import { join } from 'node:path';
 import { Fault } from '../api/fault.ts';
 import type { Vm } from '../api/vm.ts';
-import { withDeadline } from '../lib/deadline.ts';
+import { poll, withDeadline } from '../lib/deadline.ts';
 import { ensureDir } from '../lib/files.ts';
 import { Undo } from '../lib/undo.ts';
 import type { VmPatch, VmRecord } from '../store/store.ts';
@@ -22,6 +22,8 @@ import { afterEnd, NOT_OWED } from './restarts.ts';
 /** From SIGKILL to the end of a VMM whose start is undone. */
 const KILL_MS = 10_000;
 const END_STORED_MS = 5000;
+/** From the end of a VMM to its going from the process table. */
+const GONE_MS = 2000;
 
 export interface StartOptions {
   wait: 'ready' | 'running' | 'none';
@@ -149,8 +151,28 @@ export const launch = async (host: Host, vm: VmRecord, assets: Assets, how: Laun
     return live;
   } catch (error) {
     await undo.unwind((step, e) => host.log.error({ err: e, vm: id, step }, 'cannot undo a step of a start'));
-    throw await failed(host, vm, signal.aborted ? signal.reason : error, how);
+    const cause = signal.aborted ? signal.reason : error;
+    if (await outlived(host, id)) throw await undone(host, vm, cause);
+    throw await failed(host, vm, cause, how);
   }
+};
+
+/** True if a VMM of the VM is there that nobody could end; it may write to the VM's disks. What was killed is given a moment to go. */
+const outlived = async (host: Host, id: string): Promise<boolean> => {
+  const left = async () => (await host.vmms.find(host.paths.vms)).some(vmm => vmm.vm_id === id);
+  return poll('the end of a VMM', GONE_MS, async () => ((await left()) ? undefined : false)).catch(() => true);
+};
+
+/** The record goes on saying that it starts, so that nobody else gets its disks: stop, delete and the next daemon end that process. */
+const undone = async (host: Host, vm: VmRecord, cause: unknown): Promise<Fault> => {
+  const { code, message } = faultOf(host, vm, cause);
+  const detail = `${message} Its VMM does not end: the disks of VM '${vm.name}' stay with it.`;
+  const hint = `nexusctl vm stop --force ${vm.name}`;
+  host.log.error({ vm: vm.id }, 'the VMM of a start that failed does not end');
+  await host.store
+    .noteVm(vm.id, { guest: null, error: { at_ms: Date.now(), code, detail, hint } })
+    .catch(error => host.log.error({ err: error, vm: vm.id }, 'the end of a start is not stored'));
+  return new Fault(code, detail, { hint, cause });
 };
 
 const faultOf = (host: Host, vm: VmRecord, cause: unknown): Fault => {
@@ -249,10 +271,13 @@ const boot = async (
   const live = hold(host, vm, machine, console, times);
   undo.push('machine', async () => {
     live.end_owner = 'stop';
-    await machine.signal('SIGKILL');
-    await withDeadline('the end of the VMM', KILL_MS, machine.ended);
-    await letGo(host, live);
-    forget(host, live);
+    try {
+      await machine.signal('SIGKILL');
+      await withDeadline('the end of the VMM', KILL_MS, machine.ended);
+    } finally {
+      await letGo(host, live);
+      forget(host, live);
+    }
   });
   signal.throwIfAborted();
   return live;
