@@ -297,6 +297,21 @@ test('disks in the directory for temporary files, whatever lies under it', async
   await promises(t, dir, await pickDisks(dir, silentLog(), { probe: await probe() }));
 });
 
+test('where blocks are shared, what is imported keeps out of the reserve as well', async t => {
+  const fs = await loopFs('xfs', 512);
+  if (typeof fs === 'string') return t.skip(fs);
+  await using mounted = fs;
+  const disks = await pickDisks(mounted.dir, silentLog());
+  assert.equal(disks.backend, 'reflink');
+  const source = await master(join(mounted.dir, 'master.raw'));
+  const { free_bytes, reserve_bytes } = await disks.room();
+  const ballast = join(mounted.dir, 'ballast');
+  await run(['fallocate', '-l', String(free_bytes - reserve_bytes + MIB), ballast]);
+  await assert.rejects(disks.importImage(source, IMG, signal()), /\d MiB is kept in reserve, but/);
+  await rm(ballast);
+  await disks.importImage(source, IMG, signal());
+});
+
 test('a full disk is no_room, with numbers, and nothing is left', async t => {
   const fs = await loopFs('ext4', 64);
   if (typeof fs === 'string') return t.skip(fs);
@@ -317,6 +332,12 @@ test('a full disk is no_room, with numbers, and nothing is left', async t => {
     assert.match(error.hint ?? '', /nexusctl gc --dry-run/);
     return true;
   });
+  await symlink(big, join(elsewhere, 'link.raw'));
+  await assert.rejects(disks.importImage(join(elsewhere, 'link.raw'), IMG, signal()), /it takes 80(\.\d)? MiB and/);
+  const others = await pickDisks(elsewhere, silentLog());
+  await others.importImage(big, IMG, signal());
+  const text = /Cannot export image .*: it takes 80(\.\d)? MiB, but \/.* has \d+.* MiB free\.$/;
+  await assert.rejects(others.exportImage(IMG, join(mounted.dir, 'out'), signal()), text);
   {
     using _first = await disks.promiseRoom('build one', 35 * MIB);
     const text =

@@ -7,8 +7,8 @@
  * removed have their names in `#work`: they are no leftovers.
  */
 import { randomUUID } from 'node:crypto';
-import { chmod, lstat, open, readdir, rename, rm } from 'node:fs/promises';
-import { basename, join } from 'node:path';
+import { chmod, lstat, open, readdir, rename, rm, stat } from 'node:fs/promises';
+import { basename, dirname, join } from 'node:path';
 import { ID_PATTERN, type Space } from '../api/common.ts';
 import { Fault } from '../api/fault.ts';
 import { ensureDir, exists, removeTree } from '../lib/files.ts';
@@ -17,7 +17,7 @@ import { explain } from './explain.ts';
 import { makeExt4 } from './format.ts';
 import { errno, lengthen } from './length.ts';
 import { publishDisk } from './publish.ts';
-import { needRoom, promiseRoom, type Room, type RoomPromise, roomIn } from './room.ts';
+import { needRoom, needRoomAt, promiseRoom, type Room, type RoomPromise, roomIn } from './room.ts';
 import { askSpace, plainSpace } from './space.ts';
 import type { Way } from './ways.ts';
 
@@ -150,13 +150,14 @@ export class FileDisks implements Disks {
 
   /** Refuses before the first byte is written. Holes take no room. */
   async #roomFor(source: string, noun: string): Promise<void> {
-    await this.needRoom(`make the disk of ${noun}`, (await lstat(source)).blocks * 512);
+    await this.needRoom(`make the disk of ${noun}`, (await stat(source)).blocks * 512);
   }
 
   importImage(source: string, id: string, signal: AbortSignal, options: { move?: boolean } = {}): Promise<string> {
     return this.#make('images', id, signal, async dir => {
       await this.#way.folder(dir, signal);
       const disk = join(dir, 'disk.raw');
+      if (options.move !== true) await this.needRoom(`make the disk of image ${id}`, 0); // also where blocks are shared
       // Another file system, or another subvolume: the file cannot move there, but it can be copied.
       const moved =
         options.move === true &&
@@ -176,7 +177,11 @@ export class FileDisks implements Disks {
   async exportImage(id: string, to: string, signal: AbortSignal): Promise<void> {
     const disk = this.path('images', id);
     if (!(await exists(disk))) throw new Fault('not_found', `Cannot export image ${id}: its disk is missing.`);
-    if (!(await this.#way.reflink(disk, to))) await this.#way.copy(disk, to, signal);
+    if (!(await this.#way.reflink(disk, to))) {
+      const bytes = (await stat(disk)).blocks * 512;
+      await needRoomAt(this.#data, dirname(to), `export image ${id}`, bytes, this.#promises);
+      await this.#way.copy(disk, to, signal);
+    }
     await chmod(to, 0o644);
   }
 

@@ -1,5 +1,5 @@
 /** Room on the file system of a data directory: what is free, what is kept back, and the refusal where that is not enough. */
-import { statfs } from 'node:fs/promises';
+import { stat, statfs } from 'node:fs/promises';
 import { Fault } from '../api/fault.ts';
 import { formatBytes } from '../lib/size.ts';
 
@@ -66,4 +66,20 @@ export const promiseRoom = async (
   const promise = { bytes, free_bytes };
   promises.add(promise); // nobody else was asked between the look and this
   return { [Symbol.dispose]: () => void promises.delete(promise) };
+};
+
+/** The same for a file outside the data directory. On a file system of its own nothing is kept back. */
+export const needRoomAt = async (
+  data: string,
+  dir: string,
+  what: string,
+  needed_bytes: number,
+  promises: ReadonlySet<RoomPromise>,
+): Promise<void> => {
+  const [here, there] = await Promise.all([stat(data), stat(dir)]);
+  if (here.dev === there.dev) return void (await needRoom(data, what, needed_bytes, promises));
+  const { free_bytes } = await roomIn(dir);
+  if (needed_bytes <= free_bytes) return;
+  const [needed, free] = [needed_bytes, free_bytes].map(formatBytes);
+  throw new Fault('no_room', `Cannot ${what}: it takes ${needed}, but ${dir} has ${free} free.`);
 };
