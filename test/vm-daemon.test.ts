@@ -116,7 +116,7 @@ test('what ended while no daemon was there is crashed, with its last lines; its 
   await clear();
 });
 
-test('VMMs that belong to nobody and half-made things go at the next start; what is known stays', async () => {
+test('VMMs that belong to nobody and half-made things go at the next start, whole disks when they are asked to; what is known stays', async () => {
   const { id } = await create('known');
   await w.client.vm.start({ vm: id });
   await w.client.vm.stop({ vm: id });
@@ -135,8 +135,6 @@ test('VMMs that belong to nobody and half-made things go at the next start; what
   const left = [
     at('tmp', 'job_01h455vb4pex5vsknk084sn02q', 'half.tar'),
     at('images', '.img_01h455vb4pex5vsknk084sn02q.00000000-0000-0000-0000-000000000000.part', 'disk.raw'),
-    at('images', 'img_01h455vb4pex5vsknk084sn02q', 'disk.raw'),
-    at('workspaces', 'ws_01h455vb4pex5vsknk084sn02q', 'disk.raw'),
     at('kernels', 'krn_01h455vb4pex5vsknk084sn02q', 'vmlinux'),
     at('rootfs', 'rfs_01h455vb4pex5vsknk084sn02q', 'rootfs.tar'),
     at('jobs', 'job_01h455vb4pex5vsknk084sn02q.log'),
@@ -144,13 +142,21 @@ test('VMMs that belong to nobody and half-made things go at the next start; what
     at('initrd', `.${known}.4b1c.tmp`),
     at('initrd', 'krn_01h455vb4pex5vsknk084sn02q-0123456789abcdef.cpio'),
   ];
-  for (const path of left) {
+  // whole, and unknown to this state: it may be an older one that was put back
+  const whole = [
+    at('images', 'img_01h455vb4pex5vsknk084sn02q', 'disk.raw'),
+    at('workspaces', 'ws_01h455vb4pex5vsknk084sn02q', 'disk.raw'),
+  ];
+  for (const path of [...left, ...whole]) {
     await mkdir(join(path, '..'), { recursive: true });
     await writeFile(path, 'x');
   }
   await w.start();
   assert.deepEqual(await Promise.all(ends), ['SIGKILL', 'SIGKILL']);
   for (const path of left) assert.ok(!(await exists(path)), path);
+  for (const path of whole) assert.ok(await exists(path), path);
+  await w.client.daemon.gc({ dry_run: false });
+  for (const path of whole) assert.ok(!(await exists(path)), path);
   assert.ok(await exists(at('initrd', known)));
   assert.ok(!(await exists(at('vms', unknown))));
   assert.deepEqual([(await w.client.image.list({})).length, (await w.client.kernel.list({})).length], [1, 1]);
