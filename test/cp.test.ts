@@ -219,6 +219,35 @@ test('what cannot be copied is refused in a sentence, and leaves nothing', { tim
   assert.deepEqual((await leftovers()).concat((await readdir(dir)).filter(n => n === 'x')), []);
 });
 
+test('what is no file is never replaced by one, and a link is written through', { timeout: 120_000 }, async () => {
+  await run(['mkfifo', at('fifo')]);
+  const special = ['fifo'];
+  if (process.getuid?.() === 0) {
+    await run(['mknod', at('node'), 'c', '1', '3']);
+    await symlink('node', at('to-node'));
+    special.push('node', 'to-node');
+  } else console.log('no device node: that needs root');
+  for (const name of special) {
+    await refused(2, /it is no file\.\nhint: nexusctl cp VM:PATH - writes/, guest('one'), at(name));
+    await refused(2, /it is no file\./, guest('d/link'), at(name === 'to-node' ? 'node' : name)); // a link, too
+  }
+  assert.ok((await lstat(at('fifo'))).isFIFO());
+  if (special.includes('node')) assert.ok((await lstat(at('node'))).isCharacterDevice());
+  await mkdir(at('far'));
+  await writeFile(at('far/file'), 'old');
+  await symlink('far/file', at('to-file'));
+  await cp(guest('one'), at('to-file'));
+  assert.deepEqual([await readlink(at('to-file')), await readFile(at('far/file'), 'utf8')], ['far/file', 'text']);
+  await symlink('far/none', at('to-none'));
+  await refused(2, /to-none': it is a link that leads nowhere\./, guest('one'), at('to-none'));
+  assert.deepEqual(await readdir(at('far')), ['file']);
+  await mkdir(at('far/one'));
+  await refused(5, /a directory is there/, guest('one'), at('far'));
+  assert.deepEqual(await leftovers(), []);
+  for (const name of ['fifo', 'to-node', 'node', 'to-file', 'to-none', 'far'])
+    await rm(at(name), { recursive: true, force: true });
+});
+
 test('device nodes stay behind, unless --archive', {
   timeout: 120_000,
   skip: process.getuid?.() !== 0 ? 'needs root to make device nodes' : false,

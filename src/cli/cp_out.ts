@@ -3,7 +3,7 @@
  * enter, and moved from there; without --archive no set-uid, no owner and no device node comes with it.
  */
 import { once } from 'node:events';
-import { type FileHandle, mkdtemp, open, rename, rm, stat } from 'node:fs/promises';
+import { type FileHandle, lstat, mkdtemp, open, realpath, rename, rm, stat } from 'node:fs/promises';
 import { basename, dirname, join, resolve } from 'node:path';
 import process from 'node:process';
 import { Readable } from 'node:stream';
@@ -29,6 +29,22 @@ const targetOf = async (from: string, to: string): Promise<string> => {
   return to;
 };
 
+/**
+ * What is to be a file's place, made sure of: through a link, as cp writes, and never that of a device, a pipe or a socket, which
+ * moving a file there would remove. A link that is copied takes the place of a link.
+ */
+const replaceable = async (target: string, entry: FsEntry): Promise<string> => {
+  const cannot = (why: string, hint?: string) =>
+    new Fault('invalid', `Cannot copy to '${plain(target)}': ${why}.`, { hint });
+  const own = await lstat(target).catch(() => undefined);
+  if (own === undefined || (own.isSymbolicLink() && entry.type !== 'file')) return target;
+  const end = own.isSymbolicLink() ? await stat(target).catch(() => undefined) : own;
+  if (end === undefined) throw cannot('it is a link that leads nowhere');
+  if (end.isDirectory()) throw new Fault('exists', `Cannot copy to '${plain(target)}': a directory is there.`);
+  if (!end.isFile()) throw cannot('it is no file', 'nexusctl cp VM:PATH - writes to standard output');
+  return await realpath(target);
+};
+
 export const copyOut = async (copy: Copy, from: string, to: string): Promise<void> => {
   const entry = await copy.nexus.fs.stat({ vm: copy.vm, path: from }, { signal: copy.signal });
   if (to === '-') return await standardOutput(copy, from, entry);
@@ -37,8 +53,10 @@ export const copyOut = async (copy: Copy, from: string, to: string): Promise<voi
       throw new Fault('invalid', `Cannot copy '${plain(from)}': say ${plain(from)}/. for what is in it.`);
   }
   const target = await targetOf(from, to);
-  if (entry.type === 'file') await fileOut(copy, from, target, entry);
-  else await treeOut(copy, from, target, entry);
+  if (entry.type === 'directory') return await treeOut(copy, from, target, entry);
+  const place = await replaceable(target, entry);
+  if (entry.type === 'file') await fileOut(copy, from, place, entry);
+  else await treeOut(copy, from, place, entry);
 };
 
 /** A file as it is, anything else as an archive. */
