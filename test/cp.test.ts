@@ -1,6 +1,8 @@
 /** `nexusctl cp`: what arrives, what is refused, and copies that are interrupted. The agent runs on this host and has its files. */
 import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
+import { once } from 'node:events';
 import { createReadStream } from 'node:fs';
 import {
   chmod,
@@ -21,11 +23,12 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import process from 'node:process';
 import { Readable } from 'node:stream';
+import { text } from 'node:stream/consumers';
 import { after, before, test } from 'node:test';
 import { Fault } from '../src/api/fault.ts';
 import { handlersOver } from '../src/core/fs.ts';
 import { type HttpDoor, openHttp } from '../src/daemon/http.ts';
-import { poll } from '../src/lib/deadline.ts';
+import { poll, withDeadline } from '../src/lib/deadline.ts';
 import { silentLog } from '../src/lib/log.ts';
 import { run, runAny } from '../src/lib/proc.ts';
 import { stubs } from './kit/door.ts';
@@ -390,4 +393,34 @@ test('a VM that ends in the middle of a copy: a sentence, no part that looks who
     assert.match(stderr, /^error: [^\n]+\.\n(hint: [^\n]+\n)?$/);
     assert.ok(!(await readdir(dir)).includes('lost'));
   }
+});
+
+test('standard input that nobody ends keeps no copy that was refused', { timeout: 120_000 }, async () => {
+  await mkdir(at('slow'));
+  const cases: [to: string, signal: boolean, code: number, message: RegExp][] = [
+    [guest('none/x'), false, 4, /there is no such file or directory/],
+    ['nobody:/x', false, 4, /no VM 'nobody'/],
+    [guest('slow/x'), true, 130, /Copying was given up/],
+  ];
+  for (const [to, interrupted, code, message] of cases) {
+    const argv = [join(REPO, 'src/main.ts'), 'nexusctl', '--socket', socket(), 'cp', '-', to];
+    const child = spawn(process.execPath, argv, { stdio: ['pipe', 'ignore', 'pipe'] });
+    const closed = once(child, 'close');
+    try {
+      const said = text(child.stderr);
+      child.stdin.on('error', () => {}).write('some');
+      if (interrupted) {
+        const begun = async () => (await readdir(at('slow'))).length > 0 || undefined;
+        await poll('what the guest writes', 30_000, begun);
+        child.kill('SIGINT');
+      }
+      await withDeadline(`the end of cp - ${to}`, 30_000, closed);
+      assert.match(await said, message);
+      assert.equal(child.exitCode, code);
+    } finally {
+      child.kill('SIGKILL');
+      await closed;
+    }
+  }
+  assert.deepEqual(await leftovers(), []);
 });

@@ -48,8 +48,12 @@ export const copyIn = async (copy: Copy, from: string, to: string): Promise<void
 const standardInput = async (copy: Copy, to: string): Promise<void> => {
   const { nexus, vm, signal } = copy;
   const body = Readable.from(counted(copy, process.stdin, null));
-  if ((await look(copy, to, true))?.type === 'directory') await nexus.fs.import({ vm, path: to }, { body, signal });
-  else await nexus.fs.write({ vm, path: to }, { body, signal });
+  try {
+    if ((await look(copy, to, true))?.type === 'directory') await nexus.fs.import({ vm, path: to }, { body, signal });
+    else await nexus.fs.write({ vm, path: to }, { body, signal });
+  } finally {
+    process.stdin.destroy(); // else it keeps us here until somebody ends it
+  }
 };
 
 /** What a copy keeps: of the mode set-uid and set-gid only with the owner. */
