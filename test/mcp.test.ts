@@ -81,10 +81,33 @@ test('the tools of an agent are the operations that the contract marks, and work
   for (const noun of ['kernel', 'rootfs', 'firecracker'])
     for (const verb of ['download', 'list', 'available', 'inspect', 'verify', 'remove', 'set_default'])
       assert.ok(marked.includes(`${noun}_${verb}`), `${noun} ${verb}`);
+  for (const verb of ['list', 'inspect', 'create', 'update', 'set_default', 'remove'])
+    assert.ok(marked.includes(`provider_${verb}`), `provider ${verb}`);
   assert.equal(tools.find(tool => tool.name === 'vm_list')?.annotations.readOnlyHint, true);
-  assert.equal(tools.find(tool => tool.name === 'vm_start')?.annotations.readOnlyHint, false);
+  assert.deepEqual(tools.find(tool => tool.name === 'fs_remove')?.annotations, { readOnlyHint: false });
 
   const [kernel] = JSON.parse((await mcp.call('kernel_list')).text);
+  const rows = async (tool: string): Promise<Record<string, unknown>[]> => JSON.parse((await mcp.call(tool)).text);
+  assert.deepEqual(
+    (await rows('rootfs_list')).map(row => row.distro),
+    ['debian'],
+  );
+  assert.deepEqual(await rows('firecracker_list'), []);
+  assert.ok((await rows('provider_list')).some(row => row.kind === 'kernel' && row.name === 'debian'));
+  const refusals = [
+    ['kernel_download', { provider: 'nobody' }, 'not_found', /no provider 'nobody'/],
+    ['firecracker_download', { from: 'http://127.0.0.1/firecracker' }, 'invalid', /only https URLs are/],
+  ] as const;
+  for (const [tool, args, code, why] of refusals) {
+    const { failed, text } = await mcp.call(tool, args);
+    assert.deepEqual([failed, JSON.parse(text).code], [true, code], tool);
+    assert.match(JSON.parse(text).detail, why);
+  }
+  const lost = { from: '/no/such/file', distro: 'debian', version: '12' };
+  const { id } = JSON.parse((await mcp.call('rootfs_download', lost)).text);
+  const job = JSON.parse((await mcp.call('job_wait', { job: id })).text);
+  assert.equal(job.state, 'failed');
+  assert.match(job.error.detail, /no such file/);
   const verified = JSON.parse((await mcp.call('kernel_verify', { kernel: kernel.id })).text);
   assert.equal(verified.id, kernel.id);
 
@@ -107,6 +130,7 @@ test('the tools of an agent are the operations that the contract marks, and work
   await w.stop();
   const gone = await mcp.call('vm_list');
   assert.deepEqual([gone.failed, JSON.parse(gone.text).code], [true, 'unreachable']);
+  assert.match(JSON.parse(gone.text).hint, /Start the daemon with nexusd/);
   await w.start();
   assert.equal((await mcp.call('vm_list')).failed, false, 'it finds the next daemon');
   assert.equal(await mcp.close(), 0);

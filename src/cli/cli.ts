@@ -72,6 +72,13 @@ const startHint = (error: Unreachable): string => {
   return 'Start the daemon with nexusd, or name its socket with --socket or NEXUS_SOCKET.';
 };
 
+/** What is told of a daemon that does not answer, in the form of a problem document. */
+export const unreachableProblem = (error: Unreachable) => ({
+  code: 'unreachable',
+  detail: error.message,
+  hint: startHint(error),
+});
+
 const say = (cli: Cli, message: string, hint: string | undefined, problem: unknown): void => {
   if (cli.json) note(json(problem, 0));
   else
@@ -85,8 +92,8 @@ export const fail = (cli: Cli, error: unknown): number => {
     return error.exit_code;
   }
   if (error instanceof Unreachable) {
-    const hint = startHint(error);
-    say(cli, error.message, hint, { code: 'unreachable', detail: error.message, hint });
+    const problem = unreachableProblem(error);
+    say(cli, problem.detail, problem.hint, problem);
     return EXIT_UNREACHABLE;
   }
   const message = error instanceof Error ? error.message : String(error);

@@ -9,7 +9,7 @@ import { Fault } from '../api/fault.ts';
 import { type AnyOp, OP_NAMES, type OpName, ops } from '../api/ops.ts';
 import { Unreachable } from '../client/transport.ts';
 import { VERSION } from '../lib/version.ts';
-import { type Cli, fail } from './cli.ts';
+import { type Cli, fail, unreachableProblem } from './cli.ts';
 
 const INSTRUCTIONS =
   'Nexus runs microVMs on this machine. What takes long answers with a job: job_wait waits for it. vm_up makes a VM from nothing.';
@@ -21,13 +21,13 @@ const text = (value: unknown) => [{ type: 'text' as const, text: JSON.stringify(
 
 const problemOf = (error: unknown): unknown => {
   if (error instanceof Fault) return error.problem();
-  if (error instanceof Unreachable) return { code: 'unreachable', detail: error.message, hint: 'start nexusd' };
+  if (error instanceof Unreachable) return unreachableProblem(error);
   throw error;
 };
 
 const addTool = (cli: Cli, server: McpServer, name: OpName, op: AnyOp): void => {
   const description = op.summary;
-  const annotations = { readOnlyHint: op.method === 'GET', destructiveHint: op.method === 'DELETE' };
+  const annotations = { readOnlyHint: op.method === 'GET' }; // whether what writes destroys the contract does not say
   server.registerTool(toolName(name), { description, inputSchema: op.input, annotations }, async (input, ctx) => {
     try {
       return { content: text(await cli.nexus.call(name, input, { signal: ctx.mcpReq.signal })) };
