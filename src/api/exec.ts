@@ -86,7 +86,7 @@ export const execOps = {
         .describe('the same request with the same key is the same run: it is attached to, up to 10 min after its end'),
     }),
     output: ExecMessage,
-    errors: ['invalid', 'not_found', 'exists', 'bad_state', 'unsupported', 'guest', 'timeout'],
+    errors: ['invalid', 'not_found', 'exists', 'bad_state', 'busy', 'unsupported', 'guest', 'timeout'],
     args: ['vm', 'argv...'],
     stream: 'sse',
   }),

@@ -1,11 +1,12 @@
 import { z } from 'zod';
 import { Bytes, Ref } from './common.ts';
+import type { FaultCode } from './fault.ts';
 import { Nothing, op } from './op.ts';
 
 /** PATH_MAX of Linux without its NUL. */
 const PATH_BYTES = 4095;
 
-export const GuestPath = z
+const GuestPath = z
   .string()
   .regex(/^\/[^\0]*$/, 'an absolute path in the guest, without NUL')
   .refine(path => path.isWellFormed() && new TextEncoder().encode(path).length <= PATH_BYTES, {
@@ -63,6 +64,9 @@ export type FsWatchMessage = z.infer<typeof FsWatchMessage>;
 const at = (verb: string) => `/v1/vms/:vm/fs/${verb}` as const;
 const File = z.strictObject({ vm: Ref, path: GuestPath });
 
+/** The guest's kernel decides what it refuses, and any errno may come back from any of these. */
+const REFUSALS: readonly FaultCode[] = ['not_found', 'exists', 'bad_state', 'busy', 'guest', 'timeout', 'unsupported'];
+
 export const fsOps = {
   'fs.stat': op({
     method: 'GET',
@@ -70,7 +74,7 @@ export const fsOps = {
     summary: 'Show one file of a VM',
     input: File.extend({ follow: z.boolean().default(false).describe('of a link: what it leads to') }),
     output: FsEntry,
-    errors: ['not_found', 'bad_state', 'guest', 'timeout', 'unsupported'],
+    errors: REFUSALS,
     args: ['vm', 'path'],
     tool: true,
   }),
@@ -80,7 +84,7 @@ export const fsOps = {
     summary: 'List a directory of a VM, in no order',
     input: File,
     output: FsListMessage,
-    errors: ['not_found', 'bad_state', 'guest', 'timeout', 'unsupported'],
+    errors: REFUSALS,
     args: ['vm', 'path'],
     stream: 'sse',
   }),
@@ -94,7 +98,7 @@ export const fsOps = {
       etag: z.string().max(128).optional().describe('only this content: bad_state if it has changed'),
     }),
     output: FsEntry,
-    errors: ['not_found', 'bad_state', 'guest', 'timeout', 'unsupported'],
+    errors: REFUSALS,
     args: ['vm', 'path'],
     stream: 'download',
   }),
@@ -111,7 +115,7 @@ export const fsOps = {
       offset_bytes: Bytes.optional().describe('in the file that is there, from this byte on'),
     }),
     output: z.strictObject({ bytes: Bytes.describe('bytes that were written'), entry: FsEntry }),
-    errors: ['not_found', 'bad_state', 'guest', 'timeout', 'unsupported'],
+    errors: REFUSALS,
     args: ['vm', 'path'],
     stream: 'upload',
   }),
@@ -121,7 +125,7 @@ export const fsOps = {
     summary: 'Tell what changes at a path of a VM, until it is gone',
     input: File.extend({ recursive: z.boolean().default(false).describe('directories below it, too') }),
     output: FsWatchMessage,
-    errors: ['not_found', 'bad_state', 'guest', 'timeout', 'unsupported'],
+    errors: REFUSALS,
     args: ['vm', 'path'],
     stream: 'sse',
   }),
@@ -131,7 +135,7 @@ export const fsOps = {
     summary: 'Read a directory of a VM and all in it as a tar archive',
     input: File.extend({ devices: z.boolean().default(false).describe('device nodes, too') }),
     output: FsEntry,
-    errors: ['not_found', 'bad_state', 'guest', 'timeout', 'unsupported'],
+    errors: REFUSALS,
     args: ['vm', 'path'],
     stream: 'download',
   }),
@@ -141,7 +145,7 @@ export const fsOps = {
     summary: 'Unpack a tar archive into a directory of a VM',
     input: File,
     output: z.strictObject({ entries: z.int().min(0), bytes: Bytes.describe('content of files') }),
-    errors: ['not_found', 'bad_state', 'guest', 'timeout', 'unsupported'],
+    errors: REFUSALS,
     args: ['vm', 'path'],
     stream: 'upload',
   }),
@@ -151,7 +155,7 @@ export const fsOps = {
     summary: 'Remove a file of a VM, or a directory with all in it',
     input: File.extend({ recursive: z.boolean().default(false).describe('a directory, and all in it') }),
     output: Nothing,
-    errors: ['not_found', 'bad_state', 'guest', 'timeout', 'unsupported'],
+    errors: REFUSALS,
     args: ['vm', 'path'],
     tool: true,
   }),
@@ -166,7 +170,7 @@ export const fsOps = {
       gid,
     }),
     output: Nothing,
-    errors: ['not_found', 'exists', 'bad_state', 'guest', 'timeout', 'unsupported'],
+    errors: REFUSALS,
     args: ['vm', 'path'],
     tool: true,
   }),
@@ -179,7 +183,7 @@ export const fsOps = {
       replace: z.boolean().default(false).describe('take the place of a file that is there'),
     }),
     output: Nothing,
-    errors: ['not_found', 'exists', 'bad_state', 'guest', 'timeout', 'unsupported'],
+    errors: REFUSALS,
     args: ['vm', 'path', 'new_path'],
     tool: true,
   }),
@@ -189,7 +193,7 @@ export const fsOps = {
     summary: 'Change mode, owner or time of a file of a VM',
     input: File.extend({ mode: Mode.optional(), uid, gid, modified_at_ms }),
     output: Nothing,
-    errors: ['not_found', 'bad_state', 'guest', 'timeout', 'unsupported'],
+    errors: REFUSALS,
     args: ['vm', 'path', 'mode'],
     tool: true,
   }),

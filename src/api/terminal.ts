@@ -4,7 +4,7 @@ import { Bytes, id, Ref } from './common.ts';
 import { Columns, ExecExit } from './exec.ts';
 import { op } from './op.ts';
 
-export const SessionName = z.string().regex(/^[A-Za-z0-9_-]{1,64}$/, 'a session has 1 to 64 of A-Z a-z 0-9 _ -');
+const SessionName = z.string().regex(/^[A-Za-z0-9_-]{1,64}$/, 'a session has 1 to 64 of A-Z a-z 0-9 _ -');
 
 /** What is said beside the bytes that the terminal shows. */
 export const TerminalMessage = z.discriminatedUnion('type', [
@@ -43,7 +43,7 @@ export const terminalOps = {
     }),
     output: TerminalMessage,
     input_message: TerminalSay,
-    errors: ['invalid', 'not_found', 'bad_state', 'unsupported', 'guest', 'timeout'],
+    errors: ['invalid', 'not_found', 'bad_state', 'busy', 'unsupported', 'guest', 'timeout'],
     args: ['vm'],
     stream: 'ws',
   }),
