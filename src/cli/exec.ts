@@ -10,6 +10,7 @@ import process from 'node:process';
 import type { ExecExit, ExecMessage, Signal } from '../api/exec.ts';
 import { Fault } from '../api/fault.ts';
 import type { OpArgs } from '../api/ops.ts';
+import { cutShort } from '../client/exec.ts';
 import { type Cli, fail, note, out } from './cli.ts';
 import { json } from './show.ts';
 
@@ -93,7 +94,7 @@ const show = async (run: Running, messages: AsyncIterable<ExecMessage>, interact
     else if (message.type === 'gap') note(`-- ${message.bytes} bytes of ${message.channel} were dropped --\n`);
     if (message.type === 'exit') return exitCode(message);
   }
-  throw new Fault('guest', 'Cannot tell how the command ended: its stream stopped before its exit.');
+  throw cutShort();
 };
 
 /** The exit code for a failure of `exec` itself. */
