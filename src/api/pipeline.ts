@@ -89,7 +89,7 @@ const isProof = (stage: Stage, all: readonly Stage[]): boolean => {
 };
 
 /** The stages that prove something, in their order. */
-export const proofsOf = (pipeline: readonly Stage[]): Stage[] => pipeline.filter(stage => isProof(stage, pipeline));
+const proofsOf = (pipeline: readonly Stage[]): Stage[] => pipeline.filter(stage => isProof(stage, pipeline));
 
 /** What a record says of it, each once, in their order; `none` if nothing is proven. */
 export const proofNames = (pipeline: readonly Stage[]): Proof[] => {

@@ -10,7 +10,7 @@ const NOT_BELOW = ['proc', 'sys', 'dev', 'run', 'tmp'];
 const NOT_AT = /^\/(bin|sbin|lib(32|64|x32)?|etc(\/nexus)?|boot|var|usr(\/(bin|sbin|lib|lib64|lib\/nexus))?)$/;
 
 /** A place for a disk in the guest. It is a word of the kernel's command line, so it is plain. */
-export const MountPath = z
+const MountPath = z
   .string()
   .max(80)
   .regex(/^(\/[A-Za-z0-9_+-][A-Za-z0-9._+-]*)+$/, 'an absolute path of plain letters, digits, . _ + and -')

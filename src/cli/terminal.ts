@@ -33,12 +33,12 @@ interface Seat {
   end: End | undefined;
 }
 
-export const sizeHere = (): { cols: number; rows: number } => ({
+const sizeHere = (): { cols: number; rows: number } => ({
   cols: process.stdout.columns || 80,
   rows: process.stdout.rows || 24,
 });
 
-export const needTerminal = (what: string): void => {
+const needTerminal = (what: string): void => {
   if (process.stdin.isTTY === true && process.stdout.isTTY === true) return;
   throw new Fault('invalid', `Cannot ${what}: standard input and output are no terminal.`);
 };
