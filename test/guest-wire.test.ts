@@ -8,6 +8,7 @@ import fc from 'fast-check';
 import { z } from 'zod';
 import { ExecExit, ExecSpec } from '../src/api/exec.ts';
 import { Fault } from '../src/api/fault.ts';
+import { Clock } from '../src/guest/clock.ts';
 import { Now } from '../src/guest/facts.ts';
 import { PortFrames, portFrame } from '../src/guest/port_frames.ts';
 import { framed } from '../src/guest/send.ts';
@@ -79,6 +80,15 @@ const NowCases = z.object({
 test('golden words of how a guest is', () => {
   const { bad } = vectors('now', NowCases);
   for (const { name, now } of bad) assert.ok(!Now.safeParse(now).success, name);
+});
+
+const ClockCases = z.object({
+  good: z.array(z.object({ clock: Clock })).min(1),
+  bad: z.array(z.object({ name: z.string(), clock: z.unknown() })).min(1),
+});
+
+test('golden clocks', () => {
+  for (const { name, clock } of vectors('clock', ClockCases).bad) assert.ok(!Clock.safeParse(clock).success, name);
 });
 
 const PortCases = z.object({

@@ -9,9 +9,6 @@ import { liveOf } from './live.ts';
 import { moveVm } from './move.ts';
 import { holdGuest, unpause } from './paused.ts';
 
-/** For the clock of a guest that goes on. */
-const SETTLE_MS = 10_000;
-
 export const pauseVm = async (host: Host, ref: string, actor: string): Promise<Vm> => {
   const { id } = await needVm(host, ref);
   await using held = await lockVm(host, { id }, 'pause');
@@ -41,7 +38,6 @@ export const resumeVm = async (host: Host, ref: string, actor: string): Promise<
     await host.step('resume.machine', () => unpause(live));
     const move = { to: 'running', why: 'resume was asked for', actor } as const;
     const resumed = publicVm(await host.step('resume.record', () => moveVm(host, id, move)));
-    settle(host, live);
     return resumed;
   } catch (error) {
     // what cannot be stored is undone: the record says that it stands still
@@ -68,13 +64,4 @@ const needLive = (host: Host, vm: VmRecord, verb: string): Live => {
   const live = liveOf(host, vm.id);
   if (live !== undefined) return live;
   throw new Fault('bad_state', `Cannot ${verb} VM '${vm.name}': its VMM has just ended, or cannot be reached.`);
-};
-
-/** The guest's clock stood still with it. Not waited for: a guest that does not answer goes on all the same. */
-const settle = (host: Host, live: Live): void => {
-  if (live.guest.state !== 'ready') return;
-  const deadline = AbortSignal.any([AbortSignal.timeout(SETTLE_MS), live.gone.signal]);
-  live.guest.settle({ clock_ms: Date.now() }, deadline).catch(error => {
-    host.log.warn({ err: error, vm: live.vm_id }, "a resumed guest's clock cannot be set");
-  });
 };

@@ -5,12 +5,15 @@
  * VM's lock alone, or before any door is open.
  */
 import { pause, withDeadline } from '../lib/deadline.ts';
+import { clockJumps } from '../lib/jump.ts';
 import { type ProcRef, procStat, signalProc } from '../lib/proc.ts';
 import type { Host, Live } from './host.ts';
 import { moveVm } from './move.ts';
 
 /** Between two looks at the state of a VMM's process. */
 const LOOK_MS = 2000;
+/** Less is the pace at which a clock is put right. */
+const JUMP_MS = 250;
 /** For a VMM that is asked whether it stands still. */
 const ASK_MS = 2000;
 
@@ -25,6 +28,7 @@ export const holdGuest = (live: Live): void => {
   live.held ??= live.guest.hold();
 };
 
+/** Its clock stood still with it, and is looked at. */
 const releaseGuest = (live: Live): void => {
   live.held?.[Symbol.dispose]();
   live.held = undefined;
@@ -49,11 +53,13 @@ export const recordPaused = async (host: Host, live: Live): Promise<void> => {
   await host.step('pause.found', () => moveVm(host, live.vm_id, { to, why, actor: 'daemon' }));
 };
 
-/** Watches for somebody on the host who stops the VMM or lets it go on. */
+/** Watches for somebody on the host who stops the VMM or lets it go on, and for a sleep of the host. */
 export const watchStops = async (host: Host, live: Live): Promise<void> => {
   const { signal } = live.gone;
+  const jumped = clockJumps(JUMP_MS);
   for (let was = await isStopped(live.machine.proc); ; ) {
     await pause(LOOK_MS, signal);
+    if (jumped()) live.guest.doubtClock();
     const is = await isStopped(live.machine.proc);
     // two changes between two looks are none to `was`; a process that stands still though nobody here holds its guest tells of them
     if (is === was && !(is && live.held === undefined)) continue;

@@ -11,12 +11,13 @@ import type { Signal } from '../api/exec.ts';
 import { Fault } from '../api/fault.ts';
 import { Slots } from '../lib/slots.ts';
 import { plain } from '../lib/text.ts';
+import type { Settle } from './clock.ts';
 import { type Egress, serveEgress } from './egress.ts';
 import { ExecOutput, type ExecStream, type Offsets } from './exec.ts';
 import { EXECS_MOST_BYTES, ExecList, type GuestExecs } from './exec_list.ts';
 import { type Ending, type Facts, Now, parseBody, parseFacts } from './facts.ts';
 import { Files } from './files.ts';
-import { type GuestState, Keeper, type KeeperOptions, type Settle } from './keeper.ts';
+import { type GuestState, Keeper, type KeeperOptions } from './keeper.ts';
 import { Keys } from './keys.ts';
 import { checkId, outputRequest, runRequest, tailRequest } from './output_request.ts';
 import { openPort, type Port, type PortTarget } from './port.ts';
@@ -110,6 +111,11 @@ export class Guest implements AsyncDisposable {
   /** No pings and no new connections until disposed: for the time in which the VM is paused. */
   hold(): Disposable {
     return this.#keeper.hold();
+  }
+
+  /** This host stood still, or its clock was set: the guest's is looked at. */
+  doubtClock(): void {
+    this.#keeper.doubtClock();
   }
 
   /** Round trip to the agent and back, ms. */

@@ -3,24 +3,19 @@
  *
  * INVARIANTS: no connection is opened before the bell rang. At most one link is current, and it has answered a ping.
  * A lost link is replaced at once (one that keeps flapping within FLAP_MOST_MS), then ever more slowly up to RETRY_MOST_MS; while there is none for UNREACHABLE_MS the
- * state says so. A silent link (two pings unanswered) is a lost one. A bell from another agent (a reboot) ends the link.
+ * state says so. A silent link (two pings unanswered) is a lost one. A bell from another agent (a reboot) ends the link. A clock that is in doubt is
+ * looked at instead of the next ping, at once.
  */
 import type { Duplex } from 'node:stream';
 import { Fault } from '../api/fault.ts';
-import { DeadlineError, raced, sleep } from '../lib/deadline.ts';
+import { raced, sleep, within } from '../lib/deadline.ts';
 import type { Log } from '../lib/log.ts';
 import { atMost } from '../lib/rate.ts';
+import { rightClock, type Settle } from './clock.ts';
 import type { Facts } from './facts.ts';
-import { call, type Link, LostError, openLink } from './link.ts';
+import { call, type Link, openLink, ping } from './link.ts';
 
 export type GuestState = 'connecting' | 'ready' | 'unreachable';
-
-export interface Settle {
-  clock_ms?: number;
-  /** base64 */
-  entropy?: string;
-  hostname?: string;
-}
 
 export interface KeeperOptions {
   /** A fresh control connection; the signal is aborted when it takes too long. */
@@ -45,22 +40,11 @@ const FLAP_MS = 1000;
 const FLAPS_FREE = 3;
 const FLAP_MOST_MS = 20;
 
-/** A signal that is aborted after `ms` or with `signal`. */
-export const within = (what: string, ms: number, signal: AbortSignal): Disposable & { signal: AbortSignal } => {
-  const timer = new AbortController();
-  const handle = setTimeout(() => timer.abort(new DeadlineError(what, ms)), ms);
-  return { signal: AbortSignal.any([timer.signal, signal]), [Symbol.dispose]: () => clearTimeout(handle) };
-};
-
-export const ping = async (link: Link, signal: AbortSignal): Promise<void> => {
-  const { status } = await call(link, { method: 'GET', path: '/v1/ping' }, signal);
-  if (status !== 204) throw new LostError(`the guest answered a ping with status ${status}`);
-};
-
 export class Keeper implements AsyncDisposable {
   readonly #options: KeeperOptions;
   readonly #closing = new AbortController();
   readonly #running: Promise<void>;
+  readonly #may = atMost(5, 10_000);
   readonly #rang = Promise.withResolvers<void>();
   /** Replaced and resolved at each change of link, state or misfit. */
   #changed = Promise.withResolvers<void>();
@@ -73,6 +57,8 @@ export class Keeper implements AsyncDisposable {
   #held = 0;
   /** The guest that rang last has had its clock set. */
   #settled = false;
+  /** The guest's clock may be wrong. */
+  #doubt = false;
 
   constructor(options: KeeperOptions) {
     this.#options = options;
@@ -139,6 +125,12 @@ export class Keeper implements AsyncDisposable {
     if (this.#held === 0) this.#nudge();
   }
 
+  /** Its clock may be wrong: it, or this host, stood still, or this host's clock was set. */
+  doubtClock(): void {
+    this.#doubt = true;
+    this.suspect();
+  }
+
   /** No pings and no new connections until disposed: a paused guest answers none. */
   hold(): Disposable {
     this.#held++;
@@ -148,7 +140,7 @@ export class Keeper implements AsyncDisposable {
         if (done) return;
         done = true;
         this.#held--;
-        this.suspect();
+        this.doubtClock();
       },
     };
   }
@@ -184,7 +176,6 @@ export class Keeper implements AsyncDisposable {
   async #keep(): Promise<void> {
     const { signal } = this.#closing;
     await raced(this.#rang.promise, signal);
-    const may = atMost(5, 10_000);
     for (let flaps = 0; !signal.aborted; ) {
       const first = flaps <= FLAPS_FREE ? 0 : Math.min(FLAP_MOST_MS, RETRY_LEAST_MS * 2 ** (flaps - FLAPS_FREE - 1));
       this.#link = await this.#connect(first);
@@ -195,9 +186,13 @@ export class Keeper implements AsyncDisposable {
       const { message } = await this.#link.ended;
       this.#link = undefined;
       flaps = performance.now() - born < FLAP_MS ? flaps + 1 : 0;
-      const { pass, swallowed } = may();
-      if (pass) this.#options.log.info({ swallowed }, `guest: control connection ended: ${message}`);
+      this.#tell(`control connection ended: ${message}`);
     }
+  }
+
+  #tell(what: string): void {
+    const { pass, swallowed } = this.#may();
+    if (pass) this.#options.log.info({ swallowed }, `guest: ${what}`);
   }
 
   async #connect(first: number): Promise<Link> {
@@ -245,6 +240,7 @@ export class Keeper implements AsyncDisposable {
       throw error;
     });
     const link = openLink(stream);
+    this.#doubt = true;
     try {
       if (this.#settled || !(await this.#settle(link, limit.signal))) await ping(link, limit.signal);
       return link;
@@ -265,11 +261,25 @@ export class Keeper implements AsyncDisposable {
     return false;
   }
 
+  /** Any answer will do. */
+  async #look(link: Link, signal: AbortSignal): Promise<void> {
+    const doubt = this.#doubt && this.#options.settle !== undefined;
+    this.#doubt = false;
+    if (!doubt) return await ping(link, signal);
+    const found = await rightClock(link, signal).catch(error => {
+      this.#doubt = true;
+      throw error;
+    });
+    if (found !== undefined) this.#tell(found);
+  }
+
   async #watch(link: Link): Promise<void> {
     link.ended.then(() => this.#nudge());
     let missed = 0;
     while (link.alive) {
-      if (missed === 0) await this.#pause(this.#options.ping_every_ms ?? PING_EVERY_MS);
+      if (missed === 0 && !(this.#doubt && this.#held === 0)) {
+        await this.#pause(this.#options.ping_every_ms ?? PING_EVERY_MS);
+      }
       if (!link.alive) return;
       if (this.#held > 0) {
         missed = 0;
@@ -277,7 +287,7 @@ export class Keeper implements AsyncDisposable {
       }
       try {
         using limit = within('the answer to a ping', this.#options.ping_ms ?? PING_MS, this.#closing.signal);
-        await ping(link, limit.signal);
+        await this.#look(link, limit.signal);
         missed = 0;
       } catch (error) {
         if (this.#closing.signal.aborted || !link.alive) return;

@@ -206,3 +206,9 @@ export const call = async (
     if (!stream.closed) stream.close(NGHTTP2_CANCEL);
   }
 };
+
+/** Throws a `LostError` if the guest does not answer as it should. */
+export const ping = async (link: Link, signal: AbortSignal): Promise<void> => {
+  const { status } = await call(link, { method: 'GET', path: '/v1/ping' }, signal);
+  if (status !== 204) throw new LostError(`the guest answered a ping with status ${status}`);
+};

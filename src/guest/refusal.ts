@@ -29,12 +29,16 @@ export const readRefusal = (body: Buffer): { code: string; detail: string } => {
   return { code: 'internal', detail: 'the guest gave no reason' };
 };
 
+/** True for the answer of an agent that is older than the request. */
+export const isUnknown = (status: number, body: Buffer): boolean =>
+  status === 404 && readRefusal(body).detail === UNKNOWN;
+
 /** The fault for an answer of 400 or more. `what` completes "Cannot …". */
 export const refusal = (what: string, status: number, body: Buffer): Fault => {
   const { code, detail } = readRefusal(body);
   if (status < 400)
     return new Fault('guest', `Cannot ${what}: the guest answered with an unexpected status ${status}.`);
-  if (status === 404 && detail === UNKNOWN) {
+  if (isUnknown(status, body)) {
     return new Fault('unsupported', `Cannot ${what}: the guest's agent is older than this daemon.`, {
       hint: 'rebuild the image, or restart the VM',
     });

@@ -4,11 +4,11 @@
  */
 import http2, { type IncomingHttpHeaders, type OutgoingHttpHeaders } from 'node:http2';
 import { Fault } from '../api/fault.ts';
-import { DeadlineError, pause } from '../lib/deadline.ts';
+import { DeadlineError, pause, within } from '../lib/deadline.ts';
 import { Slots } from '../lib/slots.ts';
 import { type Offsets, Source } from './exec.ts';
-import { type Keeper, ping, within } from './keeper.ts';
-import { type Answer, call, type Link, LostError, readBody, statusOf } from './link.ts';
+import type { Keeper } from './keeper.ts';
+import { type Answer, call, type Link, LostError, ping, readBody, statusOf } from './link.ts';
 import { refusal } from './refusal.ts';
 import { sendChunk } from './send.ts';
 import { ID } from './wire.ts';

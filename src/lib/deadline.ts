@@ -31,6 +31,13 @@ export const raced = <T>(promise: Promise<T>, signal: AbortSignal): Promise<T> =
   });
 };
 
+/** A signal that is aborted after `ms` or with `signal`. */
+export const within = (what: string, ms: number, signal: AbortSignal): Disposable & { signal: AbortSignal } => {
+  const timer = new AbortController();
+  const handle = setTimeout(() => timer.abort(new DeadlineError(what, ms)), ms);
+  return { signal: AbortSignal.any([timer.signal, signal]), [Symbol.dispose]: () => clearTimeout(handle) };
+};
+
 /** The promise's value, or a `DeadlineError` after `ms`, or the reason of `signal`. */
 export const withDeadline = async <T>(
   what: string,

@@ -23,19 +23,22 @@ import (
 )
 
 // bystander is a machine that is left alone.
-type bystander struct{ client *egress.Client }
+type bystander struct {
+	clock
+	client *egress.Client
+}
 
-func (bystander) Settle(wire.Settle) error { return nil }
+func (*bystander) Settle(wire.Settle) error { return nil }
 
 // Grow says that the root was grown, and that there is no other disk.
-func (bystander) Grow(device string, _ int64) (string, error) {
+func (*bystander) Grow(device string, _ int64) (string, error) {
 	if device == "vda" {
 		return "/", nil
 	}
 	return "", disks.ErrNotMounted
 }
 
-func (b bystander) Power(kind string, _ time.Duration) { b.client.Ending(kind, "host") }
+func (b *bystander) Power(kind string, _ time.Duration) { b.client.Ending(kind, "host") }
 
 func main() {
 	dial := flag.String("egress", "", "socket of the host's egress server")
@@ -49,7 +52,9 @@ func main() {
 	client := &egress.Client{Facts: gather}
 	registry := execs.NewRegistry(proc.NewTable(false))
 	registry.Home = "/nonexistent" // a login shell here would run what its user wrote for logins, and be killed in the middle of it
-	server := &control.Server{Execs: registry, Facts: gather, System: bystander{client}}
+	machine := &bystander{client: client}
+	machine.follow()
+	server := &control.Server{Execs: registry, Facts: gather, System: machine}
 	said := make(chan os.Signal, 1)
 	signal.Notify(said, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGHUP)
 	safe.Go(func() {

@@ -27,6 +27,10 @@ import (
 type System interface {
 	// Settle sets clock, entropy and host name.
 	Settle(wire.Settle) error
+	// Clock is the time, in microseconds since 1970.
+	Clock() int64
+	// StepClock puts the clock forward by so many microseconds, or back.
+	StepClock(byUs int64) error
 	// Grow grows the file system on a disk (vdb), once that is as long as size, and gives the place where it is mounted;
 	// disks.ErrNotMounted if it is not.
 	Grow(device string, size int64) (string, error)
@@ -87,6 +91,10 @@ func (s *Server) routes() {
 	s.fsRoutes()
 	s.mux.HandleFunc("POST /v1/power", s.power)
 	s.mux.HandleFunc("POST /v1/settle", s.settle)
+	s.mux.HandleFunc("GET /v1/clock", func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, 200, wire.Clock{ClockUs: s.System.Clock()})
+	})
+	s.mux.HandleFunc("POST /v1/clock", s.stepClock)
 	s.mux.HandleFunc("POST /v1/disks/grow", s.grow)
 	s.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		refuse(w, 404, "not_found", "the agent does not know this request")
@@ -136,6 +144,22 @@ func (s *Server) settle(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.WriteHeader(204)
+}
+
+func (s *Server) stepClock(w http.ResponseWriter, r *http.Request) {
+	var p wire.Step
+	if !read(w, r, &p) {
+		return
+	}
+	if !p.Valid() {
+		refuse(w, 400, "invalid", "by_us is out of range")
+		return
+	}
+	if err := s.System.StepClock(p.ByUs); err != nil {
+		refuse(w, 500, "internal", err.Error())
+		return
+	}
+	answer(w, 200, wire.Clock{ClockUs: s.System.Clock()})
 }
 
 func (s *Server) grow(w http.ResponseWriter, r *http.Request) {

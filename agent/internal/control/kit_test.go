@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -30,6 +31,7 @@ var table = proc.NewTable(false)
 
 type system struct {
 	power chan wire.Power
+	offUs atomic.Int64
 	panic bool
 }
 
@@ -37,6 +39,16 @@ func (s *system) Settle(wire.Settle) error {
 	if s.panic {
 		panic("a fault of the agent")
 	}
+	return nil
+}
+
+func (s *system) Clock() int64 { return time.Now().UnixMicro() + s.offUs.Load() }
+
+func (s *system) StepClock(byUs int64) error {
+	if s.panic {
+		return errors.New("cannot set the clock: operation not permitted")
+	}
+	s.offUs.Add(byUs)
 	return nil
 }
 

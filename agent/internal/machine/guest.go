@@ -32,6 +32,12 @@ func (*Served) Grow(device string, size int64) (string, error) {
 	return disks.GrowMounted(device, size)
 }
 
+// Clock is the time.
+func (*Served) Clock() int64 { return Clock() }
+
+// StepClock puts the clock forward or back.
+func (*Served) StepClock(byUs int64) error { return StepClock(byUs) }
+
 // Power asks the image's init for a reboot, never a power-off, which a VMM on x86 would not see. The grace is that of the
 // commands; the init takes its own time.
 func (s *Served) Power(kind string, grace time.Duration) {

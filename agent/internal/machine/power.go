@@ -30,6 +30,12 @@ type Own struct {
 // Settle sets clock, entropy and host name.
 func (*Own) Settle(s wire.Settle) error { return Settle(s) }
 
+// Clock is the time.
+func (*Own) Clock() int64 { return Clock() }
+
+// StepClock puts the clock forward or back.
+func (*Own) StepClock(byUs int64) error { return StepClock(byUs) }
+
 // Power takes the machine down because the host says so.
 func (o *Own) Power(kind string, grace time.Duration) { o.Down(kind, "host", grace) }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -19,6 +20,21 @@ const (
 	rndReseedCRNG = 0x5207
 )
 
+// clockNear is how far a clock may be off that is left alone: something in the guest may keep it better than we do.
+const clockNear = 500 * time.Millisecond
+
+// Clock is the time, in microseconds since 1970.
+func Clock() int64 { return time.Now().UnixMicro() }
+
+// StepClock puts the clock forward by so many microseconds, or back.
+func StepClock(byUs int64) error {
+	ts := unix.NsecToTimespec(time.Now().UnixNano() + byUs*1000)
+	if err := unix.ClockSettime(unix.CLOCK_REALTIME, &ts); err != nil {
+		return fmt.Errorf("cannot set the clock: %w", err)
+	}
+	return nil
+}
+
 // Settle sets clock, entropy and host name, each where it is given. Entropy comes first: what runs next may need it.
 func Settle(s wire.Settle) error {
 	if len(s.Entropy) > 0 {
@@ -26,10 +42,9 @@ func Settle(s wire.Settle) error {
 			return fmt.Errorf("cannot add entropy: %w", err)
 		}
 	}
-	if s.ClockMs > 0 {
-		ts := unix.NsecToTimespec(s.ClockMs * 1_000_000)
-		if err := unix.ClockSettime(unix.CLOCK_REALTIME, &ts); err != nil {
-			return fmt.Errorf("cannot set the clock: %w", err)
+	if off := time.Until(time.UnixMilli(s.ClockMs)); s.ClockMs > 0 && off.Abs() > clockNear {
+		if err := StepClock(off.Microseconds()); err != nil {
+			return err
 		}
 	}
 	if s.Hostname != "" {

@@ -156,6 +156,22 @@ type Settle struct {
 	Hostname string `json:"hostname,omitempty"`
 }
 
+// Clock is the answer of /v1/clock: the time of the guest, in microseconds since 1970.
+type Clock struct {
+	ClockUs int64 `json:"clock_us"`
+}
+
+// Step is the body of POST /v1/clock: the clock is put forward by so much, or back.
+type Step struct {
+	ByUs int64 `json:"by_us"`
+}
+
+// Valid says whether it stays far from what a clock of nanoseconds cannot hold.
+func (s Step) Valid() bool { return s.ByUs >= -maxStepUs && s.ByUs <= maxStepUs }
+
+// maxStepUs is about 142 years.
+const maxStepUs = 1 << 52
+
 // maxTimeoutMs is about 31 years: it cannot overflow a time.Duration.
 const maxTimeoutMs = 1_000_000_000_000
 
