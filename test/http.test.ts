@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import { once } from 'node:events';
 import { existsSync, readdirSync, statSync, writeFileSync } from 'node:fs';
 import { createConnection } from 'node:net';
 import { join } from 'node:path';
@@ -9,7 +10,7 @@ import { pino } from 'pino';
 import { Fault } from '../src/api/fault.ts';
 import { ProblemSchema } from '../src/api/problem.ts';
 import { openHttp } from '../src/daemon/http.ts';
-import { poll } from '../src/lib/deadline.ts';
+import { poll, withDeadline } from '../src/lib/deadline.ts';
 import { silentLog } from '../src/lib/log.ts';
 import { ask, sampleVm, stubs, testDoor } from './kit/door.ts';
 
@@ -303,6 +304,31 @@ test('an upload is read as a stream, beyond the limit of other bodies; an early 
   const octets = { 'content-type': 'application/octet-stream' };
   const empty = { method: 'POST', path: '/v1/vms/web/execs/cat/stdin', headers: octets };
   assert.deepEqual((await ask(door.socket, empty)).json, { bytes: 0 });
+});
+
+test('an upload that is refused before it is read does not hold a client that sends all of it first', async () => {
+  await using door = await testDoor({
+    'exec.stdin': async () => {
+      throw new Fault('bad_state', 'There is nobody to read it.');
+    },
+  });
+  const bytes = 10 * 1024 * 1024;
+  const refusal = async (path: string): Promise<string> => {
+    const socket = createConnection(door.socket);
+    try {
+      const head = `POST ${path} HTTP/1.1\r\nhost: x\r\ncontent-length: ${bytes}\r\n\r\n`;
+      const sent = new Promise((resolve, reject) => {
+        socket.on('error', reject).write(head);
+        socket.write(Buffer.alloc(bytes), resolve);
+      });
+      await withDeadline('the whole upload', 20_000, sent);
+      return String((await withDeadline('the answer', 20_000, once(socket, 'data')))[0]);
+    } finally {
+      socket.destroy();
+    }
+  };
+  assert.match(await refusal('/v1/vms/web/execs/cat/stdin'), /nobody to read it/);
+  assert.match(await refusal('/v1/vms/web/execs/cat/stdin?colour=1'), /unknown field/);
 });
 
 test('a body that does not come in time ends its connection; a stream may last longer than that', async () => {

@@ -8,7 +8,7 @@ import type { TerminalMessage, TerminalSay } from '../src/api/terminal.ts';
 import { Nexus } from '../src/client/nexus.ts';
 import { Unreachable } from '../src/client/transport.ts';
 import type { Ctx, Talk } from '../src/core/handler.ts';
-import { poll, sleep } from '../src/lib/deadline.ts';
+import { poll, sleep, withDeadline } from '../src/lib/deadline.ts';
 import { rejects } from './kit/behave.ts';
 import { ask, type TestDoor, testDoor } from './kit/door.ts';
 
@@ -121,6 +121,34 @@ test('what is no WebSocket, or of a web page, gets nothing', { timeout: 30_000 }
   ]);
   assert.equal(refusal, 403);
   page.on('error', () => {}).terminate();
+});
+
+test('a refused upgrade whose client does not go holds no door open, nor does one that waits', {
+  timeout: 60_000,
+}, async () => {
+  const asked = Promise.withResolvers<void>();
+  await using other = await testDoor({
+    'vm.get': async () => {
+      asked.resolve();
+      return new Promise<never>(() => {});
+    },
+  });
+  const head = Object.entries(UPGRADE).map(([name, value]) => `${name}: ${value}\r\n`);
+  const begin = (path: string) => {
+    const socket = connect({ path: other.socket, allowHalfOpen: true });
+    socket.write(`GET ${path} HTTP/1.1\r\nhost: x\r\n${head.join('')}\r\n`);
+    return socket;
+  };
+  const refused = begin('/v1/nowhere');
+  const waiting = begin('/v1/vms/web').on('error', () => {});
+  try {
+    assert.match(Buffer.concat(await Array.fromAsync(refused)).toString(), /^HTTP\/1.1 404/);
+    await asked.promise;
+    await withDeadline('the end of the door', 20_000, other.close());
+  } finally {
+    refused.destroy();
+    waiting.destroy();
+  }
 });
 
 /** A handler that tells how it went. */

@@ -51,8 +51,8 @@ interface Door {
   log: Log;
   check_output: boolean;
   body_ms: number;
-  /** What came with requests for a WebSocket. */
-  upgrades: WeakMap<IncomingMessage, Upgrade>;
+  /** What came with requests for a WebSocket, of connections that are open: the server does not count these among its own. */
+  upgrades: Map<IncomingMessage, Upgrade>;
   /** One for each open stream; aborted when the door closes. */
   streams: Set<AbortController>;
 }
@@ -107,16 +107,14 @@ const serve = async (door: Door, name: OpName, request: FastifyRequest, reply: F
     body: op.stream === 'upload' ? undefined : request.body,
   });
   const abort = op.stream === undefined ? new AbortController() : streamAbort(door, reply.raw);
-  const ctx: Ctx = {
-    signal: abort.signal,
-    actor: 'api',
-    ...(op.stream === 'upload' ? { body: uploadBody(request.raw) } : {}),
-  };
+  const body = op.stream === 'upload' ? uploadBody(request.raw) : undefined;
+  const ctx: Ctx = { signal: abort.signal, actor: 'api', ...(body === undefined ? {} : { body }) };
   if (op.stream !== undefined && op.stream !== 'upload') {
     await serveStream(door, name, { request, reply, abort, handle: () => handler(ctx, input) });
     return reply;
   }
-  const answer = await handler(ctx, input);
+  // what was not read of an upload is dropped, or a client that sends all of it first never comes to read the answer
+  const answer = await handler(ctx, input).finally(() => body?.destroy());
   check(door, name, op, answer);
   return answer;
 };
@@ -259,7 +257,7 @@ const listen = async (app: FastifyInstance, socket: string): Promise<void> => {
 export const openHttp = async (options: HttpOptions): Promise<HttpDoor> => {
   const { socket, log, handlers } = options;
   const { check_output = false, body_ms = BODY_MS } = options;
-  const door: Door = { handlers, log, check_output, body_ms, upgrades: new WeakMap(), streams: new Set() };
+  const door: Door = { handlers, log, check_output, body_ms, upgrades: new Map(), streams: new Set() };
   const app = makeApp(door);
   const { metrics } = options;
   if (metrics !== undefined)
@@ -268,11 +266,13 @@ export const openHttp = async (options: HttpOptions): Promise<HttpDoor> => {
   const { ino } = await stat(socket);
   let closing: Promise<void> | undefined;
   const shut = async () => {
-    const closed = app.close();
+    const closed = Promise.resolve(app.close());
     for (const stream of door.streams) stream.abort(new Fault('canceled', 'The daemon is stopping.'));
-    await withDeadline('closing the door', CLOSE_MS, Promise.resolve(closed)).catch(() => {
+    const inTime = () => withDeadline('closing the door', CLOSE_MS, closed);
+    await inTime().catch(async () => {
       app.server.closeAllConnections();
-      return closed;
+      for (const { socket } of door.upgrades.values()) socket.destroy();
+      await inTime().catch(error => log.error({ err: error }, 'the door does not close; it is left'));
     });
     const found = await stat(socket).catch(() => undefined);
     if (found?.ino === ino) await rm(socket, { force: true });

@@ -35,14 +35,16 @@ export const wantsWebSocket = (request: IncomingMessage): boolean =>
   request.headers.upgrade?.toLowerCase() === 'websocket';
 
 /** Sends requests for an upgrade through the same routes as all others; `upgrades` has what belongs to them. */
-export const routeUpgrades = (app: FastifyInstance, upgrades: WeakMap<IncomingMessage, Upgrade>): void => {
+export const routeUpgrades = (app: FastifyInstance, upgrades: Map<IncomingMessage, Upgrade>): void => {
   app.server.on('upgrade', (request: IncomingMessage, socket: Duplex, head: Buffer) => {
     socket.on('error', () => socket.destroy());
     upgrades.set(request, { socket, head });
+    socket.once('close', () => upgrades.delete(request));
     const response = new ServerResponse(request);
     response.shouldKeepAlive = false;
-    response.assignSocket(socket as Socket); // Node's own server has no others
-    response.once('finish', () => socket.end());
+    const plain = socket as Socket; // Node's own server has no others
+    response.assignSocket(plain);
+    response.once('finish', () => plain.destroySoon()); // nobody reads it any more: the client's end of it would not be seen
     app.routing(request, response);
   });
 };
