@@ -50,7 +50,10 @@ const fill = async (w: World): Promise<void> => {
     for (let i = 0; i < VMS; i++) {
       const tags = { team: `team-${i % 7}`, number: String(i) };
       const input = vmOps['vm.create'].input.parse({ name: `vm-${i}`, memory_mib: 512, tags });
-      await store.insertVm({ ...blankVm(input, newId('vm'), Date.now()), run: null }, { first_host_uid: 61_184 });
+      await store.insertVm(
+        { ...blankVm(input, newId('vm'), Date.now()), run: null, env: {}, provision_run: null },
+        { first_host_uid: 61_184 },
+      );
     }
   }
   await w.start();

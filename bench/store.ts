@@ -37,7 +37,7 @@ const bareTransition = (state: string) => {
 try {
   await using store = await openStore(dir);
   const input = vmOps['vm.create'].input.parse({ name: 'web' });
-  await store.insertVm({ ...blankVm(input, id, Date.now()), run: null }, {});
+  await store.insertVm({ ...blankVm(input, id, Date.now()), run: null, env: {}, provision_run: null }, {});
   await store.transitionVm(id, { to: 'starting', why: 'bench', actor: 'api' });
   await store.transitionVm(id, { to: 'running', why: 'bench', actor: 'api' });
   const ours: number[] = [];

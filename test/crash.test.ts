@@ -6,6 +6,7 @@ import { assetVerbs } from './kit/crash_assets.ts';
 import { buildVerbs } from './kit/crash_builds.ts';
 import { bootVerb, hostVerb, keeperVerb, seedVerb } from './kit/crash_daemon.ts';
 import { settle } from './kit/crash_deeds.ts';
+import { provisionVerb } from './kit/crash_provision.ts';
 import { vmVerbs } from './kit/crash_vm.ts';
 import { wsVerbs } from './kit/crash_ws.ts';
 import { type Ground, ground, stepNames } from './kit/ground.ts';
@@ -21,9 +22,9 @@ after(async () => {
 });
 
 test('every step in src/ has its place in the proof, and none is named that is not there', async () => {
-  const daemon = [seedVerb(here), bootVerb(here), hostVerb(here), keeperVerb(here)];
+  const daemon = [provisionVerb(here), seedVerb(here), bootVerb(here), hostVerb(here), keeperVerb(here)];
   const all = [...vmVerbs(here), ...assetVerbs(here), ...wsVerbs(here), ...buildVerbs(here), ...daemon];
   assert.deepEqual([...new Set(all.flatMap(verb => verb.steps))].sort(), await stepNames());
 });
 
-prove(here, vmVerbs(here));
+prove(here, [...vmVerbs(here), provisionVerb(here)]);

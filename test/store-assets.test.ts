@@ -137,6 +137,8 @@ test('a Firecracker and a kernel that run a VM stay', async () => {
     ...blankVm(vmOps['vm.create'].input.parse({ name: 'web' }), newId('vm'), 1),
     kernel_id: null,
     run: null,
+    env: {},
+    provision_run: null,
   };
   await store.insertVm(vm, {});
   const run = { pid: 2, start_ticks: 3, boot_id: 'b' };

@@ -55,7 +55,7 @@ test('kill -9 at any moment: what was acknowledged is there, each transition wit
   {
     await using store = await openStore(temp.dir);
     const input = vmOps['vm.create'].input.parse({ name: 'web' });
-    await store.insertVm({ ...blankVm(input, vm_id, 1), run: null }, {});
+    await store.insertVm({ ...blankVm(input, vm_id, 1), run: null, env: {}, provision_run: null }, {});
   }
   let transitions = 0;
   let notes = 0;

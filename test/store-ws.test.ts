@@ -16,6 +16,8 @@ const ws = (n: number) => idOf('ws', n);
 const vmOf = (n: number): NewVm => ({
   ...blankVm(vmOps['vm.create'].input.parse({ name: `vm${n}` }), idOf('vm', n), 1000 + n),
   run: null,
+  env: {},
+  provision_run: null,
 });
 const wsOf = (n: number): Workspace => ({
   ...{ id: ws(n), name: `ws${n}`, image_id: null, source_ws_id: null, size_bytes: 1024, owned: false },

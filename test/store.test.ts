@@ -30,6 +30,8 @@ const HASH = 'a'.repeat(64);
 const vmOf = (n: number, more: Partial<VmRecord> = {}): VmRecord => ({
   ...blankVm(vmOps['vm.create'].input.parse({ name: `vm${n}` }), idOf('vm', n), 1000 + n),
   run: null,
+  env: {},
+  provision_run: null,
   vsock_cid: 3,
   host_uid: null,
   ...more,

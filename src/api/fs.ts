@@ -14,11 +14,11 @@ const GuestPath = z
   })
   .describe('absolute, in the guest');
 
-const Mode = z
+export const Mode = z
   .string()
   .regex(/^[0-7]{3,4}$/, 'three or four octal digits')
   .describe('three or four octal digits, such as 0644');
-const Owner = z.int().min(0).max(0x7fff_ffff);
+export const Owner = z.int().min(0).max(0x7fff_ffff);
 const uid = Owner.optional().describe('number of the owner');
 const gid = Owner.optional().describe('number of the group');
 

@@ -24,6 +24,21 @@ export const VmError = z.strictObject({
 });
 export type VmError = z.infer<typeof VmError>;
 
+/** How it went with what a VM was given for its first boot. */
+export const VmProvision = z.strictObject({
+  state: z.enum(['pending', 'done', 'failed']),
+  reason: z
+    .enum(['file', 'exit', 'timeout', 'interrupted', 'guest'])
+    .nullable()
+    .describe(
+      'why it failed. file: one could not be written; exit, timeout, interrupted: the script ended badly, took too long, or nobody can know how it ended; guest: it does not do as agreed',
+    ),
+  error: VmError.nullable(),
+  output: z.array(z.string()).describe('the last lines of a script that failed, control characters stripped'),
+  ended_at_ms: TimeMs.nullable(),
+});
+export type VmProvision = z.infer<typeof VmProvision>;
+
 export const GuestFacts = z.strictObject({
   agent_version: z.string(),
   kernel: z.string(),
@@ -80,6 +95,7 @@ export const Vm = z.strictObject({
   guest: GuestState.nullable(),
   ...chosen,
   ephemeral: z.boolean().describe('it is deleted when nobody holds it'),
+  provision: VmProvision.nullable().describe('of files, environment and first-boot script; null: it was given none'),
   image_id: z.string().nullable(),
   kernel_id: z.string().nullable().describe('null: the newest kernel at the time of a start'),
   root_ws_id: z.string().nullable(),

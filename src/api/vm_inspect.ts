@@ -3,7 +3,7 @@ import { z } from 'zod';
 import { Bytes, Name, Ref, Space, TimeMs } from './common.ts';
 import { ImageInspect } from './image.ts';
 import { op } from './op.ts';
-import { Accel, GuestFacts, LastExit, RestartPolicy, Tags, VmError, VmmKind } from './vm.ts';
+import { Accel, GuestFacts, LastExit, RestartPolicy, Tags, VmError, VmmKind, VmProvision } from './vm.ts';
 import { GuestState, VmState } from './vm_state.ts';
 
 const Ms = z.int().min(0).describe('milliseconds');
@@ -79,6 +79,13 @@ export const VmInspect = z.strictObject({
   ),
   guest_facts: GuestFacts.nullable(),
   guest_now: GuestNow.nullable().describe('null: it is not ready, or its agent is older than this'),
+  provision: VmProvision.extend({
+    files: z.array(z.string()).describe('their paths'),
+    env: z.array(z.string()).describe('names of variables'),
+    first_boot: z.boolean().describe('it has a script'),
+  })
+    .nullable()
+    .describe('what it was given for its first boot, and how that went; null: nothing'),
   restart: z.strictObject({
     policy: RestartPolicy,
     auto_start: z.boolean(),

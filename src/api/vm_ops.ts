@@ -2,6 +2,7 @@
 import { z } from 'zod';
 import { Bytes, Name, Ref, TimeoutMs } from './common.ts';
 import { Nothing, op } from './op.ts';
+import { given } from './provision.ts';
 import { chosen, Vm, VmHistoryEntry } from './vm.ts';
 import { VmState } from './vm_state.ts';
 
@@ -9,7 +10,9 @@ const VmRef = z.strictObject({ vm: Ref });
 const StartWait = z
   .enum(['ready', 'running', 'none'])
   .default('ready')
-  .describe('ready: until the guest agent has answered; running: until the VMM runs; none: return at once');
+  .describe(
+    'ready: until the guest agent has answered, and all is done that the VM was given; running: until the VMM runs; none: return at once',
+  );
 const StopTimeout = TimeoutMs.default(30_000).describe('how long the guest gets before it is ended by force');
 
 /** What a start answers. */
@@ -45,6 +48,7 @@ export const vmOps = {
       disk_rate_ops: chosen.disk_rate_ops.default(null),
       vmm: chosen.vmm.default(null),
       tags: chosen.tags.default({}),
+      ...given,
       ephemeral: z
         .boolean()
         .default(false)
@@ -109,10 +113,12 @@ export const vmOps = {
     input: z.strictObject({
       vm: Ref,
       wait: StartWait,
-      timeout_ms: TimeoutMs.default(60_000).describe('how long to wait for the guest'),
+      timeout_ms: TimeoutMs.default(60_000).describe(
+        'how long to wait for the guest; what it was given has limits of its own',
+      ),
     }),
     output: StartedVm,
-    errors: ['not_found', 'bad_state', 'busy', 'host', 'vmm', 'timeout', 'no_room', 'canceled'],
+    errors: ['not_found', 'bad_state', 'busy', 'host', 'vmm', 'guest', 'timeout', 'no_room', 'canceled'],
     args: ['vm'],
     tool: true,
   }),
@@ -141,7 +147,7 @@ export const vmOps = {
       timeout_ms: TimeoutMs.default(60_000).describe('how long the guest gets to shut down, and again to come back'),
     }),
     output: StartedVm,
-    errors: ['not_found', 'bad_state', 'busy', 'host', 'vmm', 'timeout', 'no_room', 'canceled'],
+    errors: ['not_found', 'bad_state', 'busy', 'host', 'vmm', 'guest', 'timeout', 'no_room', 'canceled'],
     args: ['vm'],
     tool: true,
   }),
@@ -174,11 +180,13 @@ export const vmOps = {
       for: z
         .enum(['ready', 'running', 'paused', 'ended'])
         .default('ready')
-        .describe('ready: the guest agent has answered; ended: no VMM runs, and no restart is waited for'),
+        .describe(
+          'ready: the guest agent has answered, and all is done that the VM was given; ended: no VMM runs, and no restart is waited for',
+        ),
       timeout_ms: TimeoutMs.default(60_000),
     }),
     output: Vm,
-    errors: ['not_found', 'bad_state', 'vmm', 'timeout', 'canceled'],
+    errors: ['not_found', 'bad_state', 'vmm', 'guest', 'timeout', 'canceled'],
     args: ['vm'],
     tool: true,
   }),
@@ -236,6 +244,7 @@ export const blankVm = (input: NewVmInput, id: string, created_at_ms: number): O
   vmm: input.vmm,
   tags: input.tags,
   ephemeral: input.ephemeral,
+  provision: null,
   image_id: null,
   kernel_id: null,
   root_ws_id: null,

@@ -1,17 +1,30 @@
 /** Flags and positionals of a command, from the fields of its operation. */
-import { readFileSync } from 'node:fs';
+import { readFileSync, statSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import type { Field, Row } from '../api/derive.ts';
 import { Fault } from '../api/fault.ts';
 import { formatBytes, formatMs, parseBytes, parseMs } from '../lib/size.ts';
 import { overlay } from './overlay.ts';
-import { MAYBE_PATHS, PATHS, SHORT } from './words.ts';
+import { MAYBE_PATHS, PATHS, SCRIPTS, SHORT } from './words.ts';
 
 const MIB = 1024 * 1024;
 
+/** The daemon takes less. */
+const MAX_TEXT = MIB;
+
+const textOf = (file: string): string => {
+  try {
+    if (statSync(file).size > MAX_TEXT) throw new Error(`${file} is larger than 1 MiB`);
+    return readFileSync(file, 'utf8');
+  } catch (error) {
+    throw new InvalidArgumentError(error instanceof Error ? error.message : String(error));
+  }
+};
+
 /** Text to a value of the field's kind. Throws what commander shows as an error of usage. */
 const fromText = (field: Field, text: string): unknown => {
+  if (SCRIPTS.includes(field.name)) return text.startsWith('@') ? textOf(text.slice(1)) : text;
   if (MAYBE_PATHS.includes(field.name)) return /^\.{1,2}\//.test(text) ? resolve(text) : text;
   if (PATHS.includes(field.name)) return /^[a-z][a-z0-9+.-]*:\/\//i.test(text) ? text : resolve(text);
   if (field.kind !== 'integer' && field.kind !== 'number') return text;
@@ -89,13 +102,15 @@ const objects = (text: string): unknown => {
 
 /** A flag that is given once for each of several things has the name of one of them: tags is --tag. */
 const flagName = ({ name, kind }: Pick<Field, 'name' | 'kind'>): string => {
-  const several = kind === 'map' || kind === 'list' || name === OVERLAYS;
+  const several = kind === 'map' || kind === 'list' || FILE_LISTS[name] !== undefined;
   return kebab(several && name.endsWith('s') ? name.slice(0, -1) : name);
 };
 
-/** Objects that have a form of their own on the command line. */
-const OVERLAYS = 'overlays';
-const added = (text: string, before: unknown): unknown[] => [...(Array.isArray(before) ? before : []), overlay(text)];
+/** Lists of files, which have a form of their own on the command line; and what to do with one that is too large. */
+const FILE_LISTS: Record<string, string> = {
+  overlays: ': name it as host_file, which the daemon reads',
+  files: ': nexusctl cp copies it',
+};
 
 const optionsOf = (field: Field): Option[] => {
   const short = SHORT[field.name] === undefined ? '' : `-${SHORT[field.name]}, `;
@@ -114,10 +129,16 @@ const optionsOf = (field: Field): Option[] => {
       ];
     case 'map':
       return [new Option(`${flag} <KEY=VALUE>`, `${about} (repeatable)`).argParser(pair)];
-    case 'json':
-      if (field.name === OVERLAYS)
+    case 'json': {
+      const larger = FILE_LISTS[field.name];
+      const added = (text: string, before: unknown) => [
+        ...(Array.isArray(before) ? before : []),
+        overlay(text, larger ?? ''),
+      ];
+      if (larger !== undefined)
         return [new Option(`${flag} <PATH=TEXT|PATH=@FILE|JSON>`, `${about} (repeatable)`).argParser(added)];
       return [new Option(`${flag} <JSON|@FILE>`, about).argParser(objects)];
+    }
     default: {
       const exact = new Option(`${flag} <${field.name}>`, about).argParser(text => fromText(field, text));
       const unit = unitOf(field.name);

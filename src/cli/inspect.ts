@@ -81,6 +81,21 @@ const inside = ({ guest_now: now }: VmInspect): Line[] =>
         ],
       ];
 
+const TO_COME = { pending: 'not all of it yet', done: 'all of it', failed: 'failed' };
+
+/** What it was given for its first boot, and how that went. */
+const provisioned = ({ provision: given }: VmInspect): Line[] => {
+  if (given === null) return [];
+  const { files, env, first_boot, state, error, output, ended_at_ms } = given;
+  const what = [...files, ...env.map(name => `$${name}`), ...(first_boot ? ['a first-boot script'] : [])];
+  const when = ended_at_ms === null ? '' : `${timeText(ended_at_ms)}  `;
+  return [
+    ['given', what.join(', ')],
+    ['provisioned', error === null ? TO_COME[state] : `${when}${error.detail}`],
+    ...output.slice(-10).map((line): Line => ['', `| ${line}`]),
+  ];
+};
+
 const fate = ({ restart, last_exit: exit, error, tags }: VmInspect): Line[] => {
   const again = restart.at_ms === null ? '' : `, again at ${timeText(restart.at_ms)}`;
   const auto = restart.auto_start ? ', started with the host' : '';
@@ -103,5 +118,5 @@ export const inspectText = (vm: VmInspect): string => {
   const guest = vm.guest === null ? '' : `, guest ${vm.guest}`;
   const shown = (lines: Line[]) => aligned(lines.filter(([, text]) => text !== ''));
   const disks = vm.disks.length === 0 ? '' : `\n${table(DISKS, vm.disks)}`;
-  return `${plain(vm.name)}: ${vm.state}${guest} (${vm.id})\n\n${shown([...machine(vm), ...made(vm), ...inside(vm), ...fate(vm)])}${disks}`;
+  return `${plain(vm.name)}: ${vm.state}${guest} (${vm.id})\n\n${shown([...machine(vm), ...made(vm), ...inside(vm), ...provisioned(vm), ...fate(vm)])}${disks}`;
 };

@@ -65,6 +65,9 @@ export const PATHS: readonly string[] = ['from', 'to'];
 /** These may be names: what is to be a file begins with a dot or a slash. */
 export const MAYBE_PATHS: readonly string[] = ['source'];
 
+/** Longer texts: @FILE is what a file here holds. */
+export const SCRIPTS: readonly string[] = ['first_boot'];
+
 /** field -> its one-letter flag */
 export const SHORT: Record<string, string> = {
   env: 'e',

@@ -9,6 +9,7 @@ import type { HandlersOf } from './handler.ts';
 import type { Host, Live } from './host.ts';
 import { idOf, newId } from './ids.ts';
 import { awaitGuest, needLive, small } from './inside.ts';
+import { withEnv } from './provision.ts';
 
 /** One message carries at most this much output, so that slow readers see progress. */
 const MESSAGE_BYTES = 64 * 1024;
@@ -51,8 +52,9 @@ export const execHandlers = (host: Host): HandlersOf<'exec'> => ({
 const startExec = (live: Live, input: OpIn<'exec.run'>, client: AbortSignal): Promise<ExecStream> => {
   const { vm, idempotency_key: key, ...spec } = input;
   const signal = AbortSignal.any([client, live.gone.signal]);
-  if (key === undefined) return live.guest.exec({ id: newId('exec'), ...spec }, { signal });
-  const asked = { id: idOf('exec', live.vm_id, key), digest: digestOf(spec), ...spec };
+  const env = withEnv(live, spec.env);
+  if (key === undefined) return live.guest.exec({ id: newId('exec'), ...spec, env }, { signal });
+  const asked = { id: idOf('exec', live.vm_id, key), digest: digestOf(spec), ...spec, env };
   return live.guest.exec(asked, { signal }).catch((error: unknown) => {
     if (!(error instanceof Fault && error.code === 'exists')) throw error;
     throw new Fault(

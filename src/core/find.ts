@@ -120,7 +120,7 @@ export const lockVm = async (host: Host, { id }: { id: string }, verb: VmVerb, n
 
 /** What a client may see of a VM. */
 export const publicVm = (record: VmRecord): Vm => {
-  const { run: _run, host_uid: _uid, ...vm } = record;
+  const { run: _run, host_uid: _uid, env: _env, provision_run: _provision, ...vm } = record;
   return vm;
 };
 

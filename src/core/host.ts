@@ -98,6 +98,10 @@ export interface Live {
   stopped_how: string | undefined;
   /** What the guest said before it went down. */
   ending: { kind: 'poweroff' | 'reboot' | 'halt' | 'down'; by: 'host' | 'guest' } | undefined;
+  /** What the VM was given for all that is run in it. */
+  readonly env: Readonly<Record<string, string>>;
+  /** Settled when what it was given is done or has failed, as its record says; undefined: its guest has not answered yet. */
+  provisioned: Promise<void> | undefined;
   /** What size terminals have, as far as this daemon has set it; by their command. */
   readonly sizes: Map<string, { cols: number; rows: number }>;
   /** Aborted when the VMM has ended or is let go. */

@@ -1,6 +1,7 @@
 /** A VM as it is on this host. */
 import { join } from 'node:path';
 import type { GuestNow, VmDisk, VmInspect } from '../api/vm_inspect.ts';
+import type { VmRecord } from '../store/store.ts';
 import { lastBoot } from '../vmm/console_view.ts';
 import { VMM_LOG } from '../vmm/run_dir.ts';
 import { usualAsset } from './asset.ts';
@@ -16,12 +17,13 @@ import { deviceName, wsOfVm } from './ws_view.ts';
 export const inspectVm = async (host: Host, ref: string): Promise<VmInspect> => {
   const vm = await needVm(host, ref);
   const live = liveOf(host, vm.id);
-  const [usage, now, disks, image, kernel, boots] = await Promise.all([
+  const [usage, now, disks, image, kernel, provision, boots] = await Promise.all([
     live && usageOf(host, live),
     live && nowOf(live),
     disksOf(host, vm.id),
     imageOf(host, vm.image_id),
     kernelOf(host, vm.kernel_id),
+    provisionOf(host, vm),
     live?.console.boot ?? lastBoot(consoleLog(host.paths, vm.id)),
   ]);
   const { id, name, state, guest, pid, boot_ms, started_at_ms, vcpus, memory_mib, guest_facts, last_exit, error } = vm;
@@ -48,6 +50,7 @@ export const inspectVm = async (host: Host, ref: string): Promise<VmInspect> => 
     image,
     guest_facts,
     guest_now: now ?? null,
+    provision,
     restart: {
       policy: vm.restart,
       auto_start: vm.auto_start,
@@ -67,6 +70,15 @@ const NOW_MS = 2000;
 const nowOf = async ({ guest, held, gone }: Live): Promise<GuestNow | undefined> => {
   if (guest.state !== 'ready' || held !== undefined) return undefined;
   return guest.now(AbortSignal.any([gone.signal, AbortSignal.timeout(NOW_MS)])).catch(() => undefined);
+};
+
+/** Names, no contents. */
+const provisionOf = async (host: Host, vm: VmRecord): Promise<VmInspect['provision']> => {
+  const given = vm.provision && (await host.store.findProvision(vm.id));
+  if (vm.provision === null || given == null) return null;
+  const { files, first_boot } = given;
+  const names = { files: files.map(file => file.path), env: Object.keys(vm.env), first_boot: first_boot !== null };
+  return { ...vm.provision, ...names };
 };
 
 /** The root first, then as they were attached. */

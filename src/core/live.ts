@@ -9,6 +9,7 @@ import { randomBytes } from 'node:crypto';
 import { Fault } from '../api/fault.ts';
 import type { GuestFacts } from '../api/vm.ts';
 import { openGuest } from '../guest/guest.ts';
+import { raced } from '../lib/deadline.ts';
 import type { VmRecord } from '../store/store.ts';
 import type { Console } from '../vmm/console.ts';
 import type { Machine, MachineEnd } from '../vmm/machine.ts';
@@ -17,6 +18,7 @@ import { insist } from './insist.ts';
 import { endKeeperOf, keeperFor } from './keepers.ts';
 import { moveVm } from './move.ts';
 import { watchStops } from './paused.ts';
+import { provision } from './provision.ts';
 import { afterEnd } from './restarts.ts';
 import { attend } from './silence.ts';
 import { hasRung, judge, type Verdict } from './verdict.ts';
@@ -35,6 +37,7 @@ export const hold = (host: Host, vm: VmRecord, machine: Machine, console: Consol
     onState: (state, facts) => {
       if (state === 'ready') live.rang = true;
       live.guest_stored = onGuest(host, live, state, facts);
+      if (state === 'ready') live.provisioned ??= live.guest_stored.then(() => provision(host, live));
       if (state === 'unreachable') attend(host, live);
     },
     // the clock, for a machine may have no real-time clock, and randomness for the first keys
@@ -59,6 +62,8 @@ export const hold = (host: Host, vm: VmRecord, machine: Machine, console: Consol
     rang: times === null && hasRung(vm),
     stopped_how: undefined,
     ending: undefined,
+    env: vm.env,
+    provisioned: undefined,
     sizes: new Map(),
     gone: new AbortController(),
   };
@@ -95,6 +100,12 @@ export const handBack = (host: Host, live: Live): void => {
 export const guestReady = async (live: Live, signal: AbortSignal): Promise<void> => {
   await live.guest.ready(AbortSignal.any([signal, live.gone.signal]));
   await live.guest_stored;
+};
+
+/** The same for one that has all it was given, or whose record says what went wrong with that. */
+export const guestProvisioned = async (live: Live, signal: AbortSignal): Promise<void> => {
+  await guestReady(live, signal);
+  await raced(live.provisioned ?? Promise.resolve(), live.gone.signal);
 };
 
 const onGuest = async (

@@ -2,10 +2,11 @@
 import { Fault } from '../api/fault.ts';
 import type { Vm } from '../api/vm.ts';
 import { VM_LIVE } from '../api/vm_state.ts';
+import { raced } from '../lib/deadline.ts';
 import type { VmRecord } from '../store/store.ts';
 import { admitAssets } from './admission.ts';
 import type { Host, Live } from './host.ts';
-import { guestReady } from './live.ts';
+import { guestProvisioned } from './live.ts';
 import { afterEnd, OWED_START } from './restarts.ts';
 import { launch } from './start.ts';
 
@@ -75,6 +76,6 @@ export const startAllOwed = async (host: Host): Promise<void> => {
       if (live !== undefined) started.push(live);
     }
     const deadline = AbortSignal.any([AbortSignal.timeout(READY_MS), host.closing]);
-    await Promise.all(started.map(live => guestReady(live, deadline).catch(() => {})));
+    await Promise.all(started.map(live => raced(guestProvisioned(live, deadline), deadline).catch(() => {})));
   }
 };

@@ -2,7 +2,7 @@
 import { join } from 'node:path';
 import { Fault } from '../api/fault.ts';
 import type { Vm } from '../api/vm.ts';
-import { poll, withDeadline } from '../lib/deadline.ts';
+import { poll, raced, withDeadline } from '../lib/deadline.ts';
 import { ensureDir } from '../lib/files.ts';
 import { Undo } from '../lib/undo.ts';
 import type { VmPatch, VmRecord } from '../store/store.ts';
@@ -14,9 +14,10 @@ import { initrdFor } from './initrd.ts';
 import { insist } from './insist.ts';
 import { keepSoon } from './keepers.ts';
 import { diskFull } from './land.ts';
-import { forget, guestReady, hold, letGo } from './live.ts';
+import { forget, guestProvisioned, guestReady, hold, letGo } from './live.ts';
 import { moveVm } from './move.ts';
 import { assetDir, consoleLog, runDir } from './paths.ts';
+import { provisionAtStart, refuseFailed } from './provision.ts';
 import { afterEnd, NOT_OWED } from './restarts.ts';
 
 /** From SIGKILL to the end of a VMM whose start is undone. */
@@ -64,7 +65,9 @@ export const answered = async (
   }
   const live = await launched;
   if (wait === 'ready') await awaitGuest(host, live, name, timeout_ms);
-  return publicVm(await needVm(host, id));
+  const vm = await needVm(host, id);
+  if (wait === 'ready') refuseFailed(vm);
+  return publicVm(vm);
 };
 
 /** The record says why, once the end is stored; it is waited for, so that who asks next is not told that the VM runs. */
@@ -79,6 +82,7 @@ const awaitGuest = async (host: Host, live: Live, name: string, timeout_ms: numb
   const deadline = AbortSignal.timeout(timeout_ms);
   try {
     await guestReady(live, AbortSignal.any([deadline, host.closing]));
+    await raced(guestProvisioned(live, host.closing), host.closing);
   } catch (error) {
     if (host.closing.aborted) throw new Fault('canceled', `The daemon stops; VM '${name}' goes on running.`);
     if (live.gone.signal.aborted) throw await endedEarly(host, live, name);
@@ -111,7 +115,7 @@ export const launch = async (host: Host, vm: VmRecord, assets: Assets, how: Laun
   const { id } = vm;
   const { signal, actor } = how;
   signal.throwIfAborted();
-  await host.step('start.starting', () =>
+  await host.step('start.starting', async () =>
     moveVm(host, id, {
       to: 'starting',
       why: how.why,
@@ -120,6 +124,7 @@ export const launch = async (host: Host, vm: VmRecord, assets: Assets, how: Laun
       patch: {
         ...{ error: null, pid: null, run: null, guest: null, guest_facts: null, boot_ms: null },
         ...(how.owed ? {} : NOT_OWED),
+        ...(await provisionAtStart(host, vm)),
       },
     }),
   );

@@ -8,6 +8,7 @@ import type { HandlersOf, Talk } from './handler.ts';
 import type { Host, Live } from './host.ts';
 import { newId } from './ids.ts';
 import { awaitGuest, needLive, small } from './inside.ts';
+import { withEnv } from './provision.ts';
 
 const TAIL_BYTES = 256 * 1024;
 const MAIN = 'main';
@@ -43,7 +44,7 @@ const view = async (live: Live, input: Opening, signal: AbortSignal): Promise<Op
     const shell: Asked = {
       id,
       argv: [],
-      env: {},
+      env: withEnv(live, {}),
       stdin: 'none',
       on_disconnect: 'keep',
       tty: { cols, rows },

@@ -17,6 +17,7 @@ import type { Host } from './host.ts';
 import type { JobContext } from './jobs.ts';
 import { inTemp } from './land.ts';
 import { orderOf } from './order.ts';
+import { isReady } from './provision.ts';
 import { checkSource, obtain } from './source.ts';
 import { startVm } from './start.ts';
 import { newTemplate } from './template.ts';
@@ -146,7 +147,7 @@ export const STEPS: readonly Step[] = [
     will: ({ name }) => `start '${name}' and wait for its guest`,
     look: async (host, goal) => {
       const vm = await vmOf(host, goal);
-      return vm?.state === 'running' && vm.guest === 'ready' ? { id: vm.id, detail: 'its guest is ready' } : undefined;
+      return vm !== undefined && isReady(vm) ? { id: vm.id, detail: 'its guest is ready' } : undefined;
     },
     make: async (host, { name, input: { timeout_ms }, actor }) => {
       const vm = await needVm(host, name);

@@ -12,13 +12,16 @@ import { needImage, needKernel, needWs, publicVm } from './find.ts';
 import type { Host } from './host.ts';
 import { newId } from './ids.ts';
 import { tellState } from './move.ts';
+import { PENDING } from './provision.ts';
 import { takeWs, useAsset } from './using.ts';
 import { blankWs, CLONE_MS, refuseTooSmall } from './ws_make.ts';
+
+type Input = OpIn<'vm.create'>;
 
 /** Of a root, where the image is not longer. It is sparse. */
 const ROOT_BYTES = 8 * 1024 ** 3;
 
-export const createVm = async (host: Host, input: OpIn<'vm.create'>, _actor: string): Promise<Vm> => {
+export const createVm = async (host: Host, input: Input, _actor: string): Promise<Vm> => {
   if ((await host.store.findVm(input.name)) !== undefined) {
     throw new Fault('exists', `VM '${input.name}' exists already.`, { hint: `nexusctl vm get ${input.name}` });
   }
@@ -32,13 +35,27 @@ export const createVm = async (host: Host, input: OpIn<'vm.create'>, _actor: str
     : createWithWs(host, input, id, kernel_id, input.ws);
 };
 
-const blank = (input: OpIn<'vm.create'>, id: string, kernel_id: string | null): NewVm => ({
+const blank = (input: Input, id: string, kernel_id: string | null, root_ws_id: string): NewVm => ({
   ...blankVm(input, id, Date.now()),
   kernel_id,
+  root_ws_id,
   run: null,
+  env: input.env,
+  ...(isGiven(input)
+    ? { provision: PENDING, provision_run: { ws_id: root_ws_id, begun: null } }
+    : { provision_run: null }),
 });
 
-const uidOption = (host: Host) => (host.first_host_uid === null ? {} : { first_host_uid: host.first_host_uid });
+const isGiven = ({ files, env, first_boot }: Input): boolean =>
+  files.length > 0 || Object.keys(env).length > 0 || first_boot !== undefined;
+
+const storeOptions = (host: Host, input: Input) => {
+  const { files, first_boot = null, first_boot_timeout_ms } = input;
+  return {
+    ...(host.first_host_uid === null ? {} : { first_host_uid: host.first_host_uid }),
+    ...(isGiven(input) ? { provision: { files, first_boot, first_boot_timeout_ms } } : {}),
+  };
+};
 
 /** <vm>-root, or a name made of the ID where that is taken or too long. */
 const rootName = async (host: Host, vm: string, ws_id: string): Promise<string> => {
@@ -47,12 +64,7 @@ const rootName = async (host: Host, vm: string, ws_id: string): Promise<string> 
   return good ? name : ws_id.replace('_', '-');
 };
 
-const createWithImage = async (
-  host: Host,
-  input: OpIn<'vm.create'>,
-  id: string,
-  kernel_id: string | null,
-): Promise<Vm> => {
+const createWithImage = async (host: Host, input: Input, id: string, kernel_id: string | null): Promise<Vm> => {
   const image = input.image === undefined ? (await host.store.listImages())[0] : await needImage(host, input.image);
   if (image === undefined) {
     throw new Fault('not_found', `Cannot create VM '${input.name}': there is no image.`, {
@@ -75,8 +87,10 @@ const createWithImage = async (
     makeDisk(host, ws_id, () => host.disks.clone(image.id, ws_id, size_bytes, deadline)),
   );
   try {
-    const vm = { ...blank(input, id, kernel_id), image_id: image.id, root_ws_id: ws_id };
-    const inserted = await host.step('create.insert', () => host.store.insertVm(vm, { ws, ...uidOption(host) }));
+    const vm = { ...blank(input, id, kernel_id, ws_id), image_id: image.id };
+    const inserted = await host.step('create.insert', () =>
+      host.store.insertVm(vm, { ws, ...storeOptions(host, input) }),
+    );
     return created(host, inserted);
   } catch (error) {
     await removeDisk(host, ws_id);
@@ -86,7 +100,7 @@ const createWithImage = async (
 
 const createWithWs = async (
   host: Host,
-  input: OpIn<'vm.create'>,
+  input: Input,
   id: string,
   kernel_id: string | null,
   ref: string,
@@ -98,8 +112,8 @@ const createWithWs = async (
     });
   }
   using _taken = takeWs(host, ws, 'attach');
-  const vm = { ...blank(input, id, kernel_id), image_id: ws.image_id, root_ws_id: ws.id };
-  const inserted = await host.step('create.insert', () => host.store.insertVm(vm, uidOption(host)));
+  const vm = { ...blank(input, id, kernel_id, ws.id), image_id: ws.image_id };
+  const inserted = await host.step('create.insert', () => host.store.insertVm(vm, storeOptions(host, input)));
   return created(host, inserted);
 };
 

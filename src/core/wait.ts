@@ -6,13 +6,14 @@ import { VM_LIVE, type VmState } from '../api/vm_state.ts';
 import type { VmRecord } from '../store/store.ts';
 import { needVm, publicVm } from './find.ts';
 import type { Host } from './host.ts';
+import { isReady, refuseFailed } from './provision.ts';
 
 type Wanted = OpIn<'vm.wait'>['for'];
 
 const ended = (vm: Vm): boolean => !VM_LIVE.includes(vm.state) && vm.restart_at_ms === null;
 
 const IS: Record<Wanted, (vm: Vm) => boolean> = {
-  ready: vm => vm.state === 'running' && vm.guest === 'ready',
+  ready: isReady,
   running: vm => vm.state === 'running',
   paused: vm => vm.state === 'paused',
   ended,
@@ -46,6 +47,7 @@ export const waitVm = async (host: Host, ref: string, wanted: Wanted, timeout_ms
     if (vm === undefined) throw new Fault('not_found', `VM '${first.name}' was deleted.`);
     if (IS[wanted](vm)) return true;
     if (ended(vm) && (lived || AMISS.includes(vm.state))) throw cannotCome(vm, wanted);
+    if (wanted === 'ready' && vm.state === 'running') refuseFailed(vm);
     lived ||= VM_LIVE.includes(vm.state);
     return false;
   };

@@ -1,5 +1,6 @@
 import { SIXTH } from './migration_06.ts';
 import { SEVENTH } from './migration_07.ts';
+import { EIGHTH } from './migration_08.ts';
 
 /**
  * The shape of the database, as numbered steps that only ever go forward and keep the data. A step that has been released is
@@ -292,7 +293,6 @@ alter table images_new rename to images;
 create index images_build on images (build_id);
 `;
 
-export const MIGRATIONS: readonly Migration[] = [FIRST, SECOND, THIRD, FOURTH, FIFTH, SIXTH, SEVENTH].map((sql, i) => ({
-  version: i + 1,
-  sql,
-}));
+const STEPS = [FIRST, SECOND, THIRD, FOURTH, FIFTH, SIXTH, SEVENTH, EIGHTH];
+
+export const MIGRATIONS: readonly Migration[] = STEPS.map((sql, i) => ({ version: i + 1, sql }));

@@ -29,7 +29,7 @@ import type { Rootfs } from '../api/rootfs.ts';
 import type { Template } from '../api/template.ts';
 import type { VmHistoryEntry } from '../api/vm.ts';
 import type { Workspace } from '../api/ws.ts';
-import type { VmRecord } from './store.ts';
+import type { Provision, VmRecord } from './store.ts';
 
 /** A field as SQLite keeps it: truth as 0 or 1, a list or an object as JSON text, all else as it is. */
 type Column<V> = V extends boolean ? number : V extends object ? string : V;
@@ -38,6 +38,7 @@ export type Row<T> = { [K in keyof T]: Column<T[K]> };
 export interface Tables {
   vms: Row<VmRecord>;
   vm_history: Row<VmHistoryEntry> & { seq: Generated<number>; vm_id: string };
+  vm_provisions: Row<Provision> & { vm_id: string };
   workspaces: Row<Workspace>;
   images: Row<Image>;
   templates: Row<Template>;

@@ -11,6 +11,7 @@ import type { Image } from '../api/image.ts';
 import type { Job, JobState } from '../api/job.ts';
 import type { Kernel } from '../api/kernel.ts';
 import type { Provider } from '../api/provider.ts';
+import type { GivenFile } from '../api/provision.ts';
 import type { Rootfs } from '../api/rootfs.ts';
 import type { Template } from '../api/template.ts';
 import type { Vm, VmHistoryEntry } from '../api/vm.ts';
@@ -28,14 +29,32 @@ export interface VmRun {
   kernel_id?: string | undefined;
 }
 
+/** How far the daemon came with what a VM was given. */
+export interface ProvisionRun {
+  /** The root that it is for. */
+  ws_id: string | null;
+  /** Written before the script is asked for: from then on it may have run. Which agent, in which boot, was to run it. */
+  begun: { at_ms: number; agent_id: string } | null;
+}
+
 export interface VmRecord extends Vm {
   run: VmRun | null;
+  /** Of all that is run in it. Not shown: there may be secrets. */
+  env: Record<string, string>;
+  provision_run: ProvisionRun | null;
   /** Host uid of its VMM where the daemon is root, unique among VMs; null otherwise. */
   host_uid: number | null;
 }
 
 /** Fields of a VM that may be written; `state` only through `transitionVm`, `root_ws_id` only by attaching and detaching. */
 export type VmPatch = Partial<Omit<VmRecord, 'id' | 'state' | 'root_ws_id' | 'created_at_ms' | 'vsock_cid'>>;
+
+/** What a VM is given for its first boot. */
+export interface Provision {
+  files: GivenFile[];
+  first_boot: string | null;
+  first_boot_timeout_ms: number;
+}
 
 /** What the store allocates: the host's uid and the vsock address, unique among VMs. */
 export type NewVm = Omit<VmRecord, 'host_uid' | 'vsock_cid'>;
@@ -57,9 +76,15 @@ export interface VmStore {
   /**
    * Inserts a VM and, in the same transaction, its new root workspace where one is given; without one, a `root_ws_id` names an
    * existing workspace, which is attached as root (`in_use` if it is attached already). Writes the first row of its history.
+   * Keeps the `provision`, what the VM is given for its first boot.
    * Allocates `host_uid`, the lowest free one from `first_host_uid` on, where that is given, and `vsock_cid`, the lowest free one from 3 on.
    */
-  insertVm(vm: NewVm, options: { ws?: Workspace; first_host_uid?: number }): Promise<VmRecord>;
+  insertVm(
+    vm: NewVm,
+    options: { ws?: Workspace; first_host_uid?: number; provision?: Provision | undefined },
+  ): Promise<VmRecord>;
+  /** What it was given, as it was made. */
+  findProvision(vm_id: string): Promise<Provision | undefined>;
   findVm(ref: string): Promise<VmRecord | undefined>;
   /** Newest first. */
   listVms(filter?: VmFilter): Promise<VmRecord[]>;

@@ -3,6 +3,7 @@ import type { Transaction } from 'kysely';
 import { z } from 'zod';
 import { ID_PATTERN } from '../api/common.ts';
 import { Fault } from '../api/fault.ts';
+import { GivenFile } from '../api/provision.ts';
 import { Vm, VmHistoryEntry } from '../api/vm.ts';
 import { VM_TRANSITIONS, type VmState } from '../api/vm_state.ts';
 import { codec, type Db, none, type Tables, unlessTaken, unsynced } from './sqlite.ts';
@@ -18,7 +19,28 @@ const VmRun = z.strictObject({
   firecracker_id: z.string().optional(),
   kernel_id: z.string().optional(),
 });
-const rows = codec('VM', z.strictObject({ ...Vm.shape, run: VmRun.nullable(), host_uid: z.int().nullable() }));
+const ProvisionRun = z.strictObject({
+  ws_id: z.string().nullable(),
+  begun: z.strictObject({ at_ms: z.int(), agent_id: z.string() }).nullable(),
+});
+const rows = codec(
+  'VM',
+  z.strictObject({
+    ...Vm.shape,
+    run: VmRun.nullable(),
+    host_uid: z.int().nullable(),
+    env: z.record(z.string(), z.string()),
+    provision_run: ProvisionRun.nullable(),
+  }),
+);
+const provisions = codec(
+  'provision',
+  z.strictObject({
+    files: z.array(GivenFile),
+    first_boot: z.string().nullable(),
+    first_boot_timeout_ms: z.int(),
+  }),
+);
 const history = codec('history', VmHistoryEntry);
 
 /** What was asked for when a state was to be written, for the sentence that refuses it. */
@@ -111,6 +133,12 @@ const insertVm = async (
   await unlessTaken(`VM '${vm.name}'`, () => trx.insertInto('vms').values(row).execute());
   if (options.ws !== undefined) await insert(trx, { ...options.ws, vm_id: vm.id, role: 'root' });
   else if (vm.root_ws_id !== null) await attach(trx, vm.root_ws_id, vm.id, { role: 'root' });
+  const { provision } = options;
+  if (provision !== undefined)
+    await trx
+      .insertInto('vm_provisions')
+      .values({ vm_id: vm.id, ...provisions.toRow(provision) })
+      .execute();
   await addHistory(trx, vm.id, { at_ms: vm.created_at_ms, from: null, to: vm.state, why: 'created', actor: 'api' });
   return getVm(trx, vm.id);
 };
@@ -142,6 +170,12 @@ export const vmStore = (db: Db): VmStore => ({
     if (filter.state !== undefined) query = query.where('state', '=', filter.state);
     const found = (await query.execute()).map(rows.fromRow);
     return filter.tags === undefined ? found : found.filter(vm => filter.tags?.every(tag => hasTag(vm.tags, tag)));
+  },
+
+  findProvision: async vm_id => {
+    const columns = ['files', 'first_boot', 'first_boot_timeout_ms'] as const;
+    const row = await db.selectFrom('vm_provisions').select(columns).where('vm_id', '=', vm_id).executeTakeFirst();
+    return row && provisions.fromRow(row);
   },
 
   transitionVm: (id, step) => db.transaction().execute(trx => transition(trx, id, step)),

@@ -124,9 +124,9 @@ const FULL = /The disk that holds \/\S+ is full\./;
 /** Letting go closes what is the daemon's own: there is nothing that could refuse it. */
 const CANNOT_FAIL: readonly string[] = ['stop.letgo', 'end.letgo', 'delete.letgo'];
 
-/** Signals, requests and programs: there is no disk that could be full. */
+/** Signals, requests (also to guests) and programs: there is no disk that could be full. */
 const NO_DISK =
-  /^((start|end|reconcile)\.keeper|(stop|end)\.(keys|term|kill|power)|delete\.kill|(pause|resume)\.machine)$/;
+  /^((start|end|reconcile)\.keeper|provision\.(file|logins|script)|(stop|end)\.(keys|term|kill|power)|delete\.kill|(pause|resume)\.machine)$/;
 
 /** Two or three tests for each verb. `ground` is there when they run. A new step in src/ gets its place in one of the crash_*.ts. */
 export const prove = (

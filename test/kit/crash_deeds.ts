@@ -1,10 +1,14 @@
 /** What the proof does with a daemon, on a ground that is there when it runs. */
 import { Fault } from '../../src/api/fault.ts';
 import type { Job } from '../../src/api/job.ts';
+import type { OpArgs } from '../../src/api/ops.ts';
 import type { VmState } from '../../src/api/vm_state.ts';
 import { kept, until } from './behave.ts';
 import type { Ground } from './ground.ts';
 import type { World } from './world.ts';
+
+/** For its first boot. */
+type Given = Pick<OpArgs<'vm.create'>, 'files' | 'env' | 'first_boot'>;
 
 const MIB = 1024 * 1024;
 
@@ -19,8 +23,15 @@ const ended = async (w: World, asked: Promise<Job>): Promise<Job> => {
 export const deeds = (ground: () => Ground) => {
   const w = (): World => ground().w;
   const client = () => w().client;
-  const create = (more: { name?: string; restart?: 'on-crash'; auto_start?: boolean } = {}) =>
-    client().vm.create({ name: 'vm', memory_mib: 64, root_size_bytes: 128 * MIB, ...more });
+  const create = ({
+    given,
+    ...more
+  }: {
+    name?: string;
+    restart?: 'on-crash';
+    auto_start?: boolean;
+    given?: Given;
+  } = {}) => client().vm.create({ name: 'vm', memory_mib: 64, root_size_bytes: 128 * MIB, ...more, ...given });
   const start = () => client().vm.start({ vm: 'vm', timeout_ms: 10_000 });
   const started = async () => {
     await create();

@@ -1,0 +1,54 @@
+/** The files that a VM is given. Written again they are the same: a daemon that died in between leaves them to the next. */
+import { posix } from 'node:path';
+import { Readable } from 'node:stream';
+import { Fault } from '../api/fault.ts';
+import type { GivenFile } from '../api/provision.ts';
+import type { Files } from '../guest/files.ts';
+import type { VmRecord } from '../store/store.ts';
+import type { Host } from './host.ts';
+
+/** Behind `nexus.sh`, which has the environment of the image: the VM's own goes before it. */
+const LOGINS = '/etc/profile.d/nexus_vm.sh';
+
+const quoted = (value: string): string => `'${value.replaceAll("'", "'\\''")}'`;
+
+const loginText = (env: Readonly<Record<string, string>>): string =>
+  Object.entries(env)
+    .map(([name, value]) => `export ${name}=${quoted(value)}\n`)
+    .join('');
+
+/** Directories on the way are made; they belong to root. */
+const write = async (files: Files, { path, content, bytes_base64, ...as }: GivenFile, signal: AbortSignal) => {
+  const bytes = content === undefined ? Buffer.from(bytes_base64 ?? '', 'base64') : Buffer.from(content, 'utf8');
+  const once = () => files.write(path, as, Readable.from([bytes]), signal);
+  try {
+    await once();
+  } catch (error) {
+    if (!(error instanceof Fault && error.code === 'not_found')) throw error;
+    await files.mkdir(posix.dirname(path), { parents: true, mode: '0755' }, signal);
+    await once();
+  }
+};
+
+/** Commands have the environment from the daemon; this is for logins on the console and the like. A guest without a place for it does without. */
+const writeLogins = async (host: Host, files: Files, vm: VmRecord, signal: AbortSignal): Promise<void> => {
+  const without = (error: unknown) => {
+    if (signal.aborted) throw error;
+    host.log.info({ err: error, vm: vm.id }, 'logins of a guest do not get the environment of their VM');
+  };
+  const body = Readable.from([Buffer.from(loginText(vm.env))]);
+  const put = () => files.write(LOGINS, { mode: '0644' }, body, signal).catch(without);
+  await host.step('provision.logins', put).catch(without);
+};
+
+/** The first that cannot be written ends it, with its own fault. */
+export const writeGiven = async (
+  host: Host,
+  files: Files,
+  vm: VmRecord,
+  given: readonly GivenFile[],
+  signal: AbortSignal,
+): Promise<void> => {
+  for (const file of given) await host.step('provision.file', () => write(files, file, signal));
+  if (Object.keys(vm.env).length > 0) await writeLogins(host, files, vm, signal);
+};

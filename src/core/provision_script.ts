@@ -1,0 +1,126 @@
+/**
+ * The first-boot script of a VM.
+ *
+ * INVARIANTS: that it is about to be asked for is on disk before it is. From then on it is found by its ID; it is asked for again only where the
+ * agent would know if it had run. So it never runs twice, and where nobody can know whether it ran to its end, that is said.
+ */
+import { createHash } from 'node:crypto';
+import { Fault } from '../api/fault.ts';
+import type { ExecStream } from '../guest/exec.ts';
+import type { Asked } from '../guest/wire.ts';
+import { plain } from '../lib/text.ts';
+import type { Provision, ProvisionRun, VmRecord } from '../store/store.ts';
+import type { Host, Live } from './host.ts';
+import { idOf } from './ids.ts';
+import { insist } from './insist.ts';
+
+/** The agent remembers a command with a digest for longer after its end (docs/guest-protocol.md). */
+const REMEMBERED_MS = 9 * 60_000;
+
+/** Of what it writes the end is kept. */
+const TAIL_BYTES = 16 * 1024;
+const TAIL_LINES = 20;
+const LINE_LENGTH = 500;
+
+/** Interpreter and its one argument, as the kernel reads them. */
+const SHEBANG = /^#![ \t]*(\/[^ \t\n]*)[ \t]*([^\n]*?)[ \t\r]*(?:\n|$)/;
+
+/** One stream, so that its last lines are in their order. */
+const AS_TEXT = 'exec 2>&1; exec /bin/sh -c "$1" first-boot';
+/** A script for another program than sh must be a file, which needs no right to be run. */
+const AS_FILE =
+  'exec 2>&1; f=$(mktemp) && printf %s "$1" >"$f" || exit 126; shift; "$@" "$f"; code=$?; rm -f "$f"; exit $code';
+
+export const argvOf = (script: string): string[] => {
+  const [, program = '/bin/sh', argument = ''] = SHEBANG.exec(script) ?? [];
+  if (program === '/bin/sh' && argument === '') return ['/bin/sh', '-c', AS_TEXT, 'first-boot', script];
+  return ['/bin/sh', '-c', AS_FILE, 'first-boot', script, program, ...(argument === '' ? [] : [argument])];
+};
+
+const askedOf = (vm: VmRecord, run: ProvisionRun, script: string, timeout_ms: number): Asked & { digest: string } => ({
+  id: idOf('exec', vm.id, 'first-boot', run.ws_id ?? ''),
+  digest: createHash('sha256').update(script).digest('hex'),
+  argv: argvOf(script),
+  env: vm.env,
+  stdin: 'none',
+  on_disconnect: 'keep',
+  timeout_ms,
+});
+
+/** How it ended; `reason` as in the record. */
+export interface ScriptEnd {
+  reason: 'exit' | 'timeout' | null;
+  /** Completes "the first-boot script …". */
+  how: string;
+  output: string[];
+}
+
+export const interrupted = (cause?: unknown): Fault =>
+  new Fault('guest', 'nobody can know how its first-boot script ended, or whether it did', {
+    reason: 'interrupted',
+    cause,
+  });
+
+/** The last lines of what it writes, safe to show. */
+const tailOf = async (stream: ExecStream): Promise<string[]> => {
+  let tail = Buffer.alloc(0);
+  for await (const piece of stream) {
+    if ('data' in piece) tail = Buffer.concat([tail, piece.data]).subarray(-TAIL_BYTES);
+  }
+  const lines = tail.toString('utf8').split('\n').map(plain);
+  return lines
+    .filter(line => line.trim() !== '')
+    .slice(-TAIL_LINES)
+    .map(line => line.slice(0, LINE_LENGTH));
+};
+
+/** Whether the agent that was to run it is there, and would still know of it. */
+const remembers = (live: Live, begun: NonNullable<ProvisionRun['begun']>): boolean => {
+  const age = Date.now() - begun.at_ms;
+  return live.guest.facts?.agent_id === begun.agent_id && age >= 0 && age < REMEMBERED_MS;
+};
+
+/** The stream of the one run there may be. `deadline` ends the script, if it is aborted before that runs. */
+const streamOf = async (host: Host, live: Live, vm: VmRecord, asked: Asked, deadline: AbortSignal) => {
+  const run = vm.provision_run ?? { ws_id: vm.root_ws_id, begun: null };
+  if (run.begun !== null && !remembers(live, run.begun))
+    return live.guest.attachExec(asked.id, { stdout: 0, stderr: 0 }, deadline);
+  if (run.begun === null) {
+    const begun = { at_ms: Date.now(), agent_id: live.guest.facts?.agent_id ?? '' };
+    const note = () => host.store.patchVm(vm.id, { provision_run: { ...run, begun } });
+    const patient = { log: host.log.child({ vm: vm.id }), closing: host.closing };
+    await insist(patient, 'the beginning of a first-boot script', () => host.step('provision.begin', note));
+  }
+  return host.step('provision.script', () => live.guest.exec(asked, { signal: deadline }));
+};
+
+/** True for what says that the guest did not run it, and why. */
+const refused = (error: unknown): error is Fault => error instanceof Fault && error.reason !== undefined;
+
+/** Runs it, or finds it. Faults: one with a reason of `exec`: it could not be run; `interrupted`. */
+export const runScript = async (
+  host: Host,
+  live: Live,
+  vm: VmRecord,
+  { first_boot, first_boot_timeout_ms: timeout_ms }: Provision,
+  deadline: AbortSignal,
+): Promise<ScriptEnd> => {
+  const run = vm.provision_run ?? { ws_id: vm.root_ws_id, begun: null };
+  const asked = askedOf(vm, run, first_boot ?? '', timeout_ms);
+  try {
+    const stream = await streamOf(host, live, vm, asked, deadline);
+    const output = await tailOf(stream);
+    const { exit_code, signal, timed_out } = await stream.result;
+    if (timed_out) return { reason: 'timeout', how: `did not end within ${timeout_ms / 1000} s`, output };
+    if (exit_code === 0) return { reason: null, how: 'ended well', output: [] };
+    const how = signal === null ? `ended with exit code ${exit_code}` : `was ended by signal ${signal}`;
+    return { reason: 'exit', how, output };
+  } catch (error) {
+    if (deadline.aborted) {
+      live.guest.signalExec(asked.id, 'KILL', live.gone.signal).catch(() => {});
+      throw deadline.reason;
+    }
+    if (live.gone.signal.aborted || host.closing.aborted || refused(error)) throw error;
+    throw interrupted(error);
+  }
+};
