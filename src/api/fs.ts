@@ -6,7 +6,7 @@ import { Nothing, op } from './op.ts';
 /** PATH_MAX of Linux without its NUL. */
 const PATH_BYTES = 4095;
 
-const GuestPath = z
+export const GuestPath = z
   .string()
   .regex(/^\/[^\0]*$/, 'an absolute path in the guest, without NUL')
   .refine(path => path.isWellFormed() && new TextEncoder().encode(path).length <= PATH_BYTES, {

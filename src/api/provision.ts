@@ -45,7 +45,7 @@ const flaws = (file: GivenFile, before: ReadonlySet<string>): [field: keyof Give
   return found;
 };
 
-export const GivenFiles = z
+const GivenFiles = z
   .array(GivenFile)
   .max(MAX_FILES)
   .superRefine((files, issues) => {

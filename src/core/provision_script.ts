@@ -31,7 +31,7 @@ const AS_TEXT = 'exec 2>&1; exec /bin/sh -c "$1" first-boot';
 const AS_FILE =
   'exec 2>&1; f=$(mktemp) && printf %s "$1" >"$f" || exit 126; shift; "$@" "$f"; code=$?; rm -f "$f"; exit $code';
 
-export const argvOf = (script: string): string[] => {
+const argvOf = (script: string): string[] => {
   const [, program = '/bin/sh', argument = ''] = SHEBANG.exec(script) ?? [];
   if (program === '/bin/sh' && argument === '') return ['/bin/sh', '-c', AS_TEXT, 'first-boot', script];
   return ['/bin/sh', '-c', AS_FILE, 'first-boot', script, program, ...(argument === '' ? [] : [argument])];
@@ -48,14 +48,14 @@ const askedOf = (vm: VmRecord, run: ProvisionRun, script: string, timeout_ms: nu
 });
 
 /** How it ended; `reason` as in the record. */
-export interface ScriptEnd {
+interface ScriptEnd {
   reason: 'exit' | 'timeout' | null;
   /** Completes "the first-boot script …". */
   how: string;
   output: string[];
 }
 
-export const interrupted = (cause?: unknown): Fault =>
+const interrupted = (cause?: unknown): Fault =>
   new Fault('guest', 'nobody can know how its first-boot script ended, or whether it did', {
     reason: 'interrupted',
     cause,
