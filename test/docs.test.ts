@@ -170,6 +170,7 @@ const binOf = async (t: TestContext): Promise<string> => {
   const text = `#!/bin/sh\nexec '${process.execPath}' '${main}' nexusctl "$@"\n`;
   await writeFile(join(dir, 'nexusctl'), text, { mode: 0o755 });
   await writeFile(join(dir, 'motd.txt'), 'Welcome.\n');
+  await writeFile(join(dir, 'setup.sh'), 'id -un >/root/was-set-up; echo "$STAGE" >>/root/was-set-up\n');
   return dir;
 };
 
@@ -197,6 +198,12 @@ const OUTPUT: [command: RegExp, output: RegExp][] = [
   [/ws update data/, /\nfile system: +at_next_start\n/],
   [/image\.yaml/, /^image: "img_\w+"\nimage_name: "debian-12-v1-\w+"\nbuild: "bld_\w+"\ntemplate: "debian-12"\n/],
   [/vm inspect quick/, /template +debian-12, version 1, tpl_/],
+  [/exec ready -- sh/, /^Welcome\.\nPORT=3000test\n$/],
+  [/was-set-up/, /^root\ntest\n$/],
+  [
+    /vm inspect ready/,
+    /\ngiven +\/etc\/motd, \/srv\/app\/\.env, \$STAGE, a first-boot script\nprovisioned +all of it\n/,
+  ],
   [/curl/, /\nnexus_vms\{state="running"\} 1\n/],
 ];
 

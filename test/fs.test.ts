@@ -18,10 +18,24 @@ import { REPO, type World, world } from './kit/world.ts';
 const MIB = 1024 * 1024;
 const vm = 'box';
 
+/** For its first boot. */
+const GIVEN = {
+  files: [
+    { path: '/srv/given/of-nobody', content: 'text\n', mode: '0600', uid: 65_534, gid: 65_534 },
+    {
+      path: '/usr/local/bin/hello',
+      bytes_base64: Buffer.from('#!/bin/sh\necho hello\n').toString('base64'),
+      mode: '0755',
+    },
+  ],
+  env: { GIVEN: `it's "$HOME"\n` },
+  first_boot: '#!/usr/bin/perl -w\nopen(my $f, ">>", "/root/set-up"); print $f "$< $ENV{HOME} $ENV{GIVEN}", `hello`;\n',
+};
+
 let w: World;
 before(async () => {
   w = await world({ qemu: 'real', seed: 'booted' });
-  await w.client.vm.create({ name: vm, memory_mib: 512 });
+  await w.client.vm.create({ name: vm, memory_mib: 512, ...GIVEN });
   await w.client.vm.start({ vm });
 });
 after(async () => {
@@ -57,6 +71,25 @@ const piped = (script: string) =>
     },
     timeout_ms: 120_000,
   });
+
+test('what it was given for its first boot is there, for logins too, and only then', { timeout: 300_000 }, async () => {
+  const provision = async () => (await w.client.vm.get({ vm })).provision;
+  assert.deepEqual([(await provision())?.state, (await provision())?.error], ['done', null]);
+  assert.equal(
+    await sh('stat -c "%u:%g %a" /srv/given/of-nobody; cat /srv/given/of-nobody'),
+    '65534:65534 600\ntext\n',
+  );
+  const said = `0 /root it's "$HOME"\nhello\n`;
+  assert.equal(await sh('cat /root/set-up'), said);
+  assert.equal(await sh('printf %s "$GIVEN"; env -i sh -lc \'printf %s "$GIVEN"\''), GIVEN.env.GIVEN.repeat(2));
+  assert.equal(await sh('ls /tmp'), '', 'the script leaves nothing');
+  await sh('echo changed >/srv/given/of-nobody');
+  await w.client.vm.restart({ vm });
+  assert.equal(
+    await sh('cat /srv/given/of-nobody /root/set-up; printf %s "$GIVEN"'),
+    `changed\n${said}${GIVEN.env.GIVEN}`,
+  );
+});
 
 test('each operation does what the guest itself would see', { timeout: 300_000 }, async () => {
   const path = '/srv/dir/fïle';
