@@ -4,15 +4,13 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import process from 'node:process';
 import { after, before, test } from 'node:test';
-import type { ExecExit } from '../src/api/exec.ts';
 import type { OpArgs } from '../src/api/ops.ts';
-import type { TerminalMessage, TerminalSay } from '../src/api/terminal.ts';
-import type { Talk } from '../src/client/raw_talk.ts';
 import { poll, sleep } from '../src/lib/deadline.ts';
 import { run } from '../src/lib/proc.ts';
 import { descriptors } from './kit/audit.ts';
 import { nothingLeft, rejects, type Stage, stage } from './kit/behave.ts';
 import { type Desk, desk, NO_TMUX, type Pane } from './kit/tmux.ts';
+import { openView, type View } from './kit/view.ts';
 import type { World } from './kit/world.ts';
 
 let s: Stage;
@@ -29,54 +27,7 @@ after(async () => {
   await s[Symbol.asyncDispose]();
 });
 
-interface View extends AsyncDisposable {
-  talk: Talk<TerminalMessage, TerminalSay>;
-  opened: Extract<TerminalMessage, { type: 'opened' }>;
-  text(): string;
-  gaps(): number;
-  /** Waits for the text, which comes after whatever was seen before. */
-  see(text: string): Promise<void>;
-  type(text: string): Promise<void>;
-  exit: Promise<ExecExit | undefined>;
-}
-
-const view = async (args: Partial<OpArgs<'terminal.open'>> = {}): Promise<View> => {
-  const talk = await w.client.terminal.open({ vm: 'box', ...args });
-  const opened = Promise.withResolvers<View['opened']>();
-  let [text, from, gaps] = ['', 0, 0];
-  const exit = (async () => {
-    for await (const piece of talk) {
-      if (piece instanceof Uint8Array) text += Buffer.from(piece).toString('latin1');
-      else if (piece.type === 'opened') opened.resolve(piece);
-      else if (piece.type === 'gap') gaps += piece.bytes;
-      else return piece;
-    }
-    return undefined;
-  })();
-  exit.catch(opened.reject);
-  return {
-    talk,
-    opened: await opened.promise,
-    text: () => text,
-    gaps: () => gaps,
-    see: async what => {
-      const at = await poll(`'${what}' on the terminal`, 30_000, () => {
-        const found = text.indexOf(what, from);
-        return found < 0 ? undefined : found;
-      }).catch(error => {
-        throw new Error(`${error.message}; it shows ${JSON.stringify(text.slice(-500))}`);
-      });
-      from = at + what.length;
-    },
-    type: what => talk.send(Buffer.from(what)),
-    exit,
-    [Symbol.asyncDispose]: async () => {
-      talk.close();
-      await talk.over;
-      await exit.catch(() => {});
-    },
-  };
-};
+const view = (args: Partial<OpArgs<'terminal.open'>> = {}): Promise<View> => openView(w, { vm: 'box', ...args });
 
 const item = async (exec: string) => (await w.client.exec.list({ vm: 'box' })).find(one => one.exec === exec);
 const endSession = async (session: string) => {

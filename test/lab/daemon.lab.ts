@@ -1,6 +1,6 @@
 /** The whole daemon with real Firecracker: the life of a VM from its first boot to its end, and nothing left of it. */
 import assert from 'node:assert/strict';
-import { open, readdir, stat } from 'node:fs/promises';
+import { open, readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import type { Vm } from '../../src/api/vm.ts';
@@ -9,6 +9,9 @@ import { poll, sleep } from '../../src/lib/deadline.ts';
 import { runAny } from '../../src/lib/proc.ts';
 import { audit, descriptors } from '../kit/audit.ts';
 import { ask } from '../kit/door.ts';
+import { copies, serves, watches } from '../kit/inside.ts';
+import { confined } from '../kit/proc_facts.ts';
+import { openView } from '../kit/view.ts';
 import { type World, world } from '../kit/world.ts';
 
 let w: World;
@@ -38,6 +41,15 @@ const consoleOf = async (vm: string): Promise<string> => {
   for await (const message of w.client.vm.logs({ vm })) if (message.type === 'line') lines.push(message.line);
   return lines.join('\n');
 };
+const consoleItems = (vm: string): Promise<string[]> =>
+  Array.fromAsync(w.client.vm.logs({ vm, boot: 0 }), m =>
+    m.type === 'line' ? m.line : m.type === 'gap' ? m.detail : '',
+  );
+/** Counts on its output and on the console, until it is enough. */
+const COUNT = `i=0; while [ ! -e /run/enough ] && [ $i -lt 3000 ]
+do i=$((i+1)); echo line $i; echo line $i > /dev/console; sleep 0.1; done`;
+/** From when to when nobody read the console. */
+const GAP = /^--- \S+Z to \S+Z: no daemon was there/;
 const cgroups = async (): Promise<string[]> => (await readdir('/sys/fs/cgroup', { recursive: true })).sort();
 
 describe('the daemon', { timeout: 600_000 }, () => {
@@ -59,8 +71,7 @@ describe('the daemon', { timeout: 600_000 }, () => {
     const vm = await boot('web');
     t.diagnostic(`ready after ${Math.round(performance.now() - from)} ms`);
     assert.deepEqual([vm.state, vm.guest, vm.runs_on, vm.accel], ['running', 'ready', 'firecracker', 'kvm']);
-    if (process.getuid?.() === 0)
-      assert.notEqual((await stat(`/proc/${vm.pid}`)).uid, 0, 'a root daemon gives a VMM a uid of its own');
+    t.diagnostic(`each confined: ${await confined(vm.pid ?? 0)}`);
     assert.equal(await sh('web', 'hostname; id -u; nproc'), 'web\n0\n1\n');
     assert.equal(await sh('web', 'cat /sys/block/vdb/size'), `${(32 * 1024 * 1024) / 512}\n`);
     assert.deepEqual(vm.guest_facts?.problems, []);
@@ -95,21 +106,78 @@ describe('the daemon', { timeout: 600_000 }, () => {
     assert.equal((await disk.read(Buffer.alloc(5), 0, 5, 0)).buffer.toString(), 'kept\n');
   });
 
-  test('the daemon is killed, the VM lives on, is adopted, paused in the middle of a transfer, and goes on', async t => {
-    const { pid } = await boot('web');
+  test('inside: files and a tree by nexusctl cp, a watch, a port', async t => {
+    await boot('web');
     assert.equal(await sh('web', 'cat /root/kept'), 'kept\n');
+    for (const [name, work] of Object.entries({ copies, watches, serves })) {
+      const from = performance.now();
+      await work(w, 'web');
+      t.diagnostic(`${name}: ${Math.round(performance.now() - from)} ms`);
+    }
+  });
+
+  test('the daemon is killed: the VM lives on and is adopted, its terminal, its command and its console go on', async t => {
+    const { pid } = await w.client.vm.get({ vm: 'web' });
     const boot_id = await sh('web', 'cat /proc/sys/kernel/random/boot_id');
+    await using one = await openView(w, { vm: 'web', cols: 100, rows: 30 });
+    await one.type('PS1=; stty size; echo be""fore\n');
+    await one.see('30 100\r\nbefore\r\n');
+    await one.talk.send({ type: 'resize', cols: 132, rows: 43 });
+    await one.type('stty size\n');
+    await one.see('43 132\r\n');
+    const counting = w.client.exec.run({ vm: 'web', argv: ['sh', '-c', COUNT] });
+    let [exec, told] = ['', ''];
+    for await (const m of counting) {
+      if (m.type === 'started') exec = m.exec;
+      if (m.type === 'stdout') told += Buffer.from(m.data, 'base64');
+      if (told.includes('line 9\n')) break;
+    }
     await w.kill();
+    await assert.rejects(one.exit);
     await w.start();
     const from = performance.now();
     const adopted = await w.client.vm.wait({ vm: 'web', timeout_ms: 60_000 });
     t.diagnostic(`adopted and ready after ${Math.round(performance.now() - from)} ms`);
     assert.deepEqual([adopted.state, adopted.pid], ['running', pid]);
     assert.equal(await sh('web', 'cat /proc/sys/kernel/random/boot_id'), boot_id);
-    await sh('web', 'echo to the next daemon > /dev/console');
-    await poll('the console', 10_000, async () =>
-      (await consoleOf('web')).includes('to the next daemon') ? true : undefined,
+    await using two = await openView(w, { vm: 'web', cols: 80, rows: 24 });
+    assert.deepEqual([two.opened.made, two.opened.exec], [false, one.opened.exec]);
+    await two.see('before\r\n');
+    await two.type('stty size; exit 3\n');
+    await two.see('24 80\r\n');
+    assert.equal((await two.exit)?.exit_code, 3);
+
+    await sh('web', 'touch /run/enough');
+    for await (const m of w.client.exec.attach({ vm: 'web', exec, stdout: told.length })) {
+      assert.notEqual(m.type, 'gap', 'what it said while no daemon was there is kept in the guest');
+      if (m.type === 'stdout') told += Buffer.from(m.data, 'base64');
+      if (m.type === 'exit') assert.equal(m.exit_code, 0);
+    }
+    const lines = told.split('\n').slice(0, -1);
+    assert.deepEqual(
+      lines,
+      Array.from(lines, (_, i) => `line ${i + 1}`),
     );
+    const seen = await poll('the console', 10_000, async () => {
+      const items = await consoleItems('web');
+      return items.includes(`line ${lines.length}`) ? items : undefined;
+    });
+    const gap = seen.findLastIndex(line => GAP.test(line));
+    const numbers = (some: string[]) => some.flatMap(line => /^line (\d+)$/.exec(line)?.[1] ?? []).map(Number);
+    const [before, after] = [numbers(seen.slice(0, gap)), numbers(seen.slice(gap))];
+    const lost = (after[0] ?? 0) - (before.at(-1) ?? 0) - 1;
+    t.diagnostic(`console: ${before.length} lines before the gap, ${after.length} after it, ${lost} in it`);
+    assert.ok(gap > 0 && lost >= 0, seen.join('\n'));
+    for (const part of [before, after])
+      assert.deepEqual(
+        part,
+        Array.from(part, (_, i) => (part[0] ?? 0) + i),
+      );
+    assert.deepEqual([before[0], after.at(-1)], [1, lines.length]);
+    assert.ok(after.length > 1, 'what the guest wrote while no daemon was there is in the log');
+  });
+
+  test('a VM is paused in the middle of a transfer, and goes on', async () => {
     let bytes = 0;
     const reading = (async () => {
       const lines = { vm: 'web', argv: ['seq', '-w', '1', '150000'] };
@@ -163,7 +231,11 @@ describe('the daemon', { timeout: 600_000 }, () => {
       process.kill(pid ?? 0, signal);
       const vm = await until('web', 'its crash', 10_000, now => now.state !== 'running');
       const { exit_code, signal: by, reason } = vm.last_exit ?? {};
-      t.diagnostic(`${signal}: ${reason} (${exit_code ?? by}), noticed after ${(vm.stopped_at_ms ?? 0) - from} ms`);
+      const [last] = await w.client.vm.history({ vm: 'web' });
+      const ms = (last?.at_ms ?? 0) - from;
+      t.diagnostic(`${signal}: ${reason} (${exit_code ?? by}), on record after ${ms} ms`);
+      assert.equal(last?.to, 'crashed');
+      assert.ok(ms < 1000, `the crash was on record ${ms} ms after the kill`);
       assert.equal(vm.state, 'crashed');
       assert.ok(by === signal || (exit_code ?? 0) > 0, JSON.stringify(vm.last_exit));
     }
