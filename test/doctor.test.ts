@@ -1,6 +1,6 @@
 /** What is said of the host: doctor, with and without a daemon, and the notice of emulation. */
 import assert from 'node:assert/strict';
-import { mkdtemp, readdir, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import process from 'node:process';
@@ -48,7 +48,7 @@ const KVM_WORDS: [answer: string, line: RegExp, hint: RegExp][] = [
   [
     '{"usable":false,"reason":"guest-does-not-run","detail":"it hangs \\u001b[31mred"}',
     /^warn +kvm +guest-does-not-run: it hangs red$/,
-    /^ +-> a host on which/,
+    /^ +-> take a host on which/,
   ],
 ];
 
@@ -67,6 +67,67 @@ test('nexusd --doctor: each reason of KVM with what mends it; nothing is left be
       assert.equal(said.code, 0, said.stdout);
     }
     assert.deepEqual(await readdir(dir), []);
+  } finally {
+    await rm(dir, { recursive: true });
+  }
+});
+
+const ROOT = process.getuid?.() === 0;
+/** What is wrong where nothing is right, and how what mends it begins: as a command, or with what to do. */
+const MENDS: Record<string, ['warn' | 'fail', RegExp]> = {
+  kvm: ['warn', /^take a host on which/],
+  firecracker: ['warn', /^nexusctl firecracker download/],
+  qemu: ['warn', /^apt-get install .*qemu-system-x86$/],
+  accelerator: ['fail', /^apt-get install .*qemu-system-x86$/],
+  tsc: ['warn', /^\/\S+\/nexus-probe tsc, which says why$/],
+  data: ['fail', /^nexusd --data-dir DIR$/],
+  agent: ['fail', /^\.\/nexus build, or /],
+  mke2fs: ['warn', /^apt-get install e2fsprogs$/],
+  packages: ['warn', /^apt-get install apt mmdebstrap xz-utils$/],
+  cgroup: ['warn', ROOT ? /^mount -t cgroup2 / : /^systemd-run --user /],
+  ...(ROOT
+    ? {
+        isolation: ['fail', /^apt-get install util-linux$/],
+        disk: ['warn', /^mend that, and ask again$/],
+        space: ['fail', /^free some space on the file system of \//],
+      }
+    : { 'user-namespaces': ['warn', /^sysctl -w /] }),
+};
+
+test('nexusd --doctor: where nothing is right, each line has what mends it', {
+  skip: process.arch !== 'x64' && 'QEMU and the TSC are of x86_64',
+}, async () => {
+  const dir = await mkdtemp(join(tmpdir(), 'nx-doctor-'));
+  try {
+    const none = join(dir, 'none');
+    await mkdir(none);
+    // root may write wherever something can be written: it looks at a full file system that cannot be
+    const [data_dir, before] = ROOT
+      ? [
+          dir,
+          ['unshare', '--mount', 'sh', '-c', 'mount -t tmpfs -o ro,size=16m none "$0" && PATH=/none exec "$@"', dir],
+        ]
+      : ['/nexus-doctor', ['sh', '-c', 'PATH=/none exec "$@"', 'sh']];
+    const argv = [...before, process.execPath, MAIN, 'nexusd', '--doctor', '--data-dir', data_dir];
+    const nowhere = {
+      NEXUS_QEMU: '',
+      NEXUS_FIRECRACKER: '',
+      NEXUS_AGENT_DIR: none,
+      NEXUS_MKE2FS: join(none, 'mke2fs'),
+    };
+    const said = await runAny(argv, { env: { ...process.env, ...nowhere }, timeout_ms: 60_000 });
+    assert.equal(said.code, 8, said.stdout + said.stderr);
+    const lines = said.stdout.split('\n');
+    const wrong = lines.flatMap((line, i) => {
+      const [, level, name] = /^(warn|fail) +(\S+) /.exec(line) ?? [];
+      return level === undefined || name === undefined ? [] : [{ name, level, hint: lines[i + 1] ?? '' }];
+    });
+    for (const { name, level, hint } of wrong) {
+      const [wanted, mends] = MENDS[name] ?? assert.fail(`${name} is not in the list:\n${said.stdout}`);
+      assert.equal(level, wanted, name);
+      assert.match(/^ +-> (.*)$/.exec(hint)?.[1] ?? '', mends, name);
+    }
+    assert.deepEqual(wrong.map(one => one.name).sort(), Object.keys(MENDS).sort(), said.stdout);
   } finally {
     await rm(dir, { recursive: true });
   }
@@ -117,13 +178,14 @@ test('doctor asks the daemon; without one it says what to do and ends with 69', 
     assert.equal(names.filter(one => one === name).length, 1, name);
   for (const one of report.checks) {
     assert.doesNotMatch(one.detail, /\.$|\n|undefined/);
-    if (one.level !== 'ok') assert.notEqual(one.detail, '');
+    if (one.level !== 'ok') assert.ok(one.detail !== '' && (one.hint ?? '') !== '', one.name);
   }
   assert.equal(report.able, !report.checks.some(one => one.level === 'fail'));
   assert.deepEqual(
     [check(report, 'kernel')?.level, check(report, 'kernel')?.hint],
     ['warn', 'nexusctl kernel download --provider debian'],
   );
+  assert.match(check(report, 'image')?.hint ?? '', /^nexusctl rootfs download debian 12 && nexusctl image build /);
   assert.match(check(report, 'data')?.detail ?? '', /held by this daemon/);
   assert.equal(check(report, 'qemu')?.level, 'ok');
   const said = await w.ctl('doctor');

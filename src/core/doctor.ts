@@ -42,9 +42,11 @@ const FULL_BYTES = 64 * 1024 ** 2;
 
 const isRoot = (): boolean => process.getuid?.() === 0;
 const ok = (name: string, detail: string): Check => ({ name, level: 'ok', detail });
-const warn = (name: string, detail: string, hint?: string): Check => ({ name, level: 'warn', detail, ...of(hint) });
-const failed = (name: string, detail: string, hint?: string): Check => ({ name, level: 'fail', detail, ...of(hint) });
-const of = (hint: string | undefined) => (hint === undefined ? {} : { hint });
+/** Nothing that is wrong goes without what mends it. */
+const warn = (name: string, detail: string, hint: string): Check => ({ name, level: 'warn', detail, hint });
+const failed = (name: string, detail: string, hint: string): Check => ({ name, level: 'fail', detail, hint });
+const hintOf = (error: unknown, otherwise: string): string =>
+  error instanceof Fault && error.hint !== undefined ? error.hint : otherwise;
 const sentence = (error: unknown): string =>
   (error instanceof Error ? error.message : String(error)).replace(/\.$/, '');
 
@@ -54,6 +56,7 @@ export const examine = async (at: Examined): Promise<DoctorReport> => {
     ['vmm', () => machines(at)],
     ['data', () => dataDir(at)],
     ['disk', () => disk(at)],
+    ['space', async () => [await space(at)]],
     ['agent', async () => [await agent(at)]],
     ['assets', () => assets(at)],
     ['mke2fs', async () => [await imageTools()]],
@@ -62,7 +65,9 @@ export const examine = async (at: Examined): Promise<DoctorReport> => {
     ['user-namespaces', async () => [await namespaces()]],
   ];
   const guarded = looks.map(([name, look]) =>
-    look().catch(error => [warn(name, `it cannot be told: ${sentence(error)}`)]),
+    look().catch(error => [
+      warn(name, `it cannot be told: ${sentence(error)}`, hintOf(error, 'mend that, and ask again')),
+    ]),
   );
   const checks = (await Promise.all(guarded)).flat();
   return { able: checks.every(check => check.level !== 'fail'), checks };
@@ -75,24 +80,36 @@ const machines = async ({ agent_dir, qemu, firecracker, log, host }: Examined): 
   const able = facts.find(one => one.accel !== null);
   return [
     kvm(vmms.host),
-    ...facts.map(vmmCheck),
-    accelerator(facts, able, host),
+    ...facts.map(one => vmmCheck(one, vmms.host)),
+    accelerator(facts, able, { host, kvm_hint: kvmHint(vmms.host) }),
     await isolation(able),
-    tsc(vmms.host, able),
+    tsc(vmms.host, able, probe),
   ];
 };
 
-const kvm = ({ kvm: found }: HostFacts): Check =>
-  found.usable ? ok('kvm', found.why) : { ...warn('kvm', found.why, found.hint), reason: found.reason };
+/** The probe says one wherever KVM does not work. */
+const kvmHint = ({ kvm: found }: HostFacts): string => found.hint ?? 'take a host on which /dev/kvm runs guests';
 
-const vmmCheck = ({ kind, program, version, accel, why, hint }: VmmFacts): Check => {
-  if (version === null) return warn(kind, why, hint);
-  return accel === null ? warn(kind, `${program} ${version}; ${why}`) : ok(kind, `${program} ${version}`);
+const kvm = (facts: HostFacts): Check => {
+  const { usable, why, reason } = facts.kvm;
+  return usable ? ok('kvm', why) : { ...warn('kvm', why, kvmHint(facts)), reason };
 };
 
-const accelerator = (facts: readonly VmmFacts[], able: VmmFacts | undefined, host: Host | undefined): Check => {
+/** One that has no hint of its own cannot be had here: the other one needs KVM. */
+const vmmCheck = ({ kind, program, version, accel, why, hint }: VmmFacts, host: HostFacts): Check => {
+  if (version === null) return warn(kind, why, hint ?? kvmHint(host));
+  return accel === null
+    ? warn(kind, `${program} ${version}; ${why}`, hint ?? kvmHint(host))
+    : ok(kind, `${program} ${version}`);
+};
+
+const accelerator = (
+  facts: readonly VmmFacts[],
+  able: VmmFacts | undefined,
+  { host, kvm_hint }: { host: Host | undefined; kvm_hint: string },
+): Check => {
   if (able === undefined) {
-    const hint = facts.findLast(one => one.hint !== undefined)?.hint;
+    const hint = facts.findLast(one => one.hint !== undefined)?.hint ?? kvm_hint;
     return failed('accelerator', `no VM can run: ${facts.map(one => one.why).join('; ')}`, hint);
   }
   const known = host?.vmms.of(able.kind).facts().accel;
@@ -103,7 +120,8 @@ const accelerator = (facts: readonly VmmFacts[], able: VmmFacts | undefined, hos
       'restart nexusd; VMs go on',
     );
   if (able.accel === 'kvm') return ok('accelerator', `VMs run on ${able.kind} with KVM`);
-  return warn('accelerator', `VMs run on ${able.kind}, emulated: they work, and are many times slower than with KVM`);
+  const slow = `VMs run on ${able.kind}, emulated: they work, and are many times slower than with KVM`;
+  return warn('accelerator', slow, kvm_hint);
 };
 
 /** Who the VMMs run as. */
@@ -122,10 +140,11 @@ const isolation = async (able: VmmFacts | undefined): Promise<Check> => {
   return failed('isolation', `${detail}, and /dev/kvm is for root alone`, hint);
 };
 
-const tsc = ({ tsc_khz }: HostFacts, able: VmmFacts | undefined): Check => {
+const tsc = ({ tsc_khz }: HostFacts, able: VmmFacts | undefined, probe: string): Check => {
   if (tsc_khz !== null) return ok('tsc', `${(tsc_khz / 1e6).toFixed(2)} GHz`);
   const detail = 'the rate of the time stamp counter is not known';
-  return able?.accel === 'kvm' ? ok('tsc', detail) : warn('tsc', `${detail}: clocks of emulated guests may be wrong`);
+  if (able?.accel === 'kvm') return ok('tsc', detail);
+  return warn('tsc', `${detail}: clocks of emulated guests may be wrong`, `${probe} tsc, which says why`);
 };
 
 /** The nearest directory that is there. */
@@ -155,18 +174,16 @@ const dataDir = async ({ data_dir, host }: Examined): Promise<Check[]> => {
 const disk = async ({ data_dir, log, host }: Examined): Promise<Check[]> => {
   const there = await nearest(data_dir);
   const disks = host?.disks ?? (there === data_dir ? await pickDisks(data_dir, log) : undefined);
+  return disks === undefined ? [] : [ok('disk', `${disks.backend}: ${disks.why}`)];
+};
+
+const space = async ({ data_dir }: Examined): Promise<Check> => {
+  const there = await nearest(data_dir);
   const { bavail, bsize } = await statfs(there);
   const free = bavail * bsize;
-  const space = `${formatBytes(free)} free`;
-  const hint = `free some space on the file system of ${there}`;
-  return [
-    ...(disks === undefined ? [] : [ok('disk', `${disks.backend}: ${disks.why}`)]),
-    free < FULL_BYTES
-      ? failed('space', space, hint)
-      : free < SPARSE_BYTES
-        ? warn('space', space, hint)
-        : ok('space', space),
-  ];
+  const detail = `${formatBytes(free)} free`;
+  if (free >= SPARSE_BYTES) return ok('space', detail);
+  return (free < FULL_BYTES ? failed : warn)('space', detail, `free some space on the file system of ${there}`);
 };
 
 const works = (argv: readonly string[]): Promise<boolean> =>
@@ -211,7 +228,7 @@ const imageTools = async (): Promise<Check> => {
     await findUnpacker();
     return ok('mke2fs', `${mke2fs} ${version}; from 1.47.2 on images are built faster`);
   } catch (error) {
-    return warn('mke2fs', sentence(error), error instanceof Fault ? error.hint : undefined);
+    return warn('mke2fs', sentence(error), hintOf(error, 'apt-get install e2fsprogs'));
   } finally {
     await rm(dir, { recursive: true, force: true });
   }
@@ -232,14 +249,16 @@ const packages = async (): Promise<Check[]> => {
     const { mode } = await wayToRoot(AbortSignal.timeout(LOOK_MS));
     return [ok('packages', `apt and mmdebstrap (as ${mode})`)];
   } catch (error) {
-    return [warn('packages', sentence(error), error instanceof Fault ? error.hint : undefined)];
+    return [warn('packages', sentence(error), hintOf(error, 'apt-get install fakechroot fakeroot'))];
   }
 };
 
 const cgroup = async ({ data_dir, host }: Examined): Promise<Check> => {
   const { base, why } = host?.cgroups ?? (await openCgroups(data_dir));
   if (base !== null) return ok('cgroup', `each VMM has a group of its own, ${why}`);
-  const hint = isRoot() ? undefined : 'systemd-run --user --scope -p Delegate=yes nexusd';
+  const hint = isRoot()
+    ? 'mount -t cgroup2 cgroup2 /sys/fs/cgroup, or mount -o remount,rw /sys/fs/cgroup where it is read-only'
+    : 'systemd-run --user --scope -p Delegate=yes nexusd';
   return warn('cgroup', `VMMs have no groups of their own: ${why}`, hint);
 };
 

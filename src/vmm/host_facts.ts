@@ -41,7 +41,7 @@ const MODULES = { vmx: 'kvm_intel', svm: 'kvm_amd' };
 
 const hintFor = async (reason: string): Promise<string> => {
   if (reason === 'no-permission') return `usermod -aG kvm ${userInfo().username}, then log in again`;
-  if (reason !== 'no-device') return 'a host on which /dev/kvm runs guests is many times faster';
+  if (reason !== 'no-device') return 'take a host on which /dev/kvm runs guests: it is many times faster';
   const flags = /^flags\s*:(.*)$/m.exec(await readFile('/proc/cpuinfo', 'utf8').catch(() => ''))?.[1]?.split(' ') ?? [];
   const found = Object.entries(MODULES).find(([flag]) => flags.includes(flag));
   if (found !== undefined) return `modprobe ${found[1]}`;
