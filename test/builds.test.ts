@@ -11,14 +11,14 @@ import { sha256File } from '../src/lib/files.ts';
 import { procsWithEnv, run } from '../src/lib/proc.ts';
 import { rejects } from './kit/behave.ts';
 import { settle } from './kit/crash_deeds.ts';
-import { type Ground, ground } from './kit/ground.ts';
+import { type Ground, ground, truthful } from './kit/ground.ts';
 import { archive } from './kit/tar.ts';
 import { SBIN, templateDeeds } from './kit/templates.ts';
 import { world } from './kit/world.ts';
 
 let g: Ground;
 let dir: string;
-const { client, ended, built, job, clear } = templateDeeds(() => g);
+const { client, ended, built, job, debugfs, clear } = templateDeeds(() => g);
 const SOURCE = 'debian:12';
 
 before(async () => {
@@ -92,6 +92,29 @@ test('a build that cannot succeed says why, and leaves nothing', async () => {
   await fails({ overlays: [{ path: '/x', host_file: '/proc' }] }, /is no file/);
   await fails({ init: 'systemd' }, /Cannot build image 'tpl-v1-.*' with init systemd: the archive has no init/);
   await fails({ size_bytes: 16 * 1024 * 1024, overlays: [{ path: '/x', host_file: await large() }] }, /MiB/);
+});
+
+test('100,000 entries: canceled while they are written nothing is left, then they are all there', {
+  timeout: 300_000,
+}, async t => {
+  const path = join(dir, 'many.tar');
+  const items = Array.from({ length: 100_000 }, (_, n) => ({ name: `many/${n % 100}/${n}`, data: `text ${n}` }));
+  await writeFile(path, archive(...items));
+  await client().template.create({ name: 'tpl', source: path });
+  const running = await client().build.trigger({ template: 'tpl' });
+  for await (const message of client().build.logs({ build: running.id, follow: true }))
+    if (message.type === 'progress' && ['unpack', 'write'].includes(message.progress?.stage ?? '')) break;
+  const began = performance.now();
+  const canceled = await client().build.cancel({ build: running.id });
+  t.diagnostic(`canceled in ${Math.round(performance.now() - began)} ms`);
+  assert.deepEqual([canceled.state, (await ended(running)).error?.code], ['canceled', 'canceled']);
+  assert.deepEqual(await truthful(g.w), []);
+  const { image } = await built('tpl');
+  assert.equal(await debugfs(image, 'cat /many/99/99999'), 'text 99999');
+  assert.equal((await debugfs(image, 'ls -p /many/42')).match(/^\/\d+\/100644\//gm)?.length, 1000);
+  await clear();
+  for (const { id, distro } of await client().rootfs.list({}))
+    if (distro === 'many') await client().rootfs.remove({ rootfs: id });
 });
 
 /** 32 MiB that do not go into an image of 16. */

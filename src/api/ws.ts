@@ -54,7 +54,7 @@ export const WsGrown = z.strictObject({
   file_system: z
     .enum(['grown', 'at_next_start', 'not_mounted'])
     .describe(
-      'grown: the running guest has the room now; at_next_start: when the VM is started next; not_mounted: what is on the disk is for the guest to grow',
+      'grown: the running guest has the room now; at_next_start: when a VM that mounts it is started next; not_mounted: what is on the disk is for the guest to grow',
     ),
   notice: z.string().optional().describe('why the running guest does not have it yet'),
 });
