@@ -12,7 +12,8 @@ import { downloadDebianRootfs, sourcesFor, verifyRootfs } from '../src/assets/de
 import { makeScratch, sweepScratch } from '../src/assets/scratch.ts';
 import { poll } from '../src/lib/deadline.ts';
 import { exists } from '../src/lib/files.ts';
-import { procsWithEnv, runAny } from '../src/lib/proc.ts';
+import { procsWithEnv } from '../src/lib/marked.ts';
+import { runAny } from '../src/lib/proc.ts';
 import { testRootfs } from './kit/assets.ts';
 
 let dir = '';

@@ -1,7 +1,7 @@
 /** Child processes and /proc. The only place that spawns; always an argument array, never a shell. */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { readFileSync } from 'node:fs';
-import { open, readdir, readFile } from 'node:fs/promises';
+import { open } from 'node:fs/promises';
 import type { Readable, Writable } from 'node:stream';
 
 export interface RunOptions {
@@ -223,8 +223,8 @@ export interface ProcStat {
   start_ticks: number;
 }
 
-/** /proc/<pid>/stat, or undefined if there is no such process. proc(5). Read at once: it waits for nothing, and a thread for it costs more. */
-export const procStat = async (pid: number): Promise<ProcStat | undefined> => {
+/** /proc/<pid>/stat, proc_pid_stat(5). Read at once: it waits for nothing, and a thread for it costs more. */
+const statNow = (pid: number): ProcStat | undefined => {
   try {
     const text = readFileSync(`/proc/${pid}/stat`, 'utf8');
     const fields = text.slice(text.lastIndexOf(')') + 2).split(' ');
@@ -234,12 +234,17 @@ export const procStat = async (pid: number): Promise<ProcStat | undefined> => {
   }
 };
 
-/** True while this very process lives (same pid, start time and boot; a zombie counts as dead). */
-export const isAlive = async (ref: ProcRef): Promise<boolean> => {
+/** What /proc says of a process; undefined: there is none. */
+export const procStat = async (pid: number): Promise<ProcStat | undefined> => statNow(pid);
+
+const isAliveNow = (ref: ProcRef): boolean => {
   if (ref.boot_id !== bootId()) return false;
-  const stat = await procStat(ref.pid);
+  const stat = statNow(ref.pid);
   return stat !== undefined && stat.start_ticks === ref.start_ticks && stat.state !== 'Z' && stat.state !== 'X';
 };
+
+/** True while this very process lives (same pid, start time and boot; a zombie counts as dead). */
+export const isAlive = async (ref: ProcRef): Promise<boolean> => isAliveNow(ref);
 
 /** Names a running process; undefined if it is gone. */
 export const procRef = async (pid: number): Promise<ProcRef | undefined> => {
@@ -247,9 +252,16 @@ export const procRef = async (pid: number): Promise<ProcRef | undefined> => {
   return stat && { pid, start_ticks: stat.start_ticks, boot_id: bootId() };
 };
 
-/** Signals this very process and no later one with its pid. False if it is gone. */
+/**
+ * Signals this very process and no later one with its pid. False if it is gone.
+ *
+ * Node has no pidfd_send_signal(2), so this is two system calls, and nothing of ours runs between them: it is as tight as it can be. A stranger
+ * would be hit if the process ended, was reaped and had its pid given away within these microseconds. A child of ours cannot: it is reaped
+ * by the event loop, which does not turn here. As to others, the kernel gives pids in turn, and would have to go around all of them
+ * (pid_max) first.
+ */
 export const signalProc = async (ref: ProcRef, signal: NodeJS.Signals): Promise<boolean> => {
-  if (ref.pid <= 1 || !(await isAlive(ref))) return false;
+  if (ref.pid <= 1 || !isAliveNow(ref)) return false;
   try {
     return process.kill(ref.pid, signal);
   } catch {
@@ -282,17 +294,4 @@ export const launch = async (argv: readonly string[], log_file: string): Promise
   } finally {
     await log.close();
   }
-};
-
-/** Running processes that were started with this variable in their environment, other than this one and those we may not look into. */
-export const procsWithEnv = async (name: string, value: string): Promise<ProcRef[]> => {
-  const entry = `\0${name}=${value}\0`;
-  const found: ProcRef[] = [];
-  for (const pid of await readdir('/proc')) {
-    if (!/^\d+$/.test(pid) || Number(pid) === process.pid) continue;
-    const env = await readFile(`/proc/${pid}/environ`, 'utf8').catch(() => '');
-    const ref = `\0${env}`.includes(entry) ? await procRef(Number(pid)) : undefined;
-    if (ref !== undefined && (await isAlive(ref))) found.push(ref);
-  }
-  return found;
 };
