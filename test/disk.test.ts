@@ -351,17 +351,36 @@ test('a full disk is no_room, with numbers, and nothing is left', async t => {
     await rm(join(mounted.dir, 'out'));
   }
   await disks.needRoom('build two', 25 * MIB);
-  // What the file system only finds out while it writes: a file that grows under the copy.
+  // What the file system only finds out while it writes: a source whose length nobody knew.
+  const pipe = join(elsewhere, 'pipe');
+  await run(['mkfifo', pipe]);
+  const pouring = writeFile(pipe, randomBytes(80 * MIB)).catch(() => {}); // its reader goes away
+  await assert.rejects(disks.importImage(pipe, IMG, signal()), fault('no_room'));
+  await pouring;
   const small = join(elsewhere, 'small.raw');
   await writeFile(small, randomBytes(20 * MIB));
   await disks.importImage(small, IMG, signal());
-  const racing = [WS, WS2, WS3].map(id => disks.clone(IMG, id, 20 * MIB, signal()));
+  // there is room for one more: who comes while that is being copied is refused before it writes
+  const racing = [
+    ...[WS, WS2, WS3].map(id => disks.clone(IMG, id, 20 * MIB, signal())),
+    disks.exportImage(IMG, join(mounted.dir, 'out'), signal()),
+  ];
   const results = await Promise.allSettled(racing);
   const failed = results.flatMap(r => (r.status === 'rejected' ? [r.reason] : []));
-  assert.ok(failed.length > 0);
-  for (const reason of failed) assert.ok(fault('no_room')(reason), String(reason));
+  assert.equal(failed.length, 3);
+  for (const reason of failed) assert.match(String(reason), /MiB is for work that runs/);
   for (const name of await readdir(join(mounted.dir, 'workspaces'))) assert.ok(!name.startsWith('.'), name);
   for (const id of [WS, WS2, WS3]) await disks.removeWs(id);
+  await rm(join(mounted.dir, 'out'), { force: true });
+  {
+    const first = await disks.promiseRoom('copy one', 20 * MIB);
+    using _second = await disks.promiseRoom('copy two', 10 * MIB);
+    await writeFile(join(mounted.dir, 'out'), randomBytes(20 * MIB));
+    first[Symbol.dispose]();
+    // what the first took is none of what the second was promised
+    await assert.rejects(disks.needRoom('copy three', 10 * MIB), /10 MiB is for work that runs/);
+    await rm(join(mounted.dir, 'out'));
+  }
   await disks.removeImage(IMG);
   assert.ok(before - (await statfs(mounted.dir)).bfree < 16);
 });

@@ -198,6 +198,7 @@ const run = async (host: Host, kind: AssetKind, goal: Goal, { job, dir, temp }: 
   const [first, ...rest] = plain ?? source?.pipeline ?? [];
   if (first === undefined) throw new Error('a goal without provider has a place that was named');
   const given: Stage[] = plain === undefined && sha256 !== null ? [{ stage: 'sha256', expect: { hash: sha256 } }] : [];
+  using room = new DisposableStack();
   const common = {
     pipeline: [first, ...given, ...rest],
     vars: source === null ? { version, arch } : varsOf(source, { version, arch }),
@@ -205,11 +206,13 @@ const run = async (host: Host, kind: AssetKind, goal: Goal, { job, dir, temp }: 
     unverified: source === null ? from?.is_url === false : source.unverified,
     ...(source === null ? {} : { token: await tokenFor(host, source) }),
     ...{ dir, file, limits, packages: goal.packages, owner: host.paths.data, signal, onProgress, onLog },
-    onLength: (bytes: number) => host.disks.needRoom(`fetch ${kind} '${version}'`, bytes),
+    onLength: async (bytes: number) => {
+      room.use(await host.disks.promiseRoom(`fetch ${kind} '${version}'`, bytes));
+    },
   };
-  if (source?.type !== 'debian' || kind !== 'kernel') return runPipeline(common);
+  if (source?.type !== 'debian' || kind !== 'kernel') return await runPipeline(common);
   const work = await ensureDir(join(temp, 'modules'), 0o700);
-  return landDebianKernel(common, { release: version, work });
+  return await landDebianKernel(common, { release: version, work });
 };
 
 /** How often, and after what time, one looks whether a removal of the same content is through. */

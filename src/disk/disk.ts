@@ -17,7 +17,7 @@ import { explain } from './explain.ts';
 import { makeExt4 } from './format.ts';
 import { errno, lengthen } from './length.ts';
 import { publishDisk } from './publish.ts';
-import { needRoom, needRoomAt, promiseRoom, type Room, type RoomPromise, roomIn } from './room.ts';
+import { needRoom, promiseRoom, promiseRoomAt, type Room, type RoomPromise, roomIn } from './room.ts';
 import { askSpace, plainSpace } from './space.ts';
 import type { Way } from './ways.ts';
 
@@ -148,9 +148,9 @@ export class FileDisks implements Disks {
     return promiseRoom(this.#data, what, bytes, this.#promises);
   }
 
-  /** Refuses before the first byte is written. Holes take no room. */
-  async #roomFor(source: string, noun: string): Promise<void> {
-    await this.needRoom(`make the disk of ${noun}`, (await stat(source)).blocks * 512);
+  /** Refuses before the first byte is written; to be held to the end of the copy. Holes take no room. */
+  async #roomFor(source: string, noun: string): Promise<Disposable> {
+    return this.promiseRoom(`make the disk of ${noun}`, (await stat(source)).blocks * 512);
   }
 
   importImage(source: string, id: string, signal: AbortSignal, options: { move?: boolean } = {}): Promise<string> {
@@ -166,7 +166,7 @@ export class FileDisks implements Disks {
           () => false,
         ));
       if (!moved && !(await this.#way.reflink(source, disk))) {
-        await this.#roomFor(source, `image ${id}`);
+        using _room = await this.#roomFor(source, `image ${id}`);
         await this.#way.copy(source, disk, signal);
       }
       await chmod(disk, 0o444);
@@ -179,7 +179,7 @@ export class FileDisks implements Disks {
     if (!(await exists(disk))) throw new Fault('not_found', `Cannot export image ${id}: its disk is missing.`);
     if (!(await this.#way.reflink(disk, to))) {
       const bytes = (await stat(disk)).blocks * 512;
-      await needRoomAt(this.#data, dirname(to), `export image ${id}`, bytes, this.#promises);
+      using _room = await promiseRoomAt(this.#data, dirname(to), `export image ${id}`, bytes, this.#promises);
       await this.#way.copy(disk, to, signal);
     }
     await chmod(to, 0o644);
@@ -196,8 +196,9 @@ export class FileDisks implements Disks {
   #clone(from: string, noun: string, ws_id: string, size_bytes: number | undefined, signal: AbortSignal) {
     return this.#make('workspaces', ws_id, signal, async dir => {
       if (!(await exists(from))) throw new Fault('not_found', `Cannot clone ${noun}: its disk is missing.`);
-      if (this.backend === 'copy') await this.#roomFor(from, `workspace ${ws_id}`);
-      else await this.needRoom(`make the disk of workspace ${ws_id}`, 0);
+      const copied = this.backend === 'copy';
+      if (!copied) await this.needRoom(`make the disk of workspace ${ws_id}`, 0);
+      using _room = copied ? await this.#roomFor(from, `workspace ${ws_id}`) : undefined;
       await this.#way.clone(from, dir, signal);
       const disk = join(dir, 'disk.raw');
       await chmod(disk, 0o600);

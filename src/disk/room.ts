@@ -21,7 +21,7 @@ export const roomIn = async (dir: string): Promise<Room> => {
 /** What work that runs has been told it may take. */
 export interface RoomPromise {
   bytes: number;
-  /** What was free when it was told so. */
+  /** What was free when it was told so, without what others have taken that have ended since. */
   free_bytes: number;
 }
 
@@ -65,21 +65,25 @@ export const promiseRoom = async (
   const { free_bytes } = await needRoom(dir, what, bytes, promises);
   const promise = { bytes, free_bytes };
   promises.add(promise); // nobody else was asked between the look and this
-  return { [Symbol.dispose]: () => void promises.delete(promise) };
+  const over = () => {
+    // it is taken to have taken all of it, or the others would seem to have done so
+    if (promises.delete(promise)) for (const other of promises) other.free_bytes -= bytes;
+  };
+  return { [Symbol.dispose]: over };
 };
 
-/** The same for a file outside the data directory. On a file system of its own nothing is kept back. */
-export const needRoomAt = async (
+/** The same for a file outside the data directory. On a file system of its own nothing is kept back, and nothing promised. */
+export const promiseRoomAt = async (
   data: string,
   dir: string,
   what: string,
-  needed_bytes: number,
-  promises: ReadonlySet<RoomPromise>,
-): Promise<void> => {
+  bytes: number,
+  promises: Set<RoomPromise>,
+): Promise<Disposable | undefined> => {
   const [here, there] = await Promise.all([stat(data), stat(dir)]);
-  if (here.dev === there.dev) return void (await needRoom(data, what, needed_bytes, promises));
+  if (here.dev === there.dev) return promiseRoom(data, what, bytes, promises);
   const { free_bytes } = await roomIn(dir);
-  if (needed_bytes <= free_bytes) return;
-  const [needed, free] = [needed_bytes, free_bytes].map(formatBytes);
+  if (bytes <= free_bytes) return undefined;
+  const [needed, free] = [bytes, free_bytes].map(formatBytes);
   throw new Fault('no_room', `Cannot ${what}: it takes ${needed}, but ${dir} has ${free} free.`);
 };
