@@ -7,7 +7,7 @@ import { after, test } from 'node:test';
 import type { OpArgs } from '../src/api/ops.ts';
 import { execResult } from '../src/client/exec.ts';
 import { poll } from '../src/lib/deadline.ts';
-import { killVmm, rejects, staged, until } from './kit/behave.ts';
+import { killVmm, rejects, stage, staged, until } from './kit/behave.ts';
 
 const s = await staged();
 const { w, sh } = s;
@@ -15,6 +15,19 @@ const { w, sh } = s;
 const dir = await mkdtemp(join(tmpdir(), 'nexus-provision-'));
 await chmod(dir, 0o777);
 after(() => rm(dir, { recursive: true, force: true }));
+
+/** In a world of its own, beside the other tests: it takes as long as a guest may be silent. */
+const frozen = (async () => {
+  await using other = await stage();
+  const { client } = other.w;
+  const script = 'echo begun; kill -STOP $PPID; sleep 600';
+  await client.vm.create({ name: 'frozen', memory_mib: 64, first_boot: script, first_boot_timeout_ms: 1000 });
+  const fault = await rejects(client.vm.start({ vm: 'frozen' }), 'guest');
+  const { state, provision } = await client.vm.get({ vm: 'frozen' });
+  await other.clear();
+  return { fault, state, provision };
+})();
+frozen.catch(() => {}); // the test that awaits it tells
 
 type Given = Omit<OpArgs<'vm.create'>, 'name'>;
 const create = (name: string, given: Given) => w.client.vm.create({ name, memory_mib: 64, ...given });
@@ -296,4 +309,12 @@ test('a pause does not count, and a VM can be stopped and deleted meanwhile', as
   await w.client.vm.delete({ vm: 'gone' });
   await assert.rejects(cut);
   await s.clear();
+});
+
+test('a guest that stands still in the middle of the script has its time, and no more', {
+  timeout: 120_000,
+}, async () => {
+  const { fault, state, provision } = await frozen;
+  assert.match(fault.message, /the guest did not say how its first-boot script ended within 31 s\.$/);
+  assert.deepEqual([fault.reason, state, provision?.reason], ['timeout', 'running', 'timeout']);
 });

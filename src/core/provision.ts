@@ -16,7 +16,7 @@ import { runScript } from './provision_script.ts';
 /** All files together, while the VM is not paused. */
 const FILES_MS = 300_000;
 /** What a guest has to say that its script is over, beyond the script's own time. */
-const SLACK_MS = 60_000;
+const SLACK_MS = 30_000;
 const TICK_MS = 1000;
 
 /** Rows of snapshots that lead from a disk to the one it comes from. */

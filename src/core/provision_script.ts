@@ -17,6 +17,9 @@ import { insist } from './insist.ts';
 /** The agent remembers a command with a digest for longer after its end (docs/guest-protocol.md). */
 const REMEMBERED_MS = 9 * 60_000;
 
+/** How long a guest that is late is asked to end it. */
+const KILL_MS = 10_000;
+
 /** Of what it writes the end is kept. */
 const TAIL_BYTES = 16 * 1024;
 const TAIL_LINES = 20;
@@ -117,7 +120,8 @@ export const runScript = async (
     return { reason: 'exit', how, output };
   } catch (error) {
     if (deadline.aborted) {
-      live.guest.signalExec(asked.id, 'KILL', live.gone.signal).catch(() => {});
+      const soon = AbortSignal.any([AbortSignal.timeout(KILL_MS), live.gone.signal]);
+      live.guest.signalExec(asked.id, 'KILL', soon).catch(() => {});
       throw deadline.reason;
     }
     if (live.gone.signal.aborted || host.closing.aborted || refused(error)) throw error;
