@@ -1,7 +1,6 @@
 /** The daemon dies and fails at every step of workspaces, and of what clears up. */
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
-import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import process from 'node:process';
 import { after, before, test } from 'node:test';
@@ -24,19 +23,19 @@ after(async () => {
 
 prove(here, wsVerbs(here));
 
-test('a start whose VMM could not be ended: its disks go to nobody else before that process is gone', async () => {
+test('a start whose VMM could not be ended: its disks go to nobody else before that process is gone, and stop calls it off', async () => {
   const { client, create, disk } = deeds(here);
   const vm = await create();
   const root_ws = vm.root_ws_id ?? '';
   await disk();
+  await client().vm.start({ vm: 'vm' });
   const cwd = join(g.w.data_dir, 'vms', vm.id, 'run');
-  await mkdir(cwd, { recursive: true, mode: 0o700 });
   // what /proc says of it is what it says of a VMM of that VM
   const words = ['-e', 'setInterval(() => {}, 1000)', '--', '-qmp', 'none', '-name', vm.id];
   const left = spawn(process.execPath, words, { cwd, stdio: 'ignore' });
   try {
     await g.fault('fail start.running');
-    await rejects(client().vm.start({ vm: 'vm' }), 'internal', /Its VMM does not end/);
+    await rejects(client().vm.restart({ vm: 'vm' }), 'internal', /Its VMM does not end/);
     const { state, error } = await client().vm.get({ vm: 'vm' });
     assert.deepEqual([state, error?.hint], ['starting', 'nexusctl vm stop --force vm']);
     await rejects(client().ws.detach({ ws: root_ws }), 'bad_state');
@@ -44,7 +43,8 @@ test('a start whose VMM could not be ended: its disks go to nobody else before t
     await rejects(client().ws.snapshot({ ws: root_ws, name: 'copy' }), 'bad_state');
     await rejects(client().vm.start({ vm: 'vm' }), 'bad_state');
     assert.equal(left.exitCode ?? left.signalCode, null);
-    assert.equal((await client().vm.stop({ vm: 'vm', force: true })).state, 'stopped');
+    const stopped = await client().vm.stop({ vm: 'vm', force: true });
+    assert.deepEqual([stopped.state, stopped.restart_at_ms], ['stopped', null]);
     await poll('its end', 10_000, () => left.signalCode ?? undefined);
     assert.deepEqual(await truthful(g.w), []);
     await client().vm.start({ vm: 'vm' });

@@ -5,7 +5,7 @@ import { VM_LIVE } from '../api/vm_state.ts';
 import type { Workspace } from '../api/ws.ts';
 import { removeTree } from '../lib/files.ts';
 import type { Held } from '../lib/lock.ts';
-import type { VmRecord } from '../store/store.ts';
+import type { VmPatch, VmRecord } from '../store/store.ts';
 import { removeDisk } from './disk_notes.ts';
 import { endMachine, within } from './end.ts';
 import { admit, busy, needVm, publicVm } from './find.ts';
@@ -80,7 +80,7 @@ export const stopVm = async (host: Host, ref: string, options: StopOptions): Pro
 /** Stops a VM that lives. The caller has its lock. */
 export const stopLocked = async (host: Host, vm: VmRecord, options: StopOptions, signal: AbortSignal): Promise<Vm> => {
   const live = host.live.get(vm.id);
-  if (live === undefined) return stopUnheld(host, vm, options.actor);
+  if (live === undefined) return stopUnheld(host, vm, options);
   if (live.end_owner === 'watcher') {
     // it ended by itself a moment ago; the watcher is writing that down
     await within(live.end_stored.promise, WATCHER_MS);
@@ -119,14 +119,17 @@ const stopHeld = async (
   live.stopped_how = how;
   const { exit } = await judge(live, end);
   await host.step('stop.letgo', () => letGo(host, live));
-  const stopped = await stored(host, vm.id, { ...exit, reason: how }, options.actor);
+  const stopped = await stored(host, vm.id, { ...exit, reason: how }, options);
   forget(host, live);
   return stopped;
 };
 
+/** What is owed after a stop. */
+const owedBy = (again: boolean): VmPatch => (again ? { restart_at_ms: Date.now() } : NOT_OWED);
+
 /** The wish is on disk before the deed; but a full disk is no reason to let a VM run that shall not: it may be what fills it. */
 const stopping = async (host: Host, vm: VmRecord, { again, force, actor }: StopOptions): Promise<void> => {
-  const owed = again ? { restart_at_ms: Date.now() } : NOT_OWED;
+  const owed = owedBy(again);
   const verb = again ? 'restart' : 'stop';
   try {
     if (vm.state === 'stopping') {
@@ -141,23 +144,25 @@ const stopping = async (host: Host, vm: VmRecord, { again, force, actor }: StopO
   }
 };
 
-const stored = async (host: Host, id: string, exit: LastExit, actor: string): Promise<Vm> => {
+type Asked = Pick<StopOptions, 'actor' | 'again'>;
+
+const stored = async (host: Host, id: string, exit: LastExit, { actor, again }: Asked): Promise<Vm> => {
   const stopped = await host.step('stop.record', () =>
     moveVm(host, id, {
       to: 'stopped',
       why: exit.reason,
       actor,
-      patch: { pid: null, run: null, guest: null, stopped_at_ms: exit.at_ms, last_exit: exit },
+      patch: { pid: null, run: null, guest: null, stopped_at_ms: exit.at_ms, last_exit: exit, ...owedBy(again) },
     }),
   );
   return publicVm(stopped);
 };
 
 /** The record says that it lives, but nobody holds its VMM: the record could not be written, or the VMM not be adopted. */
-const stopUnheld = async (host: Host, vm: Vm, actor: string): Promise<Vm> => {
-  await endStrays(host, vm.id);
+const stopUnheld = async (host: Host, { id }: Vm, asked: Asked): Promise<Vm> => {
+  await endStrays(host, id);
   const reason = 'Nobody held its VMM; what was left of it was ended.';
-  return stored(host, vm.id, { at_ms: Date.now(), reason, exit_code: null, signal: null, console_tail: [] }, actor);
+  return stored(host, id, { at_ms: Date.now(), reason, exit_code: null, signal: null, console_tail: [] }, asked);
 };
 
 /** Deletes a VM in any state: its VMM first, then the record, then what lies on disk. */
