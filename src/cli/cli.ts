@@ -1,4 +1,5 @@
 /** What every command is given: the daemon, where to write, and how it ends. */
+import { once } from 'node:events';
 import process from 'node:process';
 import { EXIT_UNREACHABLE, Fault } from '../api/fault.ts';
 import { Nexus } from '../client/nexus.ts';
@@ -46,6 +47,15 @@ export const makeCli = (): Cli => {
 
 export const out = (text: string): void => {
   process.stdout.write(text);
+};
+
+/** Bytes as they are, no faster than they are taken. */
+export const outBytes = async (
+  bytes: Uint8Array,
+  signal?: AbortSignal,
+  stream: NodeJS.WriteStream = process.stdout,
+): Promise<void> => {
+  if (!stream.write(bytes)) await once(stream, 'drain', { signal });
 };
 
 export const note = (text: string): void => {

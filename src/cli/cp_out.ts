@@ -2,7 +2,6 @@
  * Copies from a VM to this host. A guest is hostile: what it sends is unpacked by tar into a fresh directory that nobody else can
  * enter, and moved from there; without --archive no set-uid, no owner and no device node comes with it.
  */
-import { once } from 'node:events';
 import { type FileHandle, lstat, mkdtemp, open, realpath, rename, rm, stat } from 'node:fs/promises';
 import { basename, dirname, join, resolve } from 'node:path';
 import process from 'node:process';
@@ -12,6 +11,7 @@ import type { FsEntry } from '../api/fs.ts';
 import { Unreachable } from '../client/transport.ts';
 import { run } from '../lib/proc.ts';
 import { plain } from '../lib/text.ts';
+import { outBytes } from './cli.ts';
 import { type Copy, counted, look, meansContent, nameIn, resumed, tarEnv } from './copy.ts';
 import { moveInto, scrub } from './cp_tree.ts';
 
@@ -64,9 +64,7 @@ const standardOutput = async (copy: Copy, from: string, entry: FsEntry): Promise
   const { nexus, vm, signal } = copy;
   const ask = entry.type === 'file' ? nexus.fs.read : nexus.fs.export;
   using download = await ask({ vm, path: from }, { signal });
-  for await (const chunk of counted(copy, download, download.length)) {
-    if (!process.stdout.write(chunk)) await once(process.stdout, 'drain', { signal });
-  }
+  for await (const chunk of counted(copy, download, download.length)) await outBytes(chunk, signal);
 };
 
 /** A block of most file systems: zeros of this length are left out. */

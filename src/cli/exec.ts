@@ -4,14 +4,13 @@
  * INVARIANTS: Ctrl-C never ends us before the command was told: the signal goes to its process group in the VM, a second
  * one kills it there, a third leaves. Failures of Nexus itself are 125.
  */
-import { once } from 'node:events';
 import { constants } from 'node:os';
 import process from 'node:process';
 import type { ExecExit, ExecMessage, Signal } from '../api/exec.ts';
 import { Fault } from '../api/fault.ts';
 import type { OpArgs } from '../api/ops.ts';
 import { cutShort } from '../client/exec.ts';
-import { type Cli, fail, note, out } from './cli.ts';
+import { type Cli, fail, note, out, outBytes } from './cli.ts';
 import { json } from './show.ts';
 
 export const EXIT_NEXUS = 125;
@@ -62,10 +61,6 @@ const forwardSignals = (run: Running): (() => void) => {
   };
 };
 
-const write = async (stream: NodeJS.WriteStream, data: string, signal: AbortSignal): Promise<void> => {
-  if (!stream.write(Buffer.from(data, 'base64'))) await once(stream, 'drain', { signal });
-};
-
 const feed = async (run: Running, exec: string): Promise<void> => {
   const { cli, vm, abort } = run;
   try {
@@ -89,8 +84,8 @@ const show = async (run: Running, messages: AsyncIterable<ExecMessage>, interact
       if (interactive) void feed(run, message.exec);
     }
     if (run.cli.json) out(json(message, 0));
-    else if (message.type === 'stdout') await write(process.stdout, message.data, run.abort.signal);
-    else if (message.type === 'stderr') await write(process.stderr, message.data, run.abort.signal);
+    else if (message.type === 'stdout' || message.type === 'stderr')
+      await outBytes(Buffer.from(message.data, 'base64'), run.abort.signal, process[message.type]);
     else if (message.type === 'gap') note(`-- ${message.bytes} bytes of ${message.channel} were dropped --\n`);
     if (message.type === 'exit') return exitCode(message);
   }

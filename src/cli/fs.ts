@@ -1,11 +1,10 @@
 /** Files of a VM on the command line. */
-import { once } from 'node:events';
 import process from 'node:process';
 import { Fault } from '../api/fault.ts';
 import type { FsEntry, FsListMessage } from '../api/fs.ts';
 import { formatBytes } from '../lib/size.ts';
 import { plain } from '../lib/text.ts';
-import { type Cli, note, out } from './cli.ts';
+import { type Cli, note, out, outBytes } from './cli.ts';
 import { aligned, json, timeText } from './show.ts';
 
 /** A list up to this long is sorted; a longer one is shown as it comes. */
@@ -39,7 +38,7 @@ export const listFiles = async (cli: Cli, messages: AsyncIterable<FsListMessage>
 
 /** The bytes of a download, as they are. */
 const print = async (file: AsyncIterable<Buffer>): Promise<void> => {
-  for await (const chunk of file) if (!process.stdout.write(chunk)) await once(process.stdout, 'drain');
+  for await (const chunk of file) await outBytes(chunk);
 };
 
 /** The bytes of a file, as they are. */

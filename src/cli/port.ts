@@ -10,7 +10,7 @@ import { Fault } from '../api/fault.ts';
 import type { PortMessage } from '../api/port.ts';
 import type { Talk } from '../client/raw_talk.ts';
 import { plain } from '../lib/text.ts';
-import { type Cli, note, out } from './cli.ts';
+import { type Cli, note, out, outBytes } from './cli.ts';
 import { json } from './show.ts';
 
 const LEAVING = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
@@ -153,8 +153,7 @@ export const portPipe = async (
   process.stdin.once('end', () => void talk.send({ type: 'end' }));
   try {
     for await (const piece of talk) {
-      if (piece instanceof Uint8Array && !process.stdout.write(piece))
-        await new Promise(resolve => process.stdout.once('drain', resolve));
+      if (piece instanceof Uint8Array) await outBytes(piece);
     }
   } finally {
     process.stdin.destroy();
