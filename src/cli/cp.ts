@@ -7,6 +7,7 @@ import type { Copy } from './copy.ts';
 import { copyIn } from './cp_in.ts';
 import { copyOut } from './cp_out.ts';
 import { json } from './show.ts';
+import { onSignals } from './signals.ts';
 
 /** A path in a VM, or of this host; `-` is standard input or output. */
 interface Place {
@@ -30,7 +31,6 @@ export const cpCommand = async (cli: Cli, from_text: string, to_text: string, ar
     throw new Fault('invalid', 'Cannot copy: one of both is in a VM, as VM:PATH, the other is of this host.');
   }
   const abort = new AbortController();
-  const onSignal = () => abort.abort(new Fault('canceled', 'Copying was given up.'));
   const bar: Bar | undefined = process.stderr.isTTY === true && !cli.json ? makeBar() : undefined;
   let done = 0;
   const copy: Copy = {
@@ -40,13 +40,14 @@ export const cpCommand = async (cli: Cli, from_text: string, to_text: string, ar
       bar?.show({ stage: 'copy', done, total, unit: 'bytes' });
     },
   };
-  for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(name, onSignal);
+  using _ = onSignals(['SIGINT', 'SIGTERM', 'SIGHUP'], () => {
+    abort.abort(new Fault('canceled', 'Copying was given up.'));
+  });
   try {
     if (from.vm === undefined) await copyIn(copy, from.path, to.path);
     else await copyOut(copy, from.path, to.path);
   } finally {
     bar?.clear();
-    for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.off(name, onSignal);
   }
   if (cli.json) out(json({ bytes: done }));
 };

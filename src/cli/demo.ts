@@ -22,6 +22,7 @@ import { type Cli, note, out } from './cli.ts';
 import { answering, launchDaemon, waitForDaemon } from './daemon.ts';
 import { watchJob } from './job.ts';
 import { aligned } from './show.ts';
+import { onSignals } from './signals.ts';
 
 const IMAGE = 'demo';
 const DISTRO = 'debian';
@@ -221,11 +222,10 @@ export const demo = async (cli: Cli, options: DemoOptions): Promise<void> => {
   const interrupted = new Fault('canceled', 'The demo was interrupted.', {
     hint: 'Run it again: it goes on with what is there.',
   });
-  const onSignal = () => {
+  using _ = onSignals(SIGNALS, () => {
     if (abort.signal.aborted) note('Cleaning up; please wait.\n');
     abort.abort(interrupted);
-  };
-  for (const name of SIGNALS) process.on(name, onSignal);
+  });
   cli.onBrokenPipe = () => abort.abort(interrupted);
   await using nexus = new Nexus({ socket: join(dir, 'nexusd.sock') });
   const it: Demo = { nexus, signal: abort.signal, undo: new Undo(), times: [] };
@@ -238,7 +238,6 @@ export const demo = async (cli: Cli, options: DemoOptions): Promise<void> => {
       failed = true;
       note(`error: Cannot ${name}: ${plain(error instanceof Error ? error.message : String(error))}\n`);
     });
-    for (const name of SIGNALS) process.off(name, onSignal);
     if (failed) cli.code = 1;
   }
   abort.signal.throwIfAborted();

@@ -12,6 +12,7 @@ import type { OpArgs } from '../api/ops.ts';
 import { cutShort } from '../client/exec.ts';
 import { type Cli, fail, note, out, outBytes } from './cli.ts';
 import { json } from './show.ts';
+import { onSignals } from './signals.ts';
 
 export const EXIT_NEXUS = 125;
 const EXIT_CANNOT_RUN = 126;
@@ -44,21 +45,16 @@ const tell = async (run: Running, signal: Signal): Promise<void> => {
   });
 };
 
-/** Passes our signals on to the command. Gives what undoes it. */
-const forwardSignals = (run: Running): (() => void) => {
+/** Passes our signals on to the command. */
+const forwardSignals = (run: Running): Disposable => {
   let interrupts = 0;
-  const onSignal = (name: NodeJS.Signals) => {
+  return onSignals(['SIGINT', 'SIGTERM', 'SIGHUP', 'SIGQUIT'], name => {
     run.left = name === 'SIGINT' ? EXIT_INT : 128 + constants.signals[name];
     if (name === 'SIGINT') interrupts++;
     if (interrupts === 2) note('Killing the command; once more leaves it.\n');
     if (interrupts > 2) return run.abort.abort();
-    void tell(run, interrupts === 2 ? 'KILL' : (FORWARDED[name as keyof typeof FORWARDED] ?? 'TERM'));
-  };
-  const names = Object.keys(FORWARDED) as NodeJS.Signals[];
-  for (const name of names) process.on(name, onSignal);
-  return () => {
-    for (const name of names) process.off(name, onSignal);
-  };
+    void tell(run, interrupts === 2 ? 'KILL' : FORWARDED[name]);
+  });
 };
 
 const feed = async (run: Running, exec: string): Promise<void> => {
@@ -118,7 +114,7 @@ export const execCommand = async (cli: Cli, input: Record<string, unknown>, way:
     run.left = 141;
     run.parting ??= tell(run, 'TERM').finally(() => run.abort.abort()); // as SIGPIPE would end it here
   };
-  const quiet = forwardSignals(run);
+  using _ = forwardSignals(run);
   try {
     const stdin = interactive ? { stdin: 'open' as const } : {};
     const args = { vm: run.vm, argv: words, ...rest, ...stdin, ...(way.tty ? { tty: NO_TERMINAL } : {}) };
@@ -127,7 +123,6 @@ export const execCommand = async (cli: Cli, input: Record<string, unknown>, way:
     await run.parting;
     cli.code = failed(run, error);
   } finally {
-    quiet();
     run.abort.abort(); // ends the feeding of its standard input
     if (interactive) process.stdin.destroy();
   }

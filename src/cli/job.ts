@@ -1,5 +1,4 @@
 /** Follows a job on the command line. Ctrl-C stops following; the job goes on. */
-import process from 'node:process';
 import { Fault } from '../api/fault.ts';
 import type { Job } from '../api/job.ts';
 import { checkJob, followJob } from '../client/job.ts';
@@ -9,6 +8,7 @@ import { plain } from '../lib/text.ts';
 import { makeBar } from './bar.ts';
 import { type Cli, note, out } from './cli.ts';
 import { json } from './show.ts';
+import { onSignals } from './signals.ts';
 
 /** Log lines that are shown when a job fails. */
 const TAIL = 10;
@@ -48,19 +48,14 @@ export const jobStarted = async (cli: Cli, job: Job, detach: boolean): Promise<v
     hint: `nexusctl job cancel ${job.id} ends it, nexusctl job log ${job.id} follows it again`,
   });
   const abort = new AbortController();
-  const onSignal = () => abort.abort(away);
-  process.on('SIGINT', onSignal);
-  try {
-    const ended = cli.json
-      ? await followJob(cli.nexus, job.id, undefined, { signal: abort.signal })
-      : await watchJob(cli.nexus, job.id, abort.signal);
-    if (cli.json) out(json(ended));
-    checkJob(ended);
-    if (cli.json) return;
-    const took = (ended.ended_at_ms ?? 0) - (ended.started_at_ms ?? ended.created_at_ms);
-    note(`Done in ${formatMs(Math.max(0, took))}.\n`);
-    if (ended.result_id !== null) out(`${ended.result_id}\n`);
-  } finally {
-    process.off('SIGINT', onSignal);
-  }
+  using _ = onSignals(['SIGINT'], () => abort.abort(away));
+  const ended = cli.json
+    ? await followJob(cli.nexus, job.id, undefined, { signal: abort.signal })
+    : await watchJob(cli.nexus, job.id, abort.signal);
+  if (cli.json) out(json(ended));
+  checkJob(ended);
+  if (cli.json) return;
+  const took = (ended.ended_at_ms ?? 0) - (ended.started_at_ms ?? ended.created_at_ms);
+  note(`Done in ${formatMs(Math.max(0, took))}.\n`);
+  if (ended.result_id !== null) out(`${ended.result_id}\n`);
 };

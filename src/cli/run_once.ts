@@ -5,7 +5,6 @@
  * cases the VM is deleted before we end; where we are killed the daemon does it, for nobody holds the VM then.
  */
 import { constants } from 'node:os';
-import process from 'node:process';
 import { Fault } from '../api/fault.ts';
 import { checkJob } from '../client/job.ts';
 import { freshName, type MachineOptions } from '../client/machine.ts';
@@ -13,10 +12,12 @@ import { type Cli, fail, note } from './cli.ts';
 import { EXIT_NEXUS, execCommand, type Way } from './exec.ts';
 import { watchJob } from './job.ts';
 import { OF_EXEC, OF_VM } from './run_inputs.ts';
+import { onSignals } from './signals.ts';
 
 /** How long its guest may take to answer, as with `up`. */
 const START_MS = 300_000;
 const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP', 'SIGQUIT'] as const;
+
 const imageId = async (cli: Cli, ref: string, signal: AbortSignal): Promise<string> => {
   const { image_id, job } = await cli.nexus.image.ensure({ image: ref }, { signal });
   if (image_id !== null) return image_id;
@@ -30,18 +31,13 @@ const imageId = async (cli: Cli, ref: string, signal: AbortSignal): Promise<stri
 /** A machine, or the end of it by a signal: then the exit code is that of the signal. */
 const machineFor = async (cli: Cli, image: string, options: Record<string, unknown>) => {
   const abort = new AbortController();
-  const onSignal = (name: NodeJS.Signals) => {
+  using _ = onSignals(SIGNALS, name => {
     cli.code = 128 + constants.signals[name];
     abort.abort(new Fault('canceled', `Ended by ${name}: nothing was run.`));
-  };
-  for (const name of SIGNALS) process.on(name, onSignal);
-  try {
-    const { signal } = abort;
-    const chosen: MachineOptions = { ...options, image: await imageId(cli, image, signal) };
-    return await cli.nexus.machine({ ...chosen, name: freshName('run'), timeout_ms: START_MS, signal });
-  } finally {
-    for (const name of SIGNALS) process.off(name, onSignal);
-  }
+  });
+  const { signal } = abort;
+  const chosen: MachineOptions = { ...options, image: await imageId(cli, image, signal) };
+  return await cli.nexus.machine({ ...chosen, name: freshName('run'), timeout_ms: START_MS, signal });
 };
 
 export const runOnce = async (cli: Cli, input: Record<string, unknown>, way: Way): Promise<void> => {
