@@ -251,6 +251,36 @@ test('what is no file is never replaced by one, and a link is written through', 
     await rm(at(name), { recursive: true, force: true });
 });
 
+test('standard input that nobody ends keeps no copy that was refused', { timeout: 120_000 }, async () => {
+  await mkdir(at('slow'));
+  const cases: [to: string, signal: boolean, code: number, message: RegExp][] = [
+    [guest('none/x'), false, 4, /there is no such file or directory/],
+    ['nobody:/x', false, 4, /no VM 'nobody'/],
+    [guest('slow/x'), true, 130, /Copying was given up/],
+  ];
+  for (const [to, interrupted, code, message] of cases) {
+    const argv = [join(REPO, 'src/main.ts'), 'nexusctl', '--socket', socket(), 'cp', '-', to];
+    const child = spawn(process.execPath, argv, { stdio: ['pipe', 'ignore', 'pipe'] });
+    const closed = once(child, 'close');
+    try {
+      const said = text(child.stderr);
+      child.stdin.on('error', () => {}).write('some');
+      if (interrupted) {
+        const begun = async () => (await readdir(at('slow'))).length > 0 || undefined;
+        await poll('what the guest writes', 30_000, begun);
+        child.kill('SIGINT');
+      }
+      await withDeadline(`the end of cp - ${to}`, 30_000, closed);
+      assert.match(await said, message);
+      assert.equal(child.exitCode, code);
+    } finally {
+      child.kill('SIGKILL');
+      await closed;
+    }
+  }
+  assert.deepEqual(await leftovers(), []);
+});
+
 test('device nodes stay behind, unless --archive', {
   timeout: 120_000,
   skip: process.getuid?.() !== 0 ? 'needs root to make device nodes' : false,
@@ -393,34 +423,4 @@ test('a VM that ends in the middle of a copy: a sentence, no part that looks who
     assert.match(stderr, /^error: [^\n]+\.\n(hint: [^\n]+\n)?$/);
     assert.ok(!(await readdir(dir)).includes('lost'));
   }
-});
-
-test('standard input that nobody ends keeps no copy that was refused', { timeout: 120_000 }, async () => {
-  await mkdir(at('slow'));
-  const cases: [to: string, signal: boolean, code: number, message: RegExp][] = [
-    [guest('none/x'), false, 4, /there is no such file or directory/],
-    ['nobody:/x', false, 4, /no VM 'nobody'/],
-    [guest('slow/x'), true, 130, /Copying was given up/],
-  ];
-  for (const [to, interrupted, code, message] of cases) {
-    const argv = [join(REPO, 'src/main.ts'), 'nexusctl', '--socket', socket(), 'cp', '-', to];
-    const child = spawn(process.execPath, argv, { stdio: ['pipe', 'ignore', 'pipe'] });
-    const closed = once(child, 'close');
-    try {
-      const said = text(child.stderr);
-      child.stdin.on('error', () => {}).write('some');
-      if (interrupted) {
-        const begun = async () => (await readdir(at('slow'))).length > 0 || undefined;
-        await poll('what the guest writes', 30_000, begun);
-        child.kill('SIGINT');
-      }
-      await withDeadline(`the end of cp - ${to}`, 30_000, closed);
-      assert.match(await said, message);
-      assert.equal(child.exitCode, code);
-    } finally {
-      child.kill('SIGKILL');
-      await closed;
-    }
-  }
-  assert.deepEqual(await leftovers(), []);
 });
