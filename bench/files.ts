@@ -1,19 +1,10 @@
 /** Files of a really booted VM: bytes a second against a command that writes them, and memory that does not follow their length. */
-import { readFile, writeFile } from 'node:fs/promises';
 import { Readable } from 'node:stream';
 import { type World, world } from '../test/kit/world.ts';
-import { BUNDLE, type Figure, timed } from './kit.ts';
+import { BUNDLE, type Figure, peak, timed } from './kit.ts';
 
 const MIB = 1024 * 1024;
 const vm = 'box';
-
-/** The daemon's peak while `work` is done, MiB. */
-const peak = async (w: World, work: () => Promise<void>): Promise<number> => {
-  const proc = `/proc/${w.daemon().pid}`;
-  await writeFile(`${proc}/clear_refs`, '5'); // the peak begins anew: proc(5)
-  await work();
-  return Number(/VmHWM:\s+(\d+) kB/.exec(await readFile(`${proc}/status`, 'utf8'))?.[1]) / 1024;
-};
 
 const inAndOut = async (w: World, mib: number): Promise<{ up_ms: number; down_ms: number }> => {
   const path = '/root/big';

@@ -1,4 +1,5 @@
 /** What every bench prints: its end point, p50, p99, and the machine. */
+import { readFile, writeFile } from 'node:fs/promises';
 import { cpus, release, totalmem } from 'node:os';
 import { join } from 'node:path';
 import process from 'node:process';
@@ -25,12 +26,24 @@ export const timed = async (work: () => unknown): Promise<number> => {
   return performance.now() - from;
 };
 
+/** One of the memory fields of a /proc/<pid>/status, MiB. */
+export const memory = (status: string, field: 'VmRSS' | 'VmHWM'): number =>
+  Number(new RegExp(`${field}:\\s+(\\d+) kB`).exec(status)?.[1]) / 1024;
+
+/** The daemon's peak while `work` is done, MiB. */
+export const peak = async (w: World, work: () => Promise<unknown>): Promise<number> => {
+  const proc = `/proc/${w.daemon().pid}`;
+  await writeFile(`${proc}/clear_refs`, '5'); // the peak begins anew: proc(5)
+  await work();
+  return memory(await readFile(`${proc}/status`, 'utf8'), 'VmHWM');
+};
+
 export interface Figure {
   name: string;
   /** What is measured, from where to where. */
   what: string;
   samples: number[];
-  unit: 'ms' | 'MiB' | 'x';
+  unit: 'ms' | 'MiB' | 'MiB/s' | 'x' | 'wakes';
   /** None: it is there to be compared with. */
   limit?: number;
   /** What the limit holds for; default: the p50. */

@@ -9,7 +9,8 @@ import { exists } from '../src/lib/files.ts';
 import { world } from '../test/kit/world.ts';
 import { crashNoticed } from './crash.ts';
 import { files } from './files.ts';
-import { BUNDLE, type Figure, machine, report, shipped, VMMS } from './kit.ts';
+import { insideVm } from './inside.ts';
+import { BUNDLE, type Figure, machine, memory, report, shipped, VMMS } from './kit.ts';
 import { cliList, thousandVms, vmGet } from './list.ts';
 import { manyAtOnce, startCpu, startShare } from './start.ts';
 import { wsCreate } from './ws.ts';
@@ -20,7 +21,7 @@ const idleMemory = async (): Promise<Figure> => {
   for (let i = 0; i < 5; i++) {
     await sleep(1000);
     const status = await readFile(`/proc/${w.daemon().pid}/status`, 'utf8');
-    samples.push(Number(/VmRSS:\s+(\d+)/.exec(status)?.[1]) / 1024);
+    samples.push(memory(status, 'VmRSS'));
   }
   return {
     name: 'nexusd idle, resident',
@@ -45,6 +46,7 @@ const benches: Record<string, () => Promise<Figure | Figure[]>> = {
   'ws-xfs': () => wsCreate('xfs'),
   'ws-ext4': () => wsCreate('ext4'),
   files,
+  inside: insideVm,
   ...Object.fromEntries(
     VMMS.flatMap(vmm => [
       [`cpu-${vmm}`, () => startCpu(vmm)],
