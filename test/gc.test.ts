@@ -84,6 +84,11 @@ test('leftovers of failed work go, also those of a removal; what is being made s
   assert.equal(code, 0, stderr);
   assert.match(stdout, /^KIND +NAME +OWN +WHY\nleftover +/);
   assert.match(stderr, /^Not needed any more: 6 things, .* The data directory has .* free, .* kept in reserve\.$/m);
+  // one that does not go holds up none of the others, and is told
+  await g.fault('fail gc.leftover');
+  const most = await g.w.ctl('gc', '--yes');
+  assert.equal(most.code, 1, most.stderr);
+  assert.match(most.stderr, /^Removed 5 things, .*\nCannot remove leftover '.*': EIO: i\/o error at gc\.leftover\.$/m);
   // made meanwhile, again and again: none of it is taken for a leftover
   const making = Array.from({ length: 8 }, (_, n) => client().ws.create({ name: `new${n}`, image: 'base' }));
   const sweeps = [client().daemon.gc({}), client().daemon.gc({}), client().daemon.gc({})];

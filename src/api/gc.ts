@@ -11,9 +11,16 @@ export const GcItem = z.strictObject({
 });
 export type GcItem = z.infer<typeof GcItem>;
 
+export const GcFailure = z.strictObject({
+  ...GcItem.pick({ kind: true, name: true }).shape,
+  why: z.string().describe('why it could not be removed'),
+});
+export type GcFailure = z.infer<typeof GcFailure>;
+
 export const GcReport = z.strictObject({
   dry_run: z.boolean(),
   items: z.array(GcItem).describe('what was removed, or with dry_run: what would be'),
+  failed: z.array(GcFailure).describe('what is not needed, but could not be removed'),
   freed_bytes: Bytes.describe('what that gives back, as far as it is known'),
   free_bytes: Bytes.describe('free in the data directory, now'),
   reserve_bytes: Bytes.describe('of that, what is kept back: work that would take from it is refused'),

@@ -28,12 +28,13 @@ const doctor: View = async cli => {
 
 /** What would go is shown before it is asked for. */
 const gc: View = async (cli, input, options) => {
-  const show = ({ items, freed_bytes, dry_run, free_bytes, reserve_bytes }: GcReport): void => {
+  const show = ({ items, failed, freed_bytes, dry_run, free_bytes, reserve_bytes }: GcReport): void => {
     if (items.length > 0) out(table(['kind', 'name', 'own_bytes', 'why'], items));
     const what = `${items.length} ${items.length === 1 ? 'thing' : 'things'}, ${formatBytes(freed_bytes)}`;
     const deed = dry_run ? `Not needed any more: ${what}` : `Removed ${what}`;
     const free = `${formatBytes(free_bytes)} free, ${formatBytes(reserve_bytes)} of it kept in reserve`;
     note(`${items.length === 0 ? 'Nothing to remove' : deed}. The data directory has ${free}.\n`);
+    for (const { kind, name, why } of failed) note(`Cannot remove ${kind} '${name}': ${why.replace(/\.$/, '')}.\n`);
   };
   const dry_run = input.dry_run === true;
   if (!dry_run && options.yes !== true && onTerminal()) {
@@ -45,6 +46,7 @@ const gc: View = async (cli, input, options) => {
   const report = await cli.nexus.daemon.gc({ dry_run });
   if (cli.json) out(json(report));
   else show(report);
+  if (report.failed.length > 0) [, cli.code] = FAULTS.internal;
 };
 
 export const VIEWS: Record<string, View> = {

@@ -2,7 +2,8 @@
  * Disks on their way to a record, and from one.
  *
  * INVARIANTS: a whole disk without a record that work of this state left has a note from before it had its name until it is gone. So a
- * start removes no other: a state that was put back from a copy does not know the disks that were made since.
+ * start removes no other: a state that was put back from a copy does not know the disks that were made since. One that was being made
+ * just when the copy was taken has its note there, and goes.
  */
 import { dirname } from 'node:path';
 import type { DiskKind, Known } from '../disk/disk.ts';

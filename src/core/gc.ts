@@ -6,7 +6,7 @@
  */
 
 import { Fault } from '../api/fault.ts';
-import type { GcItem, GcReport } from '../api/gc.ts';
+import type { GcFailure, GcItem, GcReport } from '../api/gc.ts';
 import type { Image } from '../api/image.ts';
 import type { Host } from './host.ts';
 import { imageSpace, removeImage } from './image_remove.ts';
@@ -19,11 +19,32 @@ interface Candidate {
 
 export const collect = async (host: Host, dry_run: boolean): Promise<GcReport> => {
   const candidates = [...(await leftovers(host)), ...(await images(host))];
-  const items: GcItem[] = [];
-  for (const { item, remove } of candidates) if (dry_run || (await unlessUsed(remove))) items.push(item);
-  for (const { kind, name, why } of dry_run ? [] : items) host.log.info({ kind, name, why }, 'removed by gc');
+  const { items, failed } = dry_run
+    ? { items: candidates.map(one => one.item), failed: [] }
+    : await take(host, candidates);
   const freed_bytes = items.reduce((sum, item) => sum + (item.own_bytes ?? 0), 0);
-  return { dry_run, items, freed_bytes, ...(await host.disks.room()) };
+  return { dry_run, items, failed, freed_bytes, ...(await host.disks.room()) };
+};
+
+/** One that cannot be removed holds up none of the others. Throws only where nothing went. */
+const take = async (host: Host, candidates: readonly Candidate[]): Promise<Pick<GcReport, 'items' | 'failed'>> => {
+  const items: GcItem[] = [];
+  const failed: GcFailure[] = [];
+  const errors: unknown[] = [];
+  for (const { item, remove } of candidates) {
+    const { kind, name, why } = item;
+    try {
+      if (!(await unlessUsed(remove))) continue;
+      host.log.info({ kind, name, why }, 'removed by gc');
+      items.push(item);
+    } catch (error) {
+      host.log.error({ err: error, kind, name }, 'gc cannot remove what is not needed');
+      failed.push({ kind, name, why: error instanceof Error ? error.message : String(error) });
+      errors.push(error);
+    }
+  }
+  if (items.length === 0 && errors.length > 0) throw errors[0];
+  return { items, failed };
 };
 
 /** False if somebody came to use it, or removed it, meanwhile. */
