@@ -10,7 +10,7 @@ import { join } from 'node:path';
 import process from 'node:process';
 import { test } from 'node:test';
 import { execResult } from '../src/client/exec.ts';
-import { poll } from '../src/lib/deadline.ts';
+import { poll, sleep } from '../src/lib/deadline.ts';
 import { nothingLeft, stage } from './kit/behave.ts';
 import type { World } from './kit/world.ts';
 
@@ -111,5 +111,75 @@ for (const vmm of ['qemu', 'firecracker'] as const) {
     await w.client.vm.delete({ vm: id });
     assert.equal((await along).at(-1), 'end', 'who read along learns of the end');
     await nothingLeft(w);
+  });
+}
+
+/** The numbers of whole lines, in their order. */
+const numbersIn = (lines: readonly string[]): number[] =>
+  lines.flatMap(line => /^line (\d+) \.+$/.exec(line)?.[1] ?? []).map(Number);
+/** Where the next number is not the next one. */
+const jumps = (numbers: readonly number[]): [from: number, to: number][] =>
+  numbers.flatMap((n, i): [number, number][] => {
+    const last = numbers[i - 1];
+    return last === undefined || n === last + 1 ? [] : [[last, n]];
+  });
+const GAP = /^--- (\S+Z) to (\S+Z): no daemon was there; /;
+const KEPT_BYTES = 64 * 1024;
+
+for (const vmm of ['qemu', 'firecracker'] as const) {
+  test(`${vmm}: the daemon is killed while the console is written: every line is there, or a marked gap`, {
+    timeout: 120_000,
+  }, async t => {
+    await using s = await stage(vmm);
+    const { w } = s;
+    const bytes = { little: 16, much: 1000 }; // of each line, one each ms: little is kept for seconds, much is not
+    for (const [name, COUNT] of Object.entries(bytes)) {
+      const { id } = await s.create(name);
+      await s.behave({ COUNT }, id);
+      await w.client.vm.start({ vm: id });
+    }
+    const last = async (vm: string) => {
+      const tail = await Array.fromAsync(w.client.vm.logs({ vm, tail: 5 }));
+      return numbersIn(tail.map(item => (item.type === 'line' ? item.line : ''))).at(-1) ?? 0;
+    };
+    for (const vm of Object.keys(bytes))
+      await poll(`lines of ${vm}`, 20_000, async () => (await last(vm)) > 20 || undefined);
+    const killed_ms = Date.now();
+    await w.kill();
+    await sleep(1000);
+    await w.start();
+    const back_ms = Date.now();
+    for (const [vm, size] of Object.entries(bytes)) {
+      assert.equal((await w.client.vm.wait({ vm })).guest, 'ready');
+      const then = await last(vm);
+      await poll(`more lines of ${vm}`, 20_000, async () => (await last(vm)) > then + 100 || undefined);
+      const items = await Array.fromAsync(w.client.vm.logs({ vm, boot: 0 }));
+      const gaps = items.flatMap((item, i) => (item.type === 'gap' ? [{ i, detail: item.detail }] : []));
+      const [gap = assert.fail('no gap is marked')] = gaps;
+      assert.equal(gaps.length, 1);
+      const [, since = '', until = ''] = GAP.exec(gap.detail) ?? assert.fail(gap.detail);
+      assert.ok(Date.parse(since) <= killed_ms + 100 && Date.parse(since) > killed_ms - 20_000, gap.detail);
+      assert.ok(Date.parse(until) > killed_ms && Date.parse(until) <= back_ms, gap.detail);
+      const text = items.map(item => (item.type === 'line' ? item.line : ''));
+      const [before, after] = [numbersIn(text.slice(0, gap.i)), numbersIn(text.slice(gap.i))];
+      t.diagnostic(
+        `${vm}: to ${before.at(-1)}, gap, ${after[0]} to ${after.at(-1)}; jumps ${JSON.stringify(jumps(after))}`,
+      );
+      assert.equal(before[0], 1);
+      assert.deepEqual(jumps(before), [], 'a line is missing before the gap');
+      assert.ok((after[0] ?? 0) > (before.at(-1) ?? 0), 'a line is there twice');
+      const beyond = jumps(after);
+      if (vmm === 'qemu') assert.deepEqual(beyond, [], 'a line is missing, and its writer waits');
+      else
+        assert.ok(
+          beyond.length === 1 || (vm === 'little' && beyond.length === 0),
+          'one place, where the pipe was full',
+        );
+      for (const [from] of beyond) {
+        const kept = (from - (after[0] ?? 0) + 1) * size;
+        assert.ok(kept > KEPT_BYTES * 0.75 && kept <= KEPT_BYTES * 1.25, `${kept} bytes were kept`);
+      }
+    }
+    await s.clear();
   });
 }

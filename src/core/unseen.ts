@@ -113,12 +113,15 @@ const kept = (dir: string): boolean => {
   }
 };
 
-/** Of a console that nobody read. */
+/** Of a console that nobody read. A daemon that is killed has read what it has not written yet. */
 export const noteGap = (console: Console): void =>
-  console.note('no daemon was there; what the guest wrote beyond 64 KiB is lost', {
-    kind: 'gap',
-    ...(console.written_ms === null ? {} : { since_ms: console.written_ms }),
-  });
+  console.note(
+    'no daemon was there; what the last one had not written is lost, and what the guest wrote beyond 64 KiB',
+    {
+      kind: 'gap',
+      ...(console.written_ms === null ? {} : { since_ms: console.written_ms }),
+    },
+  );
 
 const bare = async (host: Host, id: string, reason: string): Promise<LastExit> => {
   const lines = await readConsole(consoleLog(host.paths, id), CONSOLE_TAIL).catch(() => []);

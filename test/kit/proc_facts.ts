@@ -1,5 +1,6 @@
 /** What the kernel says of a VMM's process, proc_pid_status(5) and proc_pid_stat(5). */
 import assert from 'node:assert/strict';
+import { constants } from 'node:fs';
 import { readdir, readFile, stat } from 'node:fs/promises';
 import process from 'node:process';
 
@@ -20,6 +21,8 @@ export const confined = async (pid: number): Promise<string> => {
   const text = await readFile(`/proc/${pid}/stat`, 'utf8');
   const [, , group, session] = text.slice(text.lastIndexOf(')') + 2).split(' ');
   assert.deepEqual([group, session], [String(pid), String(pid)], 'a session of its own');
+  const flags = /^flags:\s+([0-7]+)$/m.exec(await readFile(`/proc/${pid}/fdinfo/1`, 'utf8'))?.[1] ?? '';
+  assert.ok((Number.parseInt(flags, 8) & constants.O_NONBLOCK) !== 0, 'a console that nobody reads holds no guest');
   const names: string[] = [];
   for (const tid of await readdir(`/proc/${pid}/task`)) {
     const status = await statusOf(`/proc/${pid}/task/${tid}/status`);

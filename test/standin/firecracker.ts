@@ -23,14 +23,16 @@
  * NOISE=<which>       the guest's `control` or `egress` streams say bytes of no sense, without end
  * METRICS=<how>       garbage|huge|flood instead of metrics
  * CONSOLE=<text>      printed on the console at the start; FLOOD_MIB=<n>: as much after it, FLOOD_SEED=<n>: of that make
+ * COUNT=<n>           numbered lines of n bytes, one each ms, without end
  * STUBBORN=1          SIGTERM is ignored; IGNORE_END=1: an end that the guest has announced does not come
  */
 import { constants, fstatSync, openSync, writeSync } from 'node:fs';
+import { Socket } from 'node:net';
 import { parseArgs } from 'node:util';
 import { type Answer, Api, Refused } from './firecracker_api.ts';
 import { Vm } from './firecracker_vm.ts';
 import { Vsock } from './firecracker_vsock.ts';
-import { flood } from './flood.ts';
+import { count, flood } from './flood.ts';
 
 const env = (name: string): string | undefined => process.env[`FC_STANDIN_${name}`];
 const number = (name: string): number | undefined => (env(name) === undefined ? undefined : Number(env(name)));
@@ -154,7 +156,9 @@ const vm = new Vm(id, {
   },
   InstanceStart: () => {
     flush();
+    new Socket({ fd: 1, readable: false }).unref(); // from now on a write that would wait fails, as the real one has it
     console_(env('CONSOLE') ?? 'stand-in: up\r\n');
+    count(number('COUNT') ?? 0, 'dropped');
     flood(number('FLOOD_MIB') ?? 0, number('FLOOD_SEED') ?? 1);
     guest.start();
     const ms = number('RESET_MS');

@@ -1,5 +1,5 @@
 /** A guest that never stops printing, and means ill: what terminals obey, forged lines, bytes of no text, lines without an end. */
-import { write } from 'node:fs';
+import { write, writeSync } from 'node:fs';
 
 /** What a pipe takes at once. */
 const PIECE = 65_536;
@@ -35,6 +35,21 @@ const pieceOf = (next: () => number, kind: number): Buffer => {
     size += word.length + 1;
   }
   return Buffer.from(words.join(''), 'latin1').subarray(0, PIECE);
+};
+
+/** Prints numbered lines of so many bytes, one each ms. Those for which there is no room are dropped, as Firecracker does, or wait, as QEMU does. */
+export const count = (bytes: number, full: 'dropped' | 'waits'): void => {
+  if (bytes === 0) return;
+  let n = 1;
+  const one = (): void => {
+    try {
+      writeSync(1, `${`line ${n} `.padEnd(bytes - 2, '.')}\r\n`);
+      n++;
+    } catch {
+      if (full === 'dropped') n++; // the pipe is full
+    }
+  };
+  setInterval(one, 1);
 };
 
 /** Prints so many MiB as fast as they are taken, and says when it is over. The same seed prints the same. */

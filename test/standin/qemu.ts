@@ -20,12 +20,13 @@
  * QEMU_STANDIN_IGNORE_END=1       an end that the guest has announced does not come
  * QEMU_STANDIN_CONSOLE=<text>     printed on the console at `cont`
  * QEMU_STANDIN_FLOOD_MIB=<n>      and so much after it, as fast as it is taken; QEMU_STANDIN_FLOOD_SEED=<n>: of that make
+ * QEMU_STANDIN_COUNT=<n>          numbered lines of n bytes, one each ms, without end
  * QEMU_STANDIN_BOOT_MS=<n>        the guest opens its first port n ms after `cont`
  */
 import { closeSync, fstatSync, openSync, rmSync, writeSync } from 'node:fs';
 import { createServer, type Socket } from 'node:net';
 import { isWritable, lockDisk } from './disk_lock.ts';
-import { flood } from './flood.ts';
+import { count, flood } from './flood.ts';
 import { type Args, Guest, Refusal } from './qemu_guest.ts';
 
 const env = (name: string): string | undefined => process.env[`QEMU_STANDIN_${name}`];
@@ -92,6 +93,7 @@ const cont = (): object => {
   event('RESUME');
   if (!first) return {};
   writeSync(1, env('CONSOLE') ?? 'stand-in: up\r\n');
+  count(Number(env('COUNT') ?? 0), 'waits');
   flood(Number(env('FLOOD_MIB') ?? 0), Number(env('FLOOD_SEED') ?? 1));
   guest.start();
   const ms = env('RESET_MS');
