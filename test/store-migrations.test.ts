@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { test } from 'node:test';
 import { Fault } from '../src/api/fault.ts';
+import { blankVm, vmOps } from '../src/api/vm_ops.ts';
 import { MIGRATIONS } from '../src/store/migrations.ts';
 import { openStore } from '../src/store/open.ts';
 
@@ -74,6 +75,39 @@ test('a migration keeps the data and leaves a copy of it as it was', async () =>
   assert.equal(copy.prepare('pragma user_version').get()?.user_version, newest);
   assert.equal(copy.prepare('select id from jobs').get()?.id, job.id);
   copy.close();
+});
+
+test('a VM of before it could be given anything was given nothing', async () => {
+  await using temp = await dataDir();
+  const known = MIGRATIONS.slice(0, 7);
+  await (await openStore(temp.dir, known))[Symbol.asyncDispose]();
+  const id = 'vm_01jzz000000000000000000001';
+  const { provision: _, ...old } = blankVm(vmOps['vm.create'].input.parse({ name: 'old' }), id, 1);
+  const row = Object.entries({ ...old, vsock_cid: 3 }).map(([name, value]): [string, string | number | null] => [
+    name,
+    typeof value === 'boolean' ? Number(value) : typeof value === 'object' && value ? JSON.stringify(value) : value,
+  ]);
+  const db = new DatabaseSync(temp.db);
+  const columns = row.map(([name]) => name);
+  db.prepare(`insert into vms (${columns}) values (${columns.map(() => '?')})`).run(...row.map(([, value]) => value));
+  db.close();
+  await using store = await openStore(temp.dir);
+  const vm = await store.findVm('old');
+  assert.deepEqual([vm?.id, vm?.env, vm?.provision, vm?.provision_run], [id, {}, null, null]);
+  assert.equal(await store.findProvision(id), undefined);
+});
+
+test('a VM and what it was given are made and go together', async () => {
+  await using temp = await dataDir();
+  await using store = await openStore(temp.dir);
+  const id = 'vm_01jzz000000000000000000001';
+  const vm = blankVm(vmOps['vm.create'].input.parse({ name: 'new' }), id, 1);
+  const provision = { files: [{ path: '/a', content: 'x' }], first_boot: null, first_boot_timeout_ms: 1 };
+  const record = { ...vm, run: null, env: { A: '1' }, provision_run: { ws_id: null, begun: null } };
+  await store.insertVm(record, { provision });
+  assert.deepEqual([(await store.findVm(id))?.env, await store.findProvision(id)], [{ A: '1' }, provision]);
+  await store.removeVm(id, { keep_disk: false });
+  assert.equal(await store.findProvision(id), undefined);
 });
 
 test('a step that fails is undone as a whole, and the step before it stays', async () => {
