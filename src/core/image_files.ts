@@ -7,7 +7,7 @@ import type { Job } from '../api/job.ts';
 import type { OpIn } from '../api/ops.ts';
 import { examine, looksLikeExt4 } from '../images/foreign.ts';
 import { hostArch } from '../lib/arch.ts';
-import { exists, sha256File } from '../lib/files.ts';
+import { exists, sha256File, syncDir, syncFile } from '../lib/files.ts';
 import { plain } from '../lib/text.ts';
 import { makeDisk, removeDisk } from './disk_notes.ts';
 import { needImage } from './find.ts';
@@ -72,6 +72,21 @@ export const exportImage = async (host: Host, image: Image, to: string): Promise
   return host.jobs.start(what, job => writeOut(host, job, image, to));
 };
 
+const copyOut = async (host: Host, { id }: Image, half: string, signal: AbortSignal): Promise<void> => {
+  await host.disks.exportImage(id, half, signal);
+  await syncFile(half);
+};
+
+/** What an export says is there survives the host. */
+const linkTo = async (half: string, to: string): Promise<void> => {
+  await link(half, to);
+  await syncDir(dirname(to)).catch(async (error: unknown) => {
+    if (error instanceof Error && 'code' in error && error.code === 'EINVAL') return; // not every file system syncs folders
+    await rm(to, { force: true });
+    throw error;
+  });
+};
+
 /** Beside its place first, and linked there: what is there is never written over. */
 const writeOut = (host: Host, job: JobContext, image: Image, to: string): Promise<string> =>
   inTemp(host, job.job_id, async () => {
@@ -80,12 +95,12 @@ const writeOut = (host: Host, job: JobContext, image: Image, to: string): Promis
     job.progress({ stage: 'copy', done: 0, total: null, unit: 'bytes' });
     try {
       await host.step('export.copy', () =>
-        host.disks.exportImage(image.id, half, job.signal).catch(error => {
+        copyOut(host, image, half, job.signal).catch(error => {
           throw diskFull(error, dirname(to)); // which need not be that of the data directory
         }),
       );
       job.signal.throwIfAborted();
-      await host.step('export.link', () => link(half, to));
+      await host.step('export.link', () => linkTo(half, to));
     } catch (cause) {
       if (cause instanceof Error && 'code' in cause && cause.code === 'EEXIST')
         throw cannotExport(image, 'exists', `${plain(to)} exists already`, cause);

@@ -14,7 +14,7 @@ export const syncDir = async (dir: string): Promise<void> => {
   }
 };
 
-const syncFile = async (path: string): Promise<void> => {
+export const syncFile = async (path: string): Promise<void> => {
   const handle = await open(path, 'r+');
   try {
     await handle.sync();
