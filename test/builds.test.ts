@@ -67,6 +67,18 @@ test('so many builds at once; the others wait; each can be canceled; the daemon 
   await clear();
 });
 
+test('whoever wants an image of a template that is being built waits for that build', async () => {
+  await client().template.create({ name: 'tpl', source: SOURCE });
+  const ensure = () => client().image.ensure({ image: 'tpl' });
+  const two = await Promise.all([ensure(), ensure()]);
+  const wanted = [...two, await ensure()].map(one => one.job?.id ?? assert.fail('there is an image'));
+  assert.equal(new Set(wanted).size, 1);
+  const { state, result_id } = await job(client().job.get({ job: wanted[0] ?? '' }));
+  assert.deepEqual([state, (await client().build.list({ template: 'tpl' })).length], ['succeeded', 1]);
+  assert.deepEqual(await ensure(), { image_id: result_id, job: null });
+  await clear();
+});
+
 test('a build that cannot succeed says why, and leaves nothing', async () => {
   const fails = async (more: object, detail: RegExp) => {
     await client().template.create({ name: 'tpl', source: SOURCE, ...more });

@@ -1,4 +1,5 @@
 /** Everything a handler may touch, in one object that `daemon/boot.ts` makes. */
+import type { OpOut } from '../api/ops.ts';
 import type { VmUsage } from '../api/vm_inspect.ts';
 import type { Disks } from '../disk/disk.ts';
 import type { Guest } from '../guest/guest.ts';
@@ -44,6 +45,8 @@ export interface Host {
   readonly github_api: string | undefined;
   /** Initramfs files that are being made, by path. */
   readonly initrds: Joined<void>;
+  /** Images of templates that are asked for, by template. */
+  readonly ensures: Joined<OpOut<'image.ensure'>>;
   readonly events: Events;
   readonly metrics: Metrics;
   readonly jobs: JobRunner;

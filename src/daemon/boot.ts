@@ -117,6 +117,7 @@ export const bootDaemon = async (options: DaemonOptions): Promise<Daemon> => {
       github_token: options.github_token,
       github_api: options.github_api,
       initrds: new Joined(),
+      ensures: new Joined(),
       usages: new Joined(),
       events,
       metrics: makeMetrics(VERSION),
