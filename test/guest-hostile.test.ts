@@ -135,6 +135,7 @@ test('an agent that is older than a request is told apart from a command that is
     error instanceof Fault && error.code === 'unsupported' && /older/.test(error.message);
   await assert.rejects(r.guest.viewTerminal(shell, soon()), older);
   await assert.rejects(r.guest.resizeExec('exec_1', 80, 24, soon()), older);
+  await assert.rejects(r.guest.update({ path: '/nowhere', sha256: '' }, soon()), older);
 });
 
 test('lists of commands that are none, or too long, are faults; a long one is taken', async () => {

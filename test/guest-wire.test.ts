@@ -12,6 +12,7 @@ import { Clock } from '../src/guest/clock.ts';
 import { Now } from '../src/guest/facts.ts';
 import { PortFrames, portFrame } from '../src/guest/port_frames.ts';
 import { framed } from '../src/guest/send.ts';
+import { About } from '../src/guest/update.ts';
 import { type ExecPiece, encodePreamble, exitOf, FrameParser, MAX_FRAME } from '../src/guest/wire.ts';
 
 const vectors = <T>(name: string, schema: z.ZodType<T>): T =>
@@ -89,6 +90,15 @@ const ClockCases = z.object({
 
 test('golden clocks', () => {
   for (const { name, clock } of vectors('clock', ClockCases).bad) assert.ok(!Clock.safeParse(clock).success, name);
+});
+
+const AgentCases = z.object({
+  good: z.array(z.object({ agent: About })).min(1),
+  bad: z.array(z.object({ name: z.string(), agent: z.unknown() })).min(1),
+});
+
+test('golden words of which program the agent is', () => {
+  for (const { name, agent } of vectors('agent', AgentCases).bad) assert.ok(!About.safeParse(agent).success, name);
 });
 
 const PortCases = z.object({

@@ -15,6 +15,7 @@ import { providerOps } from './provider.ts';
 import { rootfsOps } from './rootfs.ts';
 import { templateOps } from './template.ts';
 import { terminalOps } from './terminal.ts';
+import { vmAgentOps } from './vm_agent.ts';
 import { vmInspectOps } from './vm_inspect.ts';
 import { vmOps } from './vm_ops.ts';
 import { vmUpOps } from './vm_up.ts';
@@ -33,6 +34,7 @@ export const ops = {
   ...imageOps,
   ...wsOps,
   ...vmOps,
+  ...vmAgentOps,
   ...vmInspectOps,
   ...vmUpOps,
   ...vmWatchOps,

@@ -36,7 +36,7 @@ export const hold = (host: Host, vm: VmRecord, machine: Machine, console: Consol
     },
     onState: (state, facts) => {
       if (state === 'ready') live.rang = true;
-      live.guest_stored = onGuest(host, live, state, facts);
+      live.guest_stored = noteGuest(host, live, state, facts);
       if (state === 'ready') live.provisioned ??= live.guest_stored.then(() => provision(host, live));
       if (state === 'unreachable') attend(host, live);
     },
@@ -108,7 +108,8 @@ export const guestProvisioned = async (live: Live, signal: AbortSignal): Promise
   await raced(live.provisioned ?? Promise.resolve(), live.gone.signal);
 };
 
-const onGuest = async (
+/** Stores what is known of the guest, and tells of it. Never rejects. */
+export const noteGuest = async (
   host: Host,
   live: Live,
   state: 'connecting' | 'ready' | 'unreachable',

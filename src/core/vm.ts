@@ -1,6 +1,7 @@
 import { Fault } from '../api/fault.ts';
 import type { OpIn } from '../api/ops.ts';
 import type { VmFilter } from '../store/store.ts';
+import { updateAgent } from './agent.ts';
 import { holdVm } from './ephemeral.ts';
 import { needVm, publicVm } from './find.ts';
 import type { HandlersOf } from './handler.ts';
@@ -44,6 +45,7 @@ export const vmHandlers = (host: Host): HandlersOf<'vm'> => ({
   'vm.history': async (_ctx, { vm, limit }) => host.store.vmHistory((await needVm(host, vm)).id, limit),
   'vm.up': (ctx, input) => startUp(host, input, ctx.actor),
   'vm.up_plan': (_ctx, input) => planUp(host, input),
+  'vm.update_agent': (ctx, { vm }) => updateAgent(host, vm, ctx.signal),
   'vm.inspect': (_ctx, { vm }) => inspectVm(host, vm),
   'vm.top': async (ctx, input) => vmTop(host, input, AbortSignal.any([ctx.signal, host.closing])),
   'vm.logs': async (ctx, input) => vmLogs(host, await needVm(host, input.vm), input, ctx.signal),

@@ -222,9 +222,17 @@ export class ExecOutput implements ExecStream {
       );
     }
     if (this.#barren > 0) await pause(Math.min(1000, 10 * 2 ** (this.#barren - 1)), signal);
-    const source = await this.#options.reattach({ ...this.offsets }, signal);
+    const source = await this.#options.reattach({ ...this.offsets }, signal).catch(error => {
+      throw error instanceof Fault && error.code === 'not_found' ? this.#forgotten(error) : error;
+    });
     if (signal.aborted) source.stream.close(http2.constants.NGHTTP2_CANCEL);
     else this.#use(source);
+  }
+
+  /** The agent is not the one that ran it: that has died. */
+  #forgotten(cause: Fault): Fault {
+    const detail = `The end of command ${this.id} is not known: the guest's agent has died and was started again.`;
+    return new Fault('guest', detail, { hint: 'the command may still run, but nobody reads its output', cause });
   }
 
   #settle(how: () => void): void {

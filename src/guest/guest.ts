@@ -11,7 +11,6 @@ import type { Signal } from '../api/exec.ts';
 import { Fault } from '../api/fault.ts';
 import { Slots } from '../lib/slots.ts';
 import { plain } from '../lib/text.ts';
-import type { Settle } from './clock.ts';
 import { type Egress, serveEgress } from './egress.ts';
 import { ExecOutput, type ExecStream, type Offsets } from './exec.ts';
 import { EXECS_MOST_BYTES, ExecList, type GuestExecs } from './exec_list.ts';
@@ -23,6 +22,7 @@ import { checkId, outputRequest, runRequest, tailRequest } from './output_reques
 import { openPort, type Port, type PortTarget } from './port.ts';
 import { refusal } from './refusal.ts';
 import { type OutputRequest, Requests } from './requests.ts';
+import { type AgentProgram, type Updated, updateAgent } from './update.ts';
 import { upload } from './upload.ts';
 import type { Asked } from './wire.ts';
 
@@ -159,14 +159,6 @@ export class Guest implements AsyncDisposable {
     await this.#requests.call({ what, method: 'POST', path: '/v1/power', body, again: false }, signal);
   }
 
-  /** Sets clock, entropy and host name: after a load, before anything of the user runs. */
-  async settle(body: Settle, signal: AbortSignal): Promise<void> {
-    await this.#requests.call(
-      { what: 'set up the guest', method: 'POST', path: '/v1/settle', body, again: true },
-      signal,
-    );
-  }
-
   /** What its machine has and does at this moment. */
   async now(signal: AbortSignal): Promise<Now> {
     const request = { what: 'ask the guest how it is', method: 'GET', path: '/v1/now', again: true } as const;
@@ -182,6 +174,11 @@ export class Guest implements AsyncDisposable {
     const body = { device, size_bytes };
     const request = { what, method: 'POST', path: '/v1/disks/grow', body, again: true } as const;
     return parseBody(Grown, (await this.#requests.call(request, signal)).body, 'what was grown').path;
+  }
+
+  /** Puts another program in the agent's place; what runs in the guest goes on. */
+  update(program: AgentProgram, signal: AbortSignal): Promise<Updated> {
+    return updateAgent(this.#requests, program, signal);
   }
 
   /** Runs a command. Resolves when it runs; one that cannot be started is a fault with a `reason`. */

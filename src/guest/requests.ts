@@ -4,7 +4,7 @@
  */
 import http2, { type IncomingHttpHeaders, type OutgoingHttpHeaders } from 'node:http2';
 import { Fault } from '../api/fault.ts';
-import { DeadlineError, pause, within } from '../lib/deadline.ts';
+import { DeadlineError, pause, raced, within } from '../lib/deadline.ts';
 import { Slots } from '../lib/slots.ts';
 import { type Offsets, Source } from './exec.ts';
 import type { Keeper } from './keeper.ts';
@@ -78,6 +78,8 @@ const passing = (error: unknown): boolean =>
 export class Requests {
   readonly #keeper: Keeper;
   readonly #small = new Slots(SMALL);
+  /** Somebody has the connection alone, until this is resolved. */
+  #taken: PromiseWithResolvers<void> | undefined;
 
   constructor(keeper: Keeper) {
     this.#keeper = keeper;
@@ -90,7 +92,26 @@ export class Requests {
 
   async link(signal: AbortSignal): Promise<Link> {
     using limit = within('the connection to the guest', CALL_MS, signal);
-    return await this.#keeper.link(limit.signal);
+    return await this.#link(limit.signal);
+  }
+
+  async #link(signal: AbortSignal): Promise<Link> {
+    while (this.#taken !== undefined) await raced(this.#taken.promise, signal);
+    return await this.#keeper.link(signal);
+  }
+
+  /** The connection for one alone: until it is disposed, requests that have not begun wait. */
+  async alone(signal: AbortSignal): Promise<Disposable & { link(signal: AbortSignal): Promise<Link> }> {
+    while (this.#taken !== undefined) await raced(this.#taken.promise, signal);
+    const taken = Promise.withResolvers<void>();
+    this.#taken = taken;
+    return {
+      link: limit => this.#keeper.link(limit),
+      [Symbol.dispose]: () => {
+        this.#taken = undefined;
+        taken.resolve();
+      },
+    };
   }
 
   /** Runs `deed`; what it throws becomes a fault that begins "Cannot `what`". */
@@ -139,7 +160,7 @@ export class Requests {
   async #tries<T>(signal: AbortSignal, may: (error: unknown) => boolean, deed: (link: Link) => Promise<T>): Promise<T> {
     for (let delay = 0; ; delay = Math.min(RETRY_MOST_MS, Math.max(RETRY_LEAST_MS, delay * 2))) {
       if (delay > 0) await pause(delay, signal);
-      const link = await this.#keeper.link(signal);
+      const link = await this.#link(signal);
       try {
         return await deed(link);
       } catch (error) {

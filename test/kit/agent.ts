@@ -1,8 +1,8 @@
 /** The guest agent's programs, built once for each state of its sources and kept under `.cache/agent/`. */
 import { createHash } from 'node:crypto';
-import { readdir, readFile, stat } from 'node:fs/promises';
+import { appendFile, copyFile, readdir, readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import { ensureDir, exists, removeTree } from '../../src/lib/files.ts';
+import { ensureDir, exists, removeTree, sha256File } from '../../src/lib/files.ts';
 import { run } from '../../src/lib/proc.ts';
 
 export interface AgentBinaries {
@@ -51,6 +51,14 @@ export const agentBinaries = async (): Promise<AgentBinaries> => {
     await forgetOld(key);
   }
   return inFolder(dir);
+};
+
+/** An agent like ours, with another hash, in `dir`. */
+export const anotherAgent = async (dir: string): Promise<{ path: string; sha256: string }> => {
+  const path = join(dir, 'another-agent');
+  await copyFile((await agentBinaries()).agent_x86_64, path);
+  await appendFile(path, 'another');
+  return { path, sha256: await sha256File(path) };
 };
 
 const inFolder = (dir: string): AgentBinaries => ({

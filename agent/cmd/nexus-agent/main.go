@@ -10,8 +10,12 @@ import (
 
 	"github.com/workfort/nexus/agent/internal/initramfs"
 	"github.com/workfort/nexus/agent/internal/machine"
+	"github.com/workfort/nexus/agent/internal/takeover"
 	"github.com/workfort/nexus/agent/internal/wire"
 )
+
+// program is the name by which another agent knows this one for its successor.
+const program = "nexus-agent"
 
 func main() {
 	if os.Getpid() == 1 {
@@ -38,6 +42,8 @@ func main() {
 		}
 	case verb == "version":
 		fmt.Println(wire.Version)
+	case verb == takeover.Verb:
+		takeover.Claim(program)
 	case verb == "service":
 		service()
 	case verb == "ending":

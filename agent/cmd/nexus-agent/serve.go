@@ -19,6 +19,7 @@ import (
 	"github.com/workfort/nexus/agent/internal/machine"
 	"github.com/workfort/nexus/agent/internal/proc"
 	"github.com/workfort/nexus/agent/internal/safe"
+	"github.com/workfort/nexus/agent/internal/takeover"
 	"github.com/workfort/nexus/agent/internal/wire"
 )
 
@@ -40,22 +41,22 @@ func pid1() {
 	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_CAD_OFF) // Ctrl-Alt-Del becomes SIGINT
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGPWR)
-	if err := machine.MountEarly(); err != nil {
-		safe.Logf("%v", err)
+	left := takeover.Left()
+	if left == nil { // else all of this is as somebody may want it by now
+		if err := machine.MountEarly(); err != nil {
+			safe.Logf("%v", err)
+		}
+		machine.MountGroups()
 	}
-	machine.MountGroups()
 	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: openFiles, Max: maxFiles}); err != nil {
 		safe.Logf("cannot raise the limit of open files: %v", err)
 	}
 	params := machine.ReadParams()
-	if err := machine.SetHostname(params.Hostname); err != nil {
-		safe.Logf("cannot set the host name: %v", err)
-	}
+	nameHost(params, left)
 
-	table := proc.NewTable(true)
-	client, registry := newClient(params), execs.NewRegistry(table)
-	own := &machine.Own{Table: table, Close: registry.Close, Ending: client.Ending}
-	safe.Go(func() { connect(params, client, registry, own) })
+	a := newAgent(params, left, true)
+	own := &machine.Own{Table: a.table, Close: a.registry.Close, Ending: a.client.Ending}
+	safe.Go(func() { a.connect(own) })
 	for sig := range signals {
 		kind := map[os.Signal]string{syscall.SIGUSR1: "halt", syscall.SIGUSR2: "poweroff", syscall.SIGPWR: "poweroff"}[sig]
 		if kind == "" {
@@ -82,45 +83,69 @@ func service() {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGUSR1)
 	params := machine.ReadParams()
-	if err := machine.SetHostname(params.Hostname); err != nil { // the init has set that of /etc/hostname
-		safe.Logf("cannot set the host name: %v", err)
-	}
-	table := proc.NewTable(false)
-	client, registry := newClient(params), execs.NewRegistry(table)
-	served := &machine.Served{Table: table, Ending: client.Ending, End: registry.End}
-	safe.Go(func() { connect(params, client, registry, served) })
+	left := takeover.Left()
+	nameHost(params, left) // the init has set that of /etc/hostname
+	a := newAgent(params, left, false)
+	served := &machine.Served{Table: a.table, Ending: a.client.Ending, End: a.registry.End}
+	safe.Go(func() { a.connect(served) })
 	kind := "down"
 	if <-signals == syscall.SIGTERM {
-		kind = machine.SystemdKind(table)
+		kind = machine.SystemdKind(a.table)
 	}
 	if kind != "" {
 		served.Leave(kind, machine.GuestGrace)
 	}
 }
 
-func newClient(params machine.Params) *egress.Client {
-	id := facts.NewID()
-	return &egress.Client{Facts: func() wire.Facts {
-		f := facts.Gather(id)
+func nameHost(params machine.Params, left *takeover.State) {
+	if left != nil {
+		return
+	}
+	if err := machine.SetHostname(params.Hostname); err != nil {
+		safe.Logf("cannot set the host name: %v", err)
+	}
+}
+
+// agent is what serves the host, whatever its place in the machine.
+type agent struct {
+	params   machine.Params
+	id       string // outlives a change of the program
+	table    *proc.Table
+	registry *execs.Registry
+	client   *egress.Client
+	ports    *channel.Ports
+}
+
+// newAgent goes on with what the program before has left. As PID 1 it takes all orphans.
+func newAgent(params machine.Params, left *takeover.State, all bool) *agent {
+	a := &agent{params: params, id: facts.NewID(), ports: channel.NewPorts(nil)}
+	if left != nil && left.AgentID != "" {
+		a.id, a.ports = left.AgentID, channel.NewPorts(left.Served)
+	}
+	a.table, a.registry = left.Commands(all)
+	a.client = &egress.Client{Facts: func() wire.Facts {
+		f := facts.Gather(a.id)
 		for _, problem := range disks.Problems(params.Mounts) {
 			f.Problems = append(f.Problems, facts.Clean(problem))
 		}
 		return f
 	}}
+	return a
 }
 
 // connect serves the channels for ever. A transport that is not there yet, because its module is loaded later by the image,
 // is tried again.
-func connect(params machine.Params, client *egress.Client, registry *execs.Registry, system control.System) {
-	server := &control.Server{Execs: registry, Facts: client.Facts, System: system}
-	streams := channel.Server{Control: server.Serve, Egress: func(c net.Conn) {
-		if err := client.Use(c); err != nil {
+func (a *agent) connect(system control.System) {
+	next := &takeover.Agent{Program: program, ID: a.id, Execs: a.registry, Table: a.table, Served: a.ports.Served}
+	server := &control.Server{Execs: a.registry, Facts: a.client.Facts, System: system, Successor: next}
+	streams := channel.Server{Control: server.Serve, Ports: a.ports, Egress: func(c net.Conn) {
+		if err := a.client.Use(c); err != nil {
 			safe.Logf("the bell was not answered: %v", err)
 		}
 	}}
 	said := ""
 	for ; ; time.Sleep(500 * time.Millisecond) {
-		err := channel.Serve(params.Transport, streams, client)
+		err := channel.Serve(a.params.Transport, streams, a.client)
 		if text := err.Error(); text != said {
 			said = text
 			safe.Logf("cannot reach the host: %s", text)

@@ -3,6 +3,7 @@ package channel
 
 import (
 	"errors"
+	"maps"
 	"net"
 	"os"
 	"strings"
@@ -19,6 +20,26 @@ import (
 type Server struct {
 	Control func(net.Conn)
 	Egress  func(net.Conn)
+	Ports   *Ports
+}
+
+// Ports are those that were served, by name, with their devices. The zero value is empty.
+type Ports struct {
+	mu     sync.Mutex
+	served map[string]string
+}
+
+// NewPorts are ports that an earlier program of this process has served.
+func NewPorts(served map[string]string) *Ports {
+	p := &Ports{served: map[string]string{}}
+	maps.Copy(p.served, served)
+	return p
+}
+
+// Served names them. From then on no further port is served: the next program of this process does it, unless resume is called.
+func (p *Ports) Served() (served map[string]string, resume func()) {
+	p.mu.Lock()
+	return maps.Clone(p.served), p.mu.Unlock
 }
 
 const (
@@ -30,17 +51,13 @@ const (
 // serial serves virtio-serial ports.
 //
 // INVARIANTS
-//   - A port is opened once: its name stays in `served` until the kernel has removed the port.
-//   - `served` is touched by the uevent loop alone.
+//   - A port is opened once: its name stays in `served` until the kernel has removed the port, whatever program this process runs.
 //   - When a stream is over its descriptor is closed: an open one would hold the port's unplug.
-type serial struct {
-	Server
-	served map[string]string // name of the port -> its device
-}
+type serial struct{ Server }
 
 // Serial serves every port that is there and every one that comes. It returns if uevents cannot be had.
 func Serial(s Server) error {
-	p := &serial{Server: s, served: map[string]string{}}
+	p := &serial{s}
 	fd, err := uevents()
 	if err != nil {
 		return err
@@ -94,17 +111,20 @@ func (p *serial) scan() {
 			found[name] = e.Name()
 		}
 	}
-	for name, dev := range p.served {
+	p.Ports.mu.Lock()
+	defer p.Ports.mu.Unlock()
+	served := p.Ports.served
+	for name, dev := range served {
 		if found[name] != dev {
-			delete(p.served, name)
+			delete(served, name)
 		}
 	}
 	for name, dev := range found {
 		serve := p.handler(name)
-		if _, known := p.served[name]; known || serve == nil {
+		if _, known := served[name]; known || serve == nil {
 			continue
 		}
-		p.served[name] = dev
+		served[name] = dev
 		safe.Go(func() {
 			conn, err := openPort(dev)
 			if err != nil {

@@ -43,9 +43,14 @@ type Server struct {
 	Execs  *execs.Registry
 	Facts  func() wire.Facts
 	System System
+	// Successor puts another program in the agent's place; nil: none can be.
+	Successor Successor
 
 	once sync.Once
 	mux  *http.ServeMux
+	// busy counts the requests that must not be cut off, of all connections.
+	busy     atomic.Int32
+	updating atomic.Bool
 }
 
 // Serve speaks HTTP/2 on one connection until it ends, and closes it.
@@ -61,7 +66,10 @@ func (s *Server) Serve(conn net.Conn) {
 	h2.ServeConn(conn, &http2.ServeConnOpts{
 		BaseConfig: &http.Server{ErrorLog: log.New(logWriter{}, "", 0), MaxHeaderBytes: 16 << 10},
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			s.mux.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), longKey{}, long)))
+			at := &request{long: long, busy: &s.busy}
+			defer at.settle()
+			s.busy.Add(1)
+			s.mux.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), requestKey{}, at)))
 		}),
 	})
 }
@@ -80,11 +88,11 @@ func (s *Server) routes() {
 	s.mux.HandleFunc("GET /v1/now", func(w http.ResponseWriter, _ *http.Request) { answer(w, 200, facts.Now()) })
 	s.mux.HandleFunc("POST /v1/exec", long(s.exec))
 	s.mux.HandleFunc("POST /v1/terminal", long(s.exec))
-	s.mux.HandleFunc("GET /v1/exec/{id}/output", long(s.output))
+	s.mux.HandleFunc("GET /v1/exec/{id}/output", long(cuttable(s.output)))
 	s.mux.HandleFunc("POST /v1/exec/{id}/stdin", long(s.stdin))
 	s.mux.HandleFunc("POST /v1/exec/{id}/signal", s.signal)
 	s.mux.HandleFunc("POST /v1/exec/{id}/resize", s.resize)
-	s.mux.HandleFunc("POST /v1/port", long(s.port))
+	s.mux.HandleFunc("POST /v1/port", long(cuttable(s.port)))
 	s.mux.HandleFunc("GET /v1/execs", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, 200, map[string]any{"execs": s.Execs.List()})
 	})
@@ -95,18 +103,49 @@ func (s *Server) routes() {
 		answer(w, 200, wire.Clock{ClockUs: s.System.Clock()})
 	})
 	s.mux.HandleFunc("POST /v1/clock", s.stepClock)
+	if s.Successor != nil {
+		s.mux.HandleFunc("GET /v1/agent", s.agent)
+		s.mux.HandleFunc("POST /v1/update", s.update)
+	}
 	s.mux.HandleFunc("POST /v1/disks/grow", s.grow)
 	s.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		refuse(w, 404, "not_found", "the agent does not know this request")
 	})
 }
 
-type longKey struct{}
+type requestKey struct{}
+
+// request is what is counted of one.
+type request struct {
+	long *atomic.Int32 // of its connection
+	busy *atomic.Int32 // of the agent
+	cut  bool
+}
+
+func (q *request) settle() {
+	if !q.cut {
+		q.cut = true
+		q.busy.Add(-1)
+	}
+}
+
+func requestOf(r *http.Request) *request { return r.Context().Value(requestKey{}).(*request) }
+
+// mayBeCut says that from now on the request may be broken off without harm: the host knows how to go on.
+func mayBeCut(r *http.Request) { requestOf(r).settle() }
+
+// cuttable is a handler whose requests may be broken off at any time.
+func cuttable(h http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		mayBeCut(r)
+		h(w, r)
+	}
+}
 
 // long counts the streams that may stay open for long, so that some are always left for the short ones.
 func long(h http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		n := r.Context().Value(longKey{}).(*atomic.Int32)
+		n := requestOf(r).long
 		defer n.Add(-1)
 		if n.Add(1) > wire.LongStreams {
 			refuse(w, 429, "too_many", "too many commands and files are open on this connection")

@@ -39,12 +39,15 @@ func (s *Server) exec(w http.ResponseWriter, r *http.Request) {
 	defer reader.Detach()
 	if fresh && spec.Stdin == "open" {
 		if in := reader.Exec.TakeStdin(); in != nil {
+			s.busy.Add(1)
 			safe.Go(func() {
+				defer s.busy.Add(-1)
 				defer in.Close()
 				_, _ = feed(in, r.Body)
 			})
 		}
 	}
+	mayBeCut(r)
 	stream(w, r, reader)
 }
 
@@ -164,6 +167,7 @@ func typeInto(w http.ResponseWriter, r *http.Request, e *execs.Exec) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(200) // the writer waits for this before it sends
 	_ = http.NewResponseController(w).Flush()
+	mayBeCut(r)
 	n, err := feed(in, r.Body)
 	if err != nil {
 		panic(http.ErrAbortHandler)

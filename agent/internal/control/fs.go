@@ -11,11 +11,11 @@ import (
 
 func (s *Server) fsRoutes() {
 	s.mux.HandleFunc("GET /v1/fs/stat", fsStat)
-	s.mux.HandleFunc("GET /v1/fs/list", long(fsList))
-	s.mux.HandleFunc("GET /v1/fs/read", long(fsRead))
+	s.mux.HandleFunc("GET /v1/fs/list", long(cuttable(fsList)))
+	s.mux.HandleFunc("GET /v1/fs/read", long(cuttable(fsRead)))
 	s.mux.HandleFunc("POST /v1/fs/write", long(fsWrite))
-	s.mux.HandleFunc("GET /v1/fs/watch", long(fsWatch))
-	s.mux.HandleFunc("GET /v1/fs/tree", long(fsExport))
+	s.mux.HandleFunc("GET /v1/fs/watch", long(cuttable(fsWatch)))
+	s.mux.HandleFunc("GET /v1/fs/tree", long(cuttable(fsExport)))
 	s.mux.HandleFunc("POST /v1/fs/tree", long(fsImport))
 	s.mux.HandleFunc("POST /v1/fs/remove", long(fsRemove))
 	s.mux.HandleFunc("POST /v1/fs/mkdir", fsMkdir)

@@ -12,7 +12,6 @@ package execs
 
 import (
 	"errors"
-	"io"
 	"os"
 	"sync"
 	"syscall"
@@ -45,11 +44,17 @@ type Exec struct {
 	kill  bool          // on_disconnect
 	delay time.Duration // until then
 	hold  time.Duration // for a reader that went away
+	// killAt is the end of its timeout; zero: none.
+	killAt time.Time
+	adrift *adrift
 
 	mu       sync.Mutex
 	cond     *sync.Cond
-	rings    [2]ring // stdout, stderr
-	eof      [2]bool
+	rings    [2]ring     // stdout, stderr
+	outs     [2]*os.File // what its pumps read; nil: at its end. A terminal has one
+	frozen   bool
+	parked   [2]bool
+	pending  [2][]byte // of a pump that is parked: read, and not in the ring yet
 	readers  map[*Reader]struct{}
 	gone     map[*Reader]struct{} // went away before the end, and are waited for
 	serial   int
@@ -67,9 +72,9 @@ type Exec struct {
 }
 
 // supervise follows the command to its end. It returns when finished is set.
-func (e *Exec) supervise(timeout time.Duration, stdin *os.File, out [2]*os.File) {
-	if timeout > 0 {
-		t := time.AfterFunc(timeout, func() {
+func (e *Exec) supervise(stdin *os.File) {
+	if !e.killAt.IsZero() {
+		t := time.AfterFunc(time.Until(e.killAt), func() {
 			defer safe.Recover()
 			e.mu.Lock()
 			defer e.mu.Unlock()
@@ -78,8 +83,9 @@ func (e *Exec) supervise(timeout time.Duration, stdin *os.File, out [2]*os.File)
 		defer t.Stop()
 	}
 	var pumps sync.WaitGroup
+	out := e.pumped()
 	for i, f := range out {
-		if f != nil { // a terminal has one channel
+		if f != nil {
 			pumps.Add(1)
 			safe.Go(func() { e.pump(i, f, pumps.Done) })
 		}
@@ -109,6 +115,12 @@ func (e *Exec) supervise(timeout time.Duration, stdin *os.File, out [2]*os.File)
 	e.mu.Unlock()
 }
 
+func (e *Exec) pumped() [2]*os.File {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.outs
+}
+
 func exitOf(c *proc.Child, timedOut bool) *Exit {
 	x := &Exit{TimedOut: timedOut, Duration: c.Ended.Sub(c.Started)}
 	if c.Status.Signaled() {
@@ -127,25 +139,45 @@ func (e *Exec) pump(i int, f *os.File, done func()) {
 	end := func() {
 		if !ended {
 			ended = true
+			e.leave(i)
 			done()
 		}
 	}
 	defer end()
+	e.append(i, e.inHand(i))
 	buf := make([]byte, 16<<10)
 	for {
-		n, err := f.Read(buf)
+		n, err := e.read(i, f, buf)
 		e.append(i, buf[:n])
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			_ = f.SetReadDeadline(time.Time{})
 			e.drain(i, f, buf)
+			e.adrift.add(f)
 			end()
-			_, _ = io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{f}, buf)
+			e.adrift.read(f, buf)
 			return
 		}
 		if err != nil {
 			return
 		}
 	}
+}
+
+// inHand is what the pump of the program before had read.
+func (e *Exec) inHand(i int) []byte {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	p := e.pending[i]
+	e.pending[i] = nil
+	return p
+}
+
+// leave says that no pump reads the channel any more.
+func (e *Exec) leave(i int) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.outs[i] = nil
+	e.cond.Broadcast()
 }
 
 // drain reads what the pipe holds now. All that the command itself wrote is in it.
@@ -155,7 +187,7 @@ func (e *Exec) drain(i int, f *os.File, buf []byte) {
 		_ = raw.Control(func(fd uintptr) { left, _ = unix.IoctlGetInt(int(fd), unix.TIOCINQ) })
 	}
 	for left > 0 {
-		n, err := f.Read(buf[:min(left, len(buf))])
+		n, err := e.read(i, f, buf[:min(left, len(buf))])
 		e.append(i, buf[:n])
 		left -= n
 		if err != nil {
@@ -171,6 +203,9 @@ func (e *Exec) append(i int, p []byte) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for len(p) > 0 {
+		if e.frozen {
+			e.park(i, p)
+		}
 		room := e.room(i)
 		if room == 0 {
 			if e.tty != nil {

@@ -100,19 +100,29 @@ func (r *Reader) Detach() {
 	defer e.mu.Unlock()
 	delete(e.readers, r)
 	if !e.finished && !r.behind && !e.followed(r) {
-		e.gone[r] = struct{}{}
-		time.AfterFunc(e.hold, func() {
-			defer safe.Recover()
-			e.mu.Lock()
-			defer e.mu.Unlock()
-			delete(e.gone, r)
-			e.cond.Broadcast()
-		})
+		e.waitFor(r, e.hold)
 	}
 	e.cond.Broadcast()
 	if e.bare {
 		e.trimLocked()
 	}
+	e.killOrphan()
+}
+
+// waitFor holds the command for a reader that may come back. The lock is held.
+func (e *Exec) waitFor(r *Reader, hold time.Duration) {
+	e.gone[r] = struct{}{}
+	time.AfterFunc(hold, func() {
+		defer safe.Recover()
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		delete(e.gone, r)
+		e.cond.Broadcast()
+	})
+}
+
+// killOrphan ends a command without readers after a while, where that was asked for. The lock is held.
+func (e *Exec) killOrphan() {
 	if !e.kill || e.exit != nil || len(e.readers) > 0 {
 		return
 	}
@@ -153,6 +163,10 @@ func (r *Reader) Next(ctx context.Context, buf []byte) (int, error) {
 	for {
 		if err := ctx.Err(); err != nil {
 			return 0, err
+		}
+		if e.frozen { // what it takes now the next program would not know
+			e.cond.Wait()
+			continue
 		}
 		if n := r.fill(buf); n > 0 {
 			e.cond.Broadcast()

@@ -1,6 +1,7 @@
 package execs
 
 import (
+	"os"
 	"sync"
 	"syscall"
 	"time"
@@ -18,6 +19,8 @@ const (
 	keepDigestFor = 10 * time.Minute
 	// holdFor is how long a command is held for a reader that went away before the end.
 	holdFor = 2 * time.Second
+	// holdOver is the same over a change of the agent's program, which takes the connections with it.
+	holdOver = 15 * time.Second
 	// maxRunning bounds commands that go on without a reader.
 	maxRunning = 1024
 )
@@ -49,6 +52,7 @@ type Registry struct {
 	sessions map[string]*entry
 	ended    []*entry // oldest first
 	digested []*entry // ended with a digest before those, without their output
+	adrift   adrift
 	running  int
 	closed   bool
 }
@@ -59,6 +63,7 @@ type entry struct {
 	exec   *Exec
 	fail   *Failure
 	digest string
+	since  time.Time // in the list that it is in
 }
 
 // Item is one line of GET /v1/execs.
@@ -76,7 +81,8 @@ type Item struct {
 
 // NewRegistry makes an empty registry that starts its commands through table.
 func NewRegistry(table *proc.Table) *Registry {
-	return &Registry{table: table, known: map[string]*entry{}, sessions: map[string]*entry{}, OrphanDelay: 10 * time.Second, Hold: holdFor}
+	return &Registry{table: table, known: map[string]*entry{}, sessions: map[string]*entry{}, OrphanDelay: 10 * time.Second, Hold: holdFor,
+		adrift: adrift{files: map[*os.File]struct{}{}}}
 }
 
 // Close lets no further command start.
@@ -186,9 +192,6 @@ func (g *Registry) Run(spec wire.Spec) (r *Reader, fresh bool, fail *Failure) {
 		}
 	}()
 	r, en.fail = g.start(spec, en)
-	if r != nil {
-		en.exec = r.Exec
-	}
 	return r, true, en.fail
 }
 
@@ -235,15 +238,21 @@ func (g *Registry) retire(en *entry) {
 	defer g.mu.Unlock()
 	g.running--
 	g.leaveSession(en.exec.session, en)
+	en.since = time.Now()
 	g.ended = append(g.ended, en)
 	if len(g.ended) > keepEnded {
 		g.dropOldest()
 	}
-	time.AfterFunc(2*holdFor, func() {
+	g.forgetEnded(en)
+}
+
+// forgetEnded sees to it that one that ended is forgotten in time. The lock is held.
+func (g *Registry) forgetEnded(en *entry) {
+	time.AfterFunc(time.Until(en.since.Add(2*holdFor)), func() {
 		defer safe.Recover()
 		en.exec.trim(false)
 	})
-	time.AfterFunc(keepFor, func() {
+	time.AfterFunc(time.Until(en.since.Add(keepFor)), func() {
 		defer safe.Recover()
 		g.mu.Lock()
 		defer g.mu.Unlock()
@@ -263,11 +272,17 @@ func (g *Registry) dropOldest() {
 		return
 	}
 	en.exec.trim(true)
+	en.since = time.Now()
 	g.digested = append(g.digested, en)
 	if len(g.digested) > keepDigests {
 		g.dropDigested()
 	}
-	time.AfterFunc(keepDigestFor, func() {
+	g.forgetDigested(en)
+}
+
+// forgetDigested is forgetEnded for one of which the digest alone is known. The lock is held.
+func (g *Registry) forgetDigested(en *entry) {
+	time.AfterFunc(time.Until(en.since.Add(keepDigestFor)), func() {
 		defer safe.Recover()
 		g.mu.Lock()
 		defer g.mu.Unlock()

@@ -65,16 +65,24 @@ func (g *Registry) start(spec wire.Spec, en *entry) (*Reader, *Failure) {
 	}
 	e := &Exec{ID: spec.ID, Pid: child.Pid, table: g.table, child: child, kill: spec.OnDisconnect == "kill",
 		delay: g.OrphanDelay, hold: g.Hold, readers: map[*Reader]struct{}{}, gone: map[*Reader]struct{}{}, stdin: p.stdin, tty: tty,
-		command: summary(spec.Argv), session: spec.Session}
+		command: summary(spec.Argv), session: spec.Session, outs: [2]*os.File{p.stdout, p.stderr}, adrift: &g.adrift}
 	e.cond = sync.NewCond(&e.mu)
 	r, _ := e.Attach([2]uint64{})
-	timeout := time.Duration(spec.TimeoutMs) * time.Millisecond
+	if spec.TimeoutMs > 0 {
+		e.killAt = time.Now().Add(time.Duration(spec.TimeoutMs) * time.Millisecond)
+	}
+	en.exec = e
+	g.follow(en, p.stdin)
+	return r, nil
+}
+
+// follow goes with a command to its end.
+func (g *Registry) follow(en *entry, stdin *os.File) {
 	safe.Go(func() {
-		e.supervise(timeout, p.stdin, [2]*os.File{p.stdout, p.stderr})
+		en.exec.supervise(stdin)
 		<-en.ready
 		g.retire(en)
 	})
-	return r, nil
 }
 
 func openStreams(spec wire.Spec, uid uint32, own bool) (p *pipes, t *terminal, err error) {

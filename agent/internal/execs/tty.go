@@ -174,6 +174,9 @@ func (e *Exec) overtake(i int) {
 	defer alarm.Stop()
 	for since := time.Now(); e.room(i) == 0; {
 		e.cond.Wait()
+		if e.frozen {
+			return
+		}
 		if time.Since(since) < e.hold {
 			continue
 		}

@@ -36,9 +36,18 @@ type Table struct {
 }
 
 // NewTable makes a table and its reaper, which runs until the process ends. With all it waits for every child, as
-// PID 1 must for the orphans it inherits; without, only for those in the table.
-func NewTable(all bool) *Table {
+// PID 1 must for the orphans it inherits; without, only for those in the table. Known are children that the process had before it
+// became this program.
+func NewTable(all bool, known ...*Child) *Table {
 	t := &Table{children: map[int]*Child{}, all: all, wake: make(chan os.Signal, 1)}
+	for _, c := range known {
+		select {
+		case <-c.Done:
+		default:
+			t.children[c.Pid] = c
+		}
+	}
+	t.wake <- syscall.SIGCHLD // of those that ended before nobody tells
 	signal.Notify(t.wake, syscall.SIGCHLD)
 	catchIgnored()
 	safe.Go(func() {
@@ -72,6 +81,12 @@ func (t *Table) Start(path string, argv []string, attr *syscall.ProcAttr) (*Chil
 	c.Pid = pid
 	t.children[pid] = c
 	return c, nil
+}
+
+// Freeze holds everything as it is: nobody is started, signalled or waited for until it is thawed.
+func (t *Table) Freeze() (thaw func()) {
+	t.mu.Lock()
+	return t.mu.Unlock
 }
 
 // Signal sends sig to the child's process group; false if the child has ended.

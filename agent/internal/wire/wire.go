@@ -156,6 +156,15 @@ type Settle struct {
 	Hostname string `json:"hostname,omitempty"`
 }
 
+// Agent is the answer of GET /v1/agent: which program it is.
+type Agent struct {
+	Version string `json:"version"`
+	Sha256  string `json:"sha256"`
+}
+
+// MaxAgent bounds the program that POST /v1/update brings, in bytes.
+const MaxAgent = 32 << 20
+
 // Clock is the answer of /v1/clock: the time of the guest, in microseconds since 1970.
 type Clock struct {
 	ClockUs int64 `json:"clock_us"`

@@ -146,6 +146,28 @@ func TestGoldenNow(t *testing.T) {
 	}
 }
 
+func TestGoldenAgent(t *testing.T) {
+	var v struct {
+		Good []struct{ Agent map[string]any }
+	}
+	golden(t, "agent", &v)
+	for _, c := range v.Good {
+		raw, _ := json.Marshal(c.Agent)
+		var agent Agent
+		if err := json.Unmarshal(raw, &agent); err != nil {
+			t.Fatal(err)
+		}
+		made, _ := json.Marshal(agent)
+		var got map[string]any
+		if json.Unmarshal(made, &got) != nil || !reflect.DeepEqual(got, c.Agent) {
+			t.Errorf("%s, want %s", made, raw)
+		}
+	}
+	if len(v.Good) == 0 {
+		t.Fatal("no vectors")
+	}
+}
+
 // A length is believed only up to its bound: this would take 4 GiB otherwise.
 func TestSpecLengthIsBoundBeforeAllocation(t *testing.T) {
 	before := testing.AllocsPerRun(10, func() {
