@@ -22,8 +22,10 @@ import { after, before, test } from 'node:test';
 import { Fault, type FaultCode } from '../src/api/fault.ts';
 import type { Files } from '../src/guest/files.ts';
 import { poll } from '../src/lib/deadline.ts';
+import { run } from '../src/lib/proc.ts';
 import { type Harness, harness } from './kit/harness.ts';
 import { rig, ring, speaker } from './kit/rig.ts';
+import { paxBody, archive as tarOf } from './kit/tar.ts';
 
 const MIB = 1024 * 1024;
 const soon = () => AbortSignal.timeout(30_000);
@@ -193,9 +195,13 @@ test('a file that shrinks while it is read, one without a length, and readers th
   };
   await refuses(rest(), 'bad_state', 'SHRUNK');
   assert.match((await take('/proc/self/status')).toString(), /^Name:\s+agent-harness\n/);
+  assert.equal((await take('/proc/self/status', { length_bytes: 100_000 })).toString().includes('Threads:'), true);
+  assert.equal((await take('/proc/self/status', { length_bytes: 5 })).toString(), 'Name:');
+  await put('empty', '');
+  assert.equal((await take(at('empty'), { length_bytes: 10 })).length, 0);
   await writeFile(at('big'), Buffer.alloc(8 * MIB));
-  for (let i = 0; i < 130; i++) {
-    // more than there are places: each is given back
+  for (let i = 0; i < 250; i++) {
+    // of either kind more than there are places: each is given back
     using one = await files.read(at('big'), { offset_bytes: 0 }, soon());
     if (i % 2 === 0) await one.bytes[Symbol.asyncIterator]().next();
   }
@@ -300,9 +306,26 @@ test('a tree goes out and in as an archive; what is cut or rubbish is refused', 
       { code: 'guest' },
     );
   }
+  for (let i = 0; i < 130; i++) {
+    // readers that leave while a piece waits for them
+    using one = await files.exportTree(at('tree'), false, soon());
+    await one.bytes[Symbol.asyncIterator]().next();
+  }
+  // as of git archive: that comment is of no file
+  const others = tarOf(
+    { name: 'pax_global_header', type: 'g', data: paxBody([['comment', 'a1b2']]) },
+    { name: 'f', data: 'x' },
+  );
+  assert.deepEqual(await into(at('other'), Readable.from([others])), { entries: 1, bytes: 1 });
+  const sparse = await open(at('other/f'), 'w');
+  await sparse.write('end', 5 * MIB);
+  await sparse.close();
+  await run(['tar', '-C', at('other'), '--sparse', '--format=gnu', '-cf', at('gnu.tar'), 'f']);
+  assert.equal((await into(at('other'), Readable.from([await readFile(at('gnu.tar'))]))).entries, 1);
+  assert.deepEqual((await readFile(at('other/f'))).subarray(5 * MIB).toString(), 'end');
   using gone = await files.exportTree('/dev/null', false, soon());
   await refuses(Array.fromAsync(gone.bytes), 'invalid', 'NOT_REGULAR');
-  for (const name of ['tree', 'copy', 'half', 'bad']) await rm(at(name), { recursive: true, force: true });
+  for (const name of ['tree', 'copy', 'half', 'bad', 'other']) await rm(at(name), { recursive: true, force: true });
 });
 
 const ENTRY = {

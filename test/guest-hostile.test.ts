@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import http2, { type ServerHttp2Stream } from 'node:http2';
 import type { Socket } from 'node:net';
-import { duplexPair } from 'node:stream';
+import { duplexPair, Readable } from 'node:stream';
 import { test } from 'node:test';
 import { pino } from 'pino';
 import { ExecSpec } from '../src/api/exec.ts';
@@ -374,6 +374,47 @@ test('output in crumbs of a byte, which nobody reads, ends the connection before
   );
   await r[Symbol.asyncDispose]();
   await Promise.all(open);
+});
+
+test('a long upload is no attack, however often the guest acknowledges it', { timeout: 120_000 }, async () => {
+  const window = (stream: number, bytes: number) => {
+    const payload = Buffer.alloc(4);
+    payload.writeUInt32BE(bytes);
+    return h2(8, 0, stream, payload);
+  };
+  let [answered, stream, count, told] = [0, 0, 0, 0];
+  const serve = (socket: Socket) => {
+    socket.write(Buffer.concat([h2(4, 0, 0, Buffer.alloc(0)), h2(4, 1, 0, Buffer.alloc(0))]));
+    socket.on('data', (chunk: Buffer) => {
+      for (let at = chunk.indexOf('PRI') === 0 ? 24 : 0; stream === 0 && at + 9 <= chunk.length; ) {
+        const id = chunk.readUInt32BE(at + 5);
+        const asked = chunk[at + 3] === 1;
+        if (asked && answered === 2) stream = id;
+        else if (asked) answered += Number(socket.write(h2(1, 5, id, Buffer.from([0x89])))); // 204
+        at += 9 + chunk.readUIntBE(at, 3);
+      }
+      if (stream === 0) return;
+      count += chunk.length;
+      // Twice as often as the agent does.
+      const many = Math.floor(count / 2048) - told;
+      told += many;
+      const taken = Buffer.concat([window(0, 2048), window(stream, 2048)]);
+      if (many > 0) socket.write(Buffer.concat(Array.from({ length: many }, () => taken)));
+    });
+  };
+  await using r = await rig(serve, { ping_ms: 60_000 });
+  await ring(r);
+  await r.guest.ready(soon());
+  await poll('ping and clock', 5000, async () => answered === 2 || undefined);
+  const opened = r.opened();
+  let sent = 0;
+  const abort = new AbortController();
+  const zeros = async function* () {
+    for (const chunk = Buffer.alloc(MIB); sent < 700; sent++) yield chunk;
+    abort.abort();
+  };
+  await assert.rejects(r.guest.files.write('/x', {}, Readable.from(zeros()), abort.signal));
+  assert.deepEqual([sent, r.opened()], [700, opened]);
 });
 
 test('egress: only the known requests, of a bounded size, from an agent that fits', async () => {

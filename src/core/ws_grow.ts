@@ -85,6 +85,7 @@ interface Told {
 const tellGuest = async (host: Host, vm: VmRecord, { live, ws, signal }: Told): Promise<Fate> => {
   const { machine, guest } = live;
   const position = ws.position ?? 0;
+  if (ws.read_only && machine.kind === 'qemu') return later(ws); // its block_resize refuses a node that is read-only
   const limit = AbortSignal.any([AbortSignal.timeout(GUEST_MS), host.closing, signal]);
   try {
     await host.step('grow.machine', () =>

@@ -111,6 +111,10 @@ export class Files {
     try {
       const first = await this.#openRead(what, path, range, both);
       const bytes = this.#bytes(what, path, range, first, both);
+      // nobody may ever ask for the first of them
+      over.signal.addEventListener('abort', () => first.source.stream.close(http2.constants.NGHTTP2_CANCEL), {
+        once: true,
+      });
       return { head: first.entry, length: first.length, bytes, [Symbol.dispose]: close };
     } catch (error) {
       close();
@@ -140,7 +144,10 @@ export class Files {
       AbortSignal.any([limit, over.signal]),
       bytes => bytes,
     );
-    const close = () => over.abort(new Fault('canceled', `Reading ${shown(path)} was given up.`));
+    const close = () => {
+      over.abort(new Fault('canceled', `Reading ${shown(path)} was given up.`));
+      void chunks.return(undefined).catch(() => {}); // one that waits for its reader would keep its place
+    };
     return { head, length: null, bytes: chunks, [Symbol.dispose]: close };
   }
 

@@ -155,6 +155,7 @@ class FifoConsole implements Console {
 
   begin(text: string): void {
     if (this.#closed !== undefined) return;
+    while (this.#socket.read() !== null); // what a full log holds back; its listener takes it
     for (let turn = 0; turn < MAX_PIPES && this.#readOnce() === PIPE_BYTES; turn++);
     this.#cutter.feed(this.#log.begin(text));
   }

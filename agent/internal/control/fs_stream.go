@@ -63,7 +63,7 @@ func fsRead(w http.ResponseWriter, r *http.Request) {
 	head, _ := json.Marshal(f.Entry)
 	w.Header().Set("Content-Type", "application/octet-stream")
 	w.Header().Set("Nexus-Entry", url.PathEscape(string(head)))
-	if f.Length >= 0 {
+	if f.Length >= 0 && f.Entry.SizeBytes > 0 { // what the kernel makes up says it is empty, and gives what it has
 		w.Header().Set("Nexus-Length", strconv.FormatInt(f.Length, 10))
 	}
 	w.WriteHeader(200)

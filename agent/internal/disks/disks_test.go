@@ -92,7 +92,7 @@ broken
 		t.Errorf("%q", got)
 	}
 	for in, out := range map[string]string{`\`: `\`, `a\04`: `a\04`} {
-		if got := unescape(in); got != out {
+		if got := Unescape(in); got != out {
 			t.Errorf("%q", got)
 		}
 	}

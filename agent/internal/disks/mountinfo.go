@@ -31,7 +31,7 @@ func parse(text string) []Mounted {
 		if len(f) <= 5 {
 			continue
 		}
-		m := Mounted{Device: f[2], Root: unescape(f[3]), Point: unescape(f[4])}
+		m := Mounted{Device: f[2], Root: Unescape(f[3]), Point: Unescape(f[4])}
 		for i, word := range f[6:] { // optional fields, a hyphen, then the type
 			if word == "-" && 6+i+1 < len(f) {
 				m.Type = f[6+i+1]
@@ -44,9 +44,7 @@ func parse(text string) []Mounted {
 }
 
 // Unescape undoes the kernel's octal escapes (\040 is a blank).
-func Unescape(s string) string { return unescape(s) }
-
-func unescape(s string) string {
+func Unescape(s string) string {
 	if !strings.Contains(s, `\`) {
 		return s
 	}

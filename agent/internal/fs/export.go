@@ -13,8 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxExtents bounds the map of a sparse file; what lies behind is taken as one piece.
-const maxExtents = 1 << 16
+// maxExtents bounds the map of a sparse file; what lies behind is taken as one piece. archive/tar reads maps of at most 1 MiB, and
+// an extent takes up to 27 bytes of it in a file of 10 TB.
+const maxExtents = 1 << 15
 
 // notFiles are file systems whose files are none: the kernel makes them up.
 var notFiles = map[int64]bool{unix.PROC_SUPER_MAGIC: true, unix.SYSFS_MAGIC: true, unix.DEVPTS_SUPER_MAGIC: true,

@@ -74,6 +74,9 @@ func (t *tree) all() error {
 		if err != nil {
 			return errArchive
 		}
+		if h.Typeflag == tar.TypeXGlobalHeader {
+			continue // of no file
+		}
 		if err := t.one(h); err != nil {
 			return err
 		}
@@ -132,7 +135,7 @@ func (t *tree) one(h *tar.Header) error {
 func (t *tree) make(h *tar.Header, dir int, temp string) error {
 	mode := uint32(h.Mode & 0o7777)
 	switch h.Typeflag {
-	case tar.TypeReg:
+	case tar.TypeReg, tar.TypeGNUSparse, tar.TypeCont:
 		return t.regular(h, dir, temp)
 	case tar.TypeSymlink:
 		if err := unix.Symlinkat(h.Linkname, dir, temp); err != nil {

@@ -56,7 +56,9 @@ func (m *member) head() ([]byte, int64) {
 		}
 	}
 	for name, value := range m.xattrs {
-		records["SCHILY.xattr."+name] = value
+		if !strings.Contains(name, "=") { // there is no way to write that
+			records["SCHILY.xattr."+name] = value
+		}
 	}
 	var out bytes.Buffer
 	pax := paxRecords(records)
