@@ -21,7 +21,7 @@ const vm = 'box';
 /** For its first boot. */
 const GIVEN = {
   files: [
-    { path: '/srv/given/of-nobody', content: 'text\n', mode: '0600', uid: 65_534, gid: 65_534 },
+    { path: '/opt/given/of-nobody', content: 'text\n', mode: '0600', uid: 65_534, gid: 65_534 },
     {
       path: '/usr/local/bin/hello',
       bytes_base64: Buffer.from('#!/bin/sh\necho hello\n').toString('base64'),
@@ -76,17 +76,17 @@ test('what it was given for its first boot is there, for logins too, and only th
   const provision = async () => (await w.client.vm.get({ vm })).provision;
   assert.deepEqual([(await provision())?.state, (await provision())?.error], ['done', null]);
   assert.equal(
-    await sh('stat -c "%u:%g %a" /srv/given/of-nobody; cat /srv/given/of-nobody'),
+    await sh('stat -c "%u:%g %a" /opt/given/of-nobody; cat /opt/given/of-nobody'),
     '65534:65534 600\ntext\n',
   );
   const said = `0 /root it's "$HOME"\nhello\n`;
   assert.equal(await sh('cat /root/set-up'), said);
   assert.equal(await sh('printf %s "$GIVEN"; env -i sh -lc \'printf %s "$GIVEN"\''), GIVEN.env.GIVEN.repeat(2));
   assert.equal(await sh('ls /tmp'), '', 'the script leaves nothing');
-  await sh('echo changed >/srv/given/of-nobody');
+  await sh('echo changed >/opt/given/of-nobody');
   await w.client.vm.restart({ vm });
   assert.equal(
-    await sh('cat /srv/given/of-nobody /root/set-up; printf %s "$GIVEN"'),
+    await sh('cat /opt/given/of-nobody /root/set-up; printf %s "$GIVEN"'),
     `changed\n${said}${GIVEN.env.GIVEN}`,
   );
 });
