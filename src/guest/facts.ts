@@ -68,7 +68,12 @@ export const parseFacts = (body: Buffer): Facts => {
     throw new Fault(
       'unsupported',
       `Cannot talk to the guest: its agent speaks generation ${generation}, this daemon ${GENERATION}.`,
-      { hint: 'Build the image again with the agent of this version.' },
+      {
+        hint:
+          generation < GENERATION
+            ? 'Build the image again with the agent of this version.'
+            : 'Install a newer Nexus, or build the image again with the agent of this version.',
+      },
     );
   }
   return parseBody(Facts, body, "the guest's facts");
