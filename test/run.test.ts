@@ -4,7 +4,8 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { join } from 'node:path';
 import process from 'node:process';
 import { test } from 'node:test';
-import { poll } from '../src/lib/deadline.ts';
+import { Holds } from '../src/core/holds.ts';
+import { poll, sleep, withDeadline } from '../src/lib/deadline.ts';
 import { runAny } from '../src/lib/proc.ts';
 import { nothingLeft, rejects, stage, until } from './kit/behave.ts';
 import { desk, NO_TMUX } from './kit/tmux.ts';
@@ -117,6 +118,28 @@ test("run -i -t: this terminal is the command's, and who leaves it leaves no VM"
   await nothingLeft(s.w);
 });
 
+test('a VM whose deletion has begun is held by nobody; one that was kept after all is', async () => {
+  const deleted = Promise.withResolvers<void>();
+  const left: string[] = [];
+  using holds = new Holds(id => {
+    left.push(id);
+    return deleted.promise;
+  });
+  const first = holds.take('vm');
+  holds.take('vm')[Symbol.dispose]();
+  assert.deepEqual(left, []);
+  first[Symbol.dispose]();
+  first[Symbol.dispose]();
+  assert.deepEqual(left, ['vm']);
+  await rejects(
+    Promise.try(() => holds.take('vm')),
+    'not_found',
+  );
+  deleted.resolve();
+  await sleep(0);
+  using _again = holds.take('vm');
+});
+
 test('who holds a VM over the death of the daemon keeps it, what nobody holds goes', { timeout: 240_000 }, async () => {
   await using s = await stage();
   const { w } = s;
@@ -132,7 +155,10 @@ test('who holds a VM over the death of the daemon keeps it, what nobody holds go
   await poll('the end of both', 40_000, async () => (await w.client.vm.list({})).length === 2 || undefined);
   assert.equal((await until(w, box.id, 'running')).name, 'held');
   assert.equal(`${(await box.exec(['echo', 'here'])).stdout}`, 'here\n');
+  const held = Array.fromAsync(w.client.vm.hold({ vm: box.id }));
+  await sleep(200);
   await box.delete();
+  assert.deepEqual(await withDeadline('the end of what is held', 10_000, held), [{ type: 'held' }]);
   await w.client.vm.delete({ vm: 'plain' });
   await nothingLeft(w);
 });

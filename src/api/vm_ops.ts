@@ -206,7 +206,8 @@ export const vmOps = {
   'vm.hold': op({
     method: 'POST',
     path: '/v1/vms/:vm/hold',
-    summary: 'Hold an ephemeral VM: it is deleted when the last stream of this kind has ended',
+    summary:
+      'Hold an ephemeral VM: it is deleted when the last stream of this kind has ended, and these end when it is gone',
     input: VmRef,
     output: VmHoldMessage,
     errors: ['not_found', 'invalid'],

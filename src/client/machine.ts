@@ -110,6 +110,8 @@ const hold = async ({ vm }: MachineCalls, id: string): Promise<Disposable> => {
     while (!signal.aborted) {
       try {
         for await (const _ of vm.hold({ vm: id }, { signal, unref: true })) held.resolve();
+        // the VM is gone: a daemon that ends cuts the stream
+        return held.reject(new Fault('not_found', `VM '${id}' was deleted.`));
       } catch (error) {
         held.reject(error);
         if (error instanceof Fault && error.code === 'not_found') return;

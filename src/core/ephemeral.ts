@@ -3,19 +3,21 @@ import { Fault } from '../api/fault.ts';
 import type { OpOut } from '../api/ops.ts';
 import type { Vm } from '../api/vm.ts';
 import { raced } from '../lib/deadline.ts';
+import { needVm } from './find.ts';
 import type { Host } from './host.ts';
 import { deleteVm } from './stop.ts';
 
-/** Holds it until the client has gone. */
+/** Holds it until the client has gone, or the VM. */
 export const holdVm = (host: Host, vm: Vm, client: AbortSignal): AsyncIterable<OpOut<'vm.hold'>> => {
   if (vm.ephemeral) return holding(host, vm, client);
   throw new Fault('invalid', `Cannot hold VM '${vm.name}': it is not ephemeral, so it stays anyway.`);
 };
 
 const holding = async function* (host: Host, { id }: Vm, client: AbortSignal): AsyncGenerator<OpOut<'vm.hold'>> {
-  using _held = host.holds.take(id);
+  using held = host.holds.take(id);
+  await needVm(host, id); // it may have gone before it was held
   yield { type: 'held' };
-  await raced(new Promise<never>(() => {}), client);
+  await raced(held.gone, client);
 };
 
 /** Deletes a VM that nobody holds. */

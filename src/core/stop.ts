@@ -172,6 +172,7 @@ export const deleteVm = async (host: Host, ref: string, options: { keep_disk: bo
   await using held = await takeOver(host, asked, { verb: 'delete', ms: PREEMPT_MS });
   const vm = await needVm(host, id); // a second delete may have been faster
   const removed = await removeRecord(host, vm, options, held.signal);
+  host.holds.drop(id);
   host.events.emit('vm.deleted', id, {});
   // from here on it is gone for everybody: what cannot be removed now, the next start of a daemon sweeps
   for (const work of [

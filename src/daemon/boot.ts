@@ -100,7 +100,7 @@ export const bootDaemon = async (options: DaemonOptions): Promise<Daemon> => {
     const jobs = new JobRunner({ store, dir: paths.jobs, events, log, step, closing: closing.signal });
     const restart_times = options.restart_times ?? RESTART_TIMES;
     const restarts = stack.use(new Restarts(restart_times.most, id => void startOwed(host, id)));
-    const holds = stack.use(new Holds(id => void deleteLeft(host, id)));
+    const holds = stack.use(new Holds(id => deleteLeft(host, id)));
     const host: Host = {
       version: VERSION,
       started_at_ms: Date.now(),
