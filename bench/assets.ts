@@ -1,30 +1,23 @@
 /**
- * Downloads: `node bench/assets.ts [dir]` (needs the bundle, curl, xz and 3 GiB in `dir`, default /var/tmp). One pipeline (HTTPS, sha256,
- * xz, sha256, disk) against the same in a shell, in turn, from one server: in a process of its own, and as a job of a daemon. And the peak
+ * Downloads (needs curl, xz and 3 GiB in NEXUS_BENCH_DIR, default /var/tmp). One pipeline (HTTPS, sha256, xz, sha256, disk) against the same in a shell, in turn, from one server: in a process of its own, and as a job of a daemon. And the peak
  * memory of daemons that download files of 256 MiB and 1 GiB.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdir, mkdtemp, open, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdir, open, readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import process from 'node:process';
 import { createInterface } from 'node:readline';
 import type { Job } from '../src/api/job.ts';
 import type { Stage } from '../src/api/pipeline.ts';
-import { exists, sha256File } from '../src/lib/files.ts';
+import { sha256File } from '../src/lib/files.ts';
 import { run } from '../src/lib/proc.ts';
 import { testKernel } from '../test/kit/assets.ts';
 import { type World, world } from '../test/kit/world.ts';
-import { BUNDLE, machine, quantile, report } from './kit.ts';
+import { BUNDLE, type Figure, peak, quantile, roomy } from './kit.ts';
 
-const ROUNDS = 7;
+const ROUNDS = Number(process.env.NEXUS_BENCH_ROUNDS ?? 7);
 const DAEMONS = 5;
-
-if (!(await exists(BUNDLE))) {
-  console.error('error: dist/main.mjs is missing\nhint: ./nexus build');
-  process.exit(1);
-}
-const base = await mkdtemp(join(process.argv[2] ?? '/var/tmp', 'nexus-bench-'));
 
 interface Made {
   packed: string;
@@ -33,7 +26,7 @@ interface Made {
 }
 
 /** A file of so many MiB out of a real kernel, packed; only that is kept. */
-const make = async (mib: number): Promise<Made> => {
+const make = async (base: string, mib: number): Promise<Made> => {
   const kernel = await readFile((await testKernel('6.12')).vmlinux);
   const path = join(base, `${mib}`);
   const file = await open(path, 'w');
@@ -57,16 +50,16 @@ const serve = async (path: string): Promise<{ url: string; ca: string } & AsyncD
   return { ...JSON.parse(String(line)), [Symbol.asyncDispose]: end };
 };
 
-const emptied = async (): Promise<string> => {
+const emptied = async (base: string): Promise<string> => {
   const dir = join(base, 'out');
   await rm(dir, { recursive: true, force: true });
   await mkdir(dir);
   return dir;
 };
 
-const ours = async (url: string, ca: string, made: Made): Promise<number> => {
+const ours = async (base: string, url: string, ca: string, made: Made): Promise<number> => {
   const argv = [process.execPath, '--no-warnings', join(import.meta.dirname, 'land.ts'), url];
-  const { stdout } = await run([...argv, made.packed_sha256, made.sha256, await emptied()], {
+  const { stdout } = await run([...argv, made.packed_sha256, made.sha256, await emptied(base)], {
     env: { ...process.env, NODE_EXTRA_CA_CERTS: ca },
     timeout_ms: 600_000,
   });
@@ -76,8 +69,8 @@ const ours = async (url: string, ca: string, made: Made): Promise<number> => {
 const SHELL = `set -o pipefail
 curl -sf --cacert "$2" "$1" | tee >(sha256sum >"$3/a") | xz -dc | tee "$3/file" | sha256sum >"$3/b"`;
 
-const shell = async (url: string, ca: string): Promise<number> => {
-  const dir = await emptied();
+const shell = async (base: string, url: string, ca: string): Promise<number> => {
+  const dir = await emptied(base);
   const from = performance.now();
   await run(['bash', '-c', SHELL, 'bash', url, ca, dir], { timeout_ms: 600_000 });
   return performance.now() - from;
@@ -85,6 +78,7 @@ const shell = async (url: string, ca: string): Promise<number> => {
 
 /** A daemon as it is shipped that knows one kernel, the file; each download of it is the first one. */
 const inDaemon = async <T>(
+  base: string,
   url: string,
   ca: string,
   made: Made,
@@ -107,15 +101,15 @@ const inDaemon = async <T>(
 
 const took = ({ started_at_ms, ended_at_ms }: Job): number => (ended_at_ms ?? Number.NaN) - (started_at_ms ?? 0);
 
-const speed = async (): Promise<{ pipeline: number[]; job: number[] }> => {
-  const made = await make(200);
+const speed = async (base: string): Promise<{ pipeline: number[]; job: number[] }> => {
+  const made = await make(base, 200);
   await using server = await serve(made.packed);
   const { url, ca } = server;
   const ratios = { pipeline: [] as number[], job: [] as number[] };
-  await inDaemon(url, ca, made, async (_w, get) => {
+  await inDaemon(base, url, ca, made, async (_w, get) => {
     for (let i = 0; i <= ROUNDS; i++) {
-      const theirs = await shell(url, ca);
-      const own = await ours(url, ca, made);
+      const theirs = await shell(base, url, ca);
+      const own = await ours(base, url, ca, made);
       const job = took(await get());
       console.log(`     shell ${theirs.toFixed(0)} ms, pipeline ${own.toFixed(0)} ms, job of a daemon ${job} ms`);
       if (i === 0) continue; // the first one warms up
@@ -127,52 +121,35 @@ const speed = async (): Promise<{ pipeline: number[]; job: number[] }> => {
   return ratios;
 };
 
-/** The most that was resident since the last call, or ever, MiB. proc(5): 5 in clear_refs resets VmHWM. */
-const peakOf = async (pid: number): Promise<number> => {
-  const status = await readFile(`/proc/${pid}/status`, 'utf8');
-  await writeFile(`/proc/${pid}/clear_refs`, '5');
-  return Number(/VmHWM:\s+(\d+)/.exec(status)?.[1]) / 1024;
-};
-
 /** Peaks of daemons, each of which downloads one file, of this size and of that in turn. */
-const memory = async (sizes: readonly number[]): Promise<number[]> => {
+const memory = async (base: string, sizes: readonly number[]): Promise<number[]> => {
   const peaks = sizes.map((): number[] => []);
-  const files = await Promise.all(sizes.map(make));
+  const files = await Promise.all(sizes.map(mib => make(base, mib)));
   for (let i = 0; i < DAEMONS; i++)
     for (const [at, made] of files.entries()) {
       await using server = await serve(made.packed);
-      const peak = await inDaemon(server.url, server.ca, made, async (w, get) => {
-        const { pid } = w.daemon();
-        const before = await peakOf(pid);
-        await get();
-        const most = await peakOf(pid);
-        console.log(
-          `     ${sizes[at]} MiB: peak of the start ${before.toFixed(1)} MiB, of the download ${most.toFixed(1)} MiB`,
-        );
-        return most;
-      });
-      peaks[at]?.push(peak);
+      const most = await inDaemon(base, server.url, server.ca, made, peak);
+      console.log(`     ${sizes[at]} MiB: peak ${most.toFixed(1)} MiB`);
+      peaks[at]?.push(most);
     }
   return peaks.map(all => quantile(all, 0.5));
 };
 
-try {
-  console.log(`machine: ${machine()}`);
-  const { pipeline, job } = await speed();
-  const [small = Number.NaN, large = Number.NaN] = await memory([256, 1024]);
+/** With the word `assets`. */
+export const assets = async (): Promise<Figure[]> => {
+  await using room = await roomy();
+  const { pipeline, job } = await speed(room.dir);
+  const [small = Number.NaN, large = Number.NaN] = await memory(room.dir, [256, 1024]);
   const what = 'HTTPS to synced file (ours) against HTTPS to file (curl, tee, xz, sha256sum), 200 MiB, in turn';
-  const ok = [
-    report({ name: 'download, the pipeline against the shell', what, samples: pipeline, unit: 'x', limit: 1.1 }),
-    report({ name: 'download, a job of nexusd against the shell', what, samples: job, unit: 'x' }),
-    report({
+  return [
+    { name: 'download, the pipeline against the shell', what, samples: pipeline, unit: 'x', limit: 1.1 },
+    { name: 'download, a job of nexusd against the shell', what, samples: job, unit: 'x' },
+    {
       name: 'peak memory of nexusd, 1 GiB against 256 MiB',
       what: `difference of the medians of VmHWM over the download, of ${DAEMONS} fresh daemons each`,
       samples: [large - small],
       unit: 'MiB',
       limit: 8,
-    }),
+    },
   ];
-  process.exitCode = ok.every(Boolean) ? 0 : 1;
-} finally {
-  await rm(base, { recursive: true, force: true });
-}
+};

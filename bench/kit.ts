@@ -1,5 +1,5 @@
 /** What every bench prints: its end point, p50, p99, and the machine. */
-import { readFile, writeFile } from 'node:fs/promises';
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { cpus, release, totalmem } from 'node:os';
 import { join } from 'node:path';
 import process from 'node:process';
@@ -17,6 +17,12 @@ export const quantile = (samples: readonly number[], q: number): number => {
 export const machine = (): string => {
   const all = cpus();
   return `${all.length} x ${all[0]?.model.trim()}, ${formatBytes(totalmem())}, Linux ${release()}, Node ${process.versions.node}`;
+};
+
+/** A directory for files of gigabytes, until it is disposed of. */
+export const roomy = async (): Promise<{ dir: string } & AsyncDisposable> => {
+  const dir = await mkdtemp(join(process.env.NEXUS_BENCH_DIR ?? '/var/tmp', 'nexus-bench-'));
+  return { dir, [Symbol.asyncDispose]: () => rm(dir, { recursive: true, force: true }) };
 };
 
 /** How long the work took, ms. */

@@ -1,14 +1,17 @@
 /**
  * The benches. `node bench/run.ts [word…]` needs the bundle (`./nexus build`) and exits with 1 if a limit is broken; with words only those
- * are run whose name has one of them. Timed figures belong here and not into the tests: a busy machine makes them wrong.
+ * are run whose name has one of them, without a word all but those that take gigabytes of disk. Timed figures belong here and not into
+ * the tests: a busy machine makes them wrong.
  */
 import { readFile } from 'node:fs/promises';
 import process from 'node:process';
 import { sleep } from '../src/lib/deadline.ts';
 import { exists } from '../src/lib/files.ts';
 import { world } from '../test/kit/world.ts';
+import { assets } from './assets.ts';
 import { crashNoticed } from './crash.ts';
 import { files } from './files.ts';
+import { images } from './images.ts';
 import { insideVm } from './inside.ts';
 import { BUNDLE, type Figure, machine, memory, report, shipped, VMMS } from './kit.ts';
 import { cliList, thousandVms, vmGet } from './list.ts';
@@ -57,14 +60,19 @@ const benches: Record<string, () => Promise<Figure | Figure[]>> = {
   ),
 };
 
+/** Minutes of work on gigabytes: only where they are named. */
+const large: typeof benches = { assets, images };
+const all = { ...benches, ...large };
+
 if (!(await exists(BUNDLE))) {
   console.error('error: dist/main.mjs is missing\nhint: ./nexus build');
   process.exit(1);
 }
 const words = process.argv.slice(2);
-const wanted = Object.entries(benches).filter(([name]) => words.length === 0 || words.some(w => name.includes(w)));
+const named = Object.entries(all).filter(([name]) => words.some(w => name.includes(w)));
+const wanted = words.length === 0 ? Object.entries(benches) : named;
 if (wanted.length === 0) {
-  console.error(`error: no bench has such a name\nhint: ${Object.keys(benches).join(', ')}`);
+  console.error(`error: no bench has such a name\nhint: ${Object.keys(all).join(', ')}`);
   process.exit(1);
 }
 console.log(`machine: ${machine()}`);
