@@ -1,9 +1,14 @@
 /** Consoles through the door: over boots, since a time. */
 import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { join } from 'node:path';
+import process from 'node:process';
 import { test } from 'node:test';
 import type { OpArgs } from '../src/api/ops.ts';
-import { poll, sleep } from '../src/lib/deadline.ts';
+import { poll, sleep, withDeadline } from '../src/lib/deadline.ts';
 import { killVmm, nothingLeft, rejects, staged, until } from './kit/behave.ts';
+import { REPO } from './kit/world.ts';
 
 const s = await staged();
 const { w, create } = s;
@@ -96,4 +101,60 @@ test('followed over a restart; it ends when the VM is down for good, and when it
   await w.client.vm.delete({ vm: id });
   assert.equal((await last).at(-1), 'end');
   await nothingLeft(w);
+});
+
+/** `nexusctl`, with what it has printed so far. */
+const following = (...args: string[]) => {
+  const argv = [join(REPO, 'src/main.ts'), 'nexusctl', '--socket', w.socket, ...args];
+  const child = spawn(process.execPath, argv, { stdio: ['ignore', 'pipe', 'inherit'] });
+  const closed = once(child, 'close');
+  let printed = '';
+  child.stdout.setEncoding('utf8').on('data', (piece: string) => {
+    printed += piece;
+  });
+  return {
+    see: (line: string) => poll(`'${line}'`, 30_000, () => printed.includes(`\n${line}\n`) || undefined),
+    end: async () => {
+      await withDeadline('the end of nexusctl', 30_000, closed);
+      return { code: child.exitCode, printed };
+    },
+    [Symbol.asyncDispose]: async () => {
+      child.kill('SIGKILL');
+      await closed;
+    },
+  };
+};
+
+test('as it is typed: a VM made, found by state and tag, its log followed over a crash, the boot before', async () => {
+  const typed = async (...args: string[]): Promise<string> => {
+    const { code, stdout, stderr } = await w.ctl(...args);
+    assert.equal(code, 0, stderr);
+    return stdout;
+  };
+  const image = (await w.client.image.list({}))[0]?.name ?? '';
+  const words = ['--vcpus', '2', '--memory', '512M', '--restart', 'on-crash'];
+  await typed('vm', 'create', 'typed', '--image', image, ...words, '--tag', 'team=a');
+  await typed('vm', 'create', 'idle', '--image', image, '--tag', 'team=a');
+  await typed('vm', 'create', 'theirs', '--image', image, '--tag', 'team=b');
+  const { id, ...vm } = await w.client.vm.get({ vm: 'typed' });
+  assert.deepEqual([vm.vcpus, vm.memory_mib, vm.restart], [2, 512, 'on-crash']);
+  await s.behave({ CONSOLE: 'one\r\n' });
+  for (const name of ['typed', 'theirs']) await w.client.vm.start({ vm: name });
+  const found = JSON.parse(await typed('vm', 'list', '--state', 'running', '--tag', 'team=a', '--json'));
+  assert.deepEqual(
+    found.map((one: { name: string }) => one.name),
+    ['typed'],
+  );
+  await using follower = following('vm', 'logs', 'typed', '-f', '--since', '5m');
+  await follower.see('one');
+  await s.behave({ CONSOLE: 'two\r\n' });
+  assert.ok(await killVmm(w, id));
+  await follower.see('two');
+  await until(w, id, 'running', 30_000);
+  await w.client.vm.stop({ vm: id });
+  const { code, printed } = await follower.end();
+  assert.equal(code, 0);
+  assert.equal(printed.match(/^(one|two)$/gm)?.join(), 'one,two', printed);
+  assert.match(await typed('vm', 'logs', 'typed', '--boot', '-1'), /^--- .*Z: start of VM 'typed'.*\none\n$/);
+  await s.clear();
 });
