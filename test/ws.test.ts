@@ -167,6 +167,7 @@ test('a snapshot is a workspace of its own; there is none of a disk in use', asy
   await rejects(w.client.ws.snapshot({ ws: 's-root' }), 'bad_state', /is paused/);
   await w.client.vm.delete({ vm: 's' });
   const again = await w.client.ws.snapshot({ ws: 'copy' });
+  assert.equal(again.name, again.id.replace('_', '-'));
   await w.client.ws.remove({ ws: 'copy' });
   await w.client.vm.create({ name: 'from', ws: again.id, memory_mib: 64 });
   await w.client.vm.start({ vm: 'from' });

@@ -13,8 +13,9 @@ import { blankWs, CLONE_MS, freeName, insertWs } from './ws_make.ts';
 /** While its VM runs the disk changes, and what the guest has not written yet would be missing. */
 export const snapshotWs = async (host: Host, input: OpIn<'ws.snapshot'>): Promise<Workspace> => {
   const source = await needWs(host, input.ws);
-  const name = await freeName(host, newId('ws'), input.name);
-  if (source.vm_id === null) return copyWs(host, source, name);
+  const id = newId('ws');
+  const copy = { id, name: await freeName(host, id, input.name) };
+  if (source.vm_id === null) return copyWs(host, source, copy);
   const vm = await needVm(host, source.vm_id);
   await using held = await lockVm(host, vm, 'attach', 'ws.snapshot');
   const now = await needVm(host, vm.id);
@@ -24,11 +25,15 @@ export const snapshotWs = async (host: Host, input: OpIn<'ws.snapshot'>): Promis
       hint: `nexusctl vm stop ${vm.name}, then take it and start the VM again`,
     });
   }
-  return await copyWs(host, source, name, held.signal);
+  return await copyWs(host, source, copy, held.signal);
 };
 
-const copyWs = async (host: Host, source: Workspace, name: string, signal?: AbortSignal): Promise<Workspace> => {
-  const id = newId('ws');
+const copyWs = async (
+  host: Host,
+  source: Workspace,
+  { id, name }: Pick<Workspace, 'id' | 'name'>,
+  signal?: AbortSignal,
+): Promise<Workspace> => {
   using _making = host.uses.use(id);
   using _used = await useAsset(host, source, needWs);
   const now = await needWs(host, source.id);
