@@ -133,7 +133,7 @@ export const wsOps = {
     summary: 'Detach a workspace from a VM that does not run; disks attached after it move up',
     input: WsRef,
     output: Workspace,
-    errors: ['not_found', 'bad_state', 'busy'],
+    errors: ['not_found', 'bad_state', 'busy', 'in_use'],
     args: ['ws'],
     tool: true,
   }),

@@ -11,6 +11,7 @@ import { usualAsset } from './asset.ts';
 import { needAsset, needKernel } from './find.ts';
 import { firecrackerOf } from './firecracker.ts';
 import type { Host } from './host.ts';
+import { needNoStray } from './stray.ts';
 import { useAsset } from './using.ts';
 import { deviceName } from './ws_view.ts';
 
@@ -44,6 +45,7 @@ export const admitAssets = async (host: Host, vm: VmRecord): Promise<Assets> => 
   if (kernel.arch !== hostArch()) {
     throw new Fault('unsupported', `Cannot start VM '${vm.name}': kernel ${kernel.version} is for ${kernel.arch}.`);
   }
+  await needNoStray(host, vm);
   const vmm = await host.vmms.choose(vm.vmm);
   const { disks, guest_words } = await admitDisks(host, vm);
   using stack = new DisposableStack();

@@ -56,6 +56,8 @@ export interface Host {
   readonly usages: Joined<VmUsage>;
   /** The VMs whose VMM this daemon holds, by ID; also those whose end is being stored. */
   readonly live: Map<string, Live>;
+  /** VMs with a VMM that could not be ended when this daemon started. */
+  readonly strays: Set<string>;
   /** Alarms of the starts that the daemon owes. */
   readonly restarts: Restarts;
   readonly restart_times: RestartTimes;

@@ -36,13 +36,12 @@ export const reconcile = async (host: Host): Promise<void> => {
   const vms = await host.store.listVms();
   const rebooted = await hostRestarted(host, vms);
   const found = await host.vmms.find(host.paths.vms);
-  const undone = new Set<string>();
   const adoptions: (() => Promise<void>)[] = [];
   for (const step of plan(found, vms, bootId(), rebooted)) {
     const vm = vms.find(v => v.id === step.vm_id);
     host.log.info({ vm: step.vm_id, step: step.do }, 'reconcile');
-    if (step.do === 'end') await end(host, step).catch(() => undone.add(step.vm_id));
-    else if (undone.has(step.vm_id))
+    if (step.do === 'end') await end(host, step).catch(() => host.strays.add(step.vm_id));
+    else if (host.strays.has(step.vm_id))
       continue; // its state stays, so that nobody starts it beside that process
     else if (step.do === 'write') await writeEnd(host, step, rebooted);
     else if (vm !== undefined) adoptions.push(() => adopt(host, vm, step));

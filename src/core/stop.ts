@@ -192,7 +192,7 @@ const removeRecord = async (
 ): Promise<Workspace[]> => {
   const live = host.live.get(vm.id);
   if (live === undefined) {
-    if (VM_LIVE.includes(vm.state)) await endStrays(host, vm.id);
+    if (VM_LIVE.includes(vm.state) || host.strays.has(vm.id)) await endStrays(host, vm.id);
     return dropRecord(host, vm, options);
   }
   const watched = live.end_owner === 'watcher'; // it goes on watching: it finds no record, or stores the end

@@ -1,6 +1,7 @@
 /** Processes that nobody holds: VMMs, and what a killed daemon's jobs had started. */
 import process from 'node:process';
 import { Fault } from '../api/fault.ts';
+import type { Vm } from '../api/vm.ts';
 import { cgroupNamed, removeCgroup } from '../lib/cgroup.ts';
 import { poll } from '../lib/deadline.ts';
 import { procsWithEnv } from '../lib/marked.ts';
@@ -46,7 +47,23 @@ export const endStrays = async (host: Host, id: string): Promise<void> => {
     host.log.warn({ vm: id, pid: proc.pid }, 'ending a VMM that nobody holds');
     await endVmm(id, proc);
   }
+  host.strays.delete(id);
   await endKeeperOf(host, id);
+};
+
+/**
+ * Before the disks of a VM that does not run are used: a VMM of it that this daemon could not end at its start may write to them. It is
+ * ended now, or the disks stay with it. The caller has the VM's lock.
+ */
+export const needNoStray = async (host: Host, { id, name }: Pick<Vm, 'id' | 'name'>): Promise<void> => {
+  if (!host.strays.has(id) || host.live.has(id)) return;
+  await endStrays(host, id).catch((cause: unknown) => {
+    const why = cause instanceof Error ? cause.message : String(cause);
+    throw new Fault('in_use', `The disks of VM '${name}' are in use by a VMM that nobody holds: ${why}`, {
+      hint: 'look for a process in state D: a disk that does not answer',
+      cause,
+    });
+  });
 };
 
 /** What marks a process as work in that data directory: for programs that are not given the daemon's own environment. */

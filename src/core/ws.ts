@@ -6,6 +6,7 @@ import { removeDisk } from './disk_notes.ts';
 import { admit, lockVm, needVm, needWs } from './find.ts';
 import type { HandlersOf } from './handler.ts';
 import type { Host } from './host.ts';
+import { needNoStray } from './stray.ts';
 import { takeWs } from './using.ts';
 import { growWs } from './ws_grow.ts';
 import { createWs } from './ws_make.ts';
@@ -58,5 +59,6 @@ const withVm = async <T>(host: Host, vm: VmRecord, verb: string, work: (id: stri
   await using _ = await lockVm(host, vm, 'attach', verb);
   const now = await needVm(host, vm.id);
   admit(now, 'attach');
+  await needNoStray(host, now);
   return await work(now.id);
 };

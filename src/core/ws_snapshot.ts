@@ -7,6 +7,7 @@ import { makeDisk } from './disk_notes.ts';
 import { lockVm, needVm, needWs } from './find.ts';
 import type { Host } from './host.ts';
 import { newId } from './ids.ts';
+import { needNoStray } from './stray.ts';
 import { useAsset } from './using.ts';
 import { blankWs, CLONE_MS, freeName, insertWs } from './ws_make.ts';
 
@@ -25,6 +26,7 @@ export const snapshotWs = async (host: Host, input: OpIn<'ws.snapshot'>): Promis
       hint: `nexusctl vm stop ${vm.name}, then take it and start the VM again`,
     });
   }
+  await needNoStray(host, now);
   return await copyWs(host, source, copy, held.signal);
 };
 

@@ -118,6 +118,7 @@ export const bootDaemon = async (options: DaemonOptions): Promise<Daemon> => {
       github_api: options.github_api,
       initrds: new Joined(),
       ensures: new Joined(),
+      strays: new Set(),
       usages: new Joined(),
       events,
       metrics: makeMetrics(VERSION),
