@@ -21,7 +21,9 @@ export const terminalHandlers = (host: Host): HandlersOf<'terminal'> => ({
     await awaitGuest(live, input.vm, ctx.signal);
     const viewer = await view(live, input, AbortSignal.any([ctx.signal, live.gone.signal]));
     try {
-      if (!input.read_only && !viewer.made) await fit(live, viewer.output.id, input);
+      const { cols, rows } = input;
+      if (viewer.made) live.sizes.set(viewer.output.id, { cols, rows });
+      else if (!input.read_only) await fit(live, viewer.output.id, input);
       return talk(live, viewer, input);
     } catch (error) {
       viewer.output.detach();
@@ -70,6 +72,7 @@ const view = async (live: Live, input: Opening, signal: AbortSignal): Promise<Op
 const fit = async (live: Live, exec: string, { cols, rows }: Size): Promise<void> => {
   live.sizes.set(exec, { cols, rows });
   await live.guest.resizeExec(exec, cols, rows, small(live)).catch((error: unknown) => {
+    live.sizes.delete(exec);
     if (!(error instanceof Fault && ['bad_state', 'not_found'].includes(error.code))) throw error;
   });
 };
@@ -87,7 +90,7 @@ const talk = (live: Live, viewer: Opened, { read_only, cols, rows }: Opening): T
       }
       // the size is that of the viewer who typed last
       const now = live.sizes.get(id);
-      if (now !== undefined && (now.cols !== mine.cols || now.rows !== mine.rows)) await fit(live, id, mine);
+      if (now?.cols !== mine.cols || now.rows !== mine.rows) await fit(live, id, mine);
       await viewer.keys.write(piece);
     },
   };
@@ -101,9 +104,9 @@ const shown = async function* (live: Live, viewer: Opened): AsyncGenerator<Uint8
       if ('gap' in piece) yield { type: 'gap', bytes: piece.gap };
       else yield piece.data;
     }
-    live.sizes.delete(output.id);
     yield await output.result;
   } finally {
+    live.sizes.delete(output.id); // whoever looks on and types sets it anew; of one that ends unwatched nothing is left
     output.detach();
   }
 };

@@ -136,10 +136,10 @@ export const STEPS: readonly Step[] = [
       const vm = await vmOf(host, goal);
       return vm && { id: vm.id, detail: `'${vm.name}'` };
     },
-    make: async (host, { name, template, input, actor }) => {
+    make: async (host, { name, template, input }) => {
       const { vcpus, memory_mib, root_size_bytes } = input;
       const asked = vmOps['vm.create'].input.parse({ name, image: template, vcpus, memory_mib, root_size_bytes });
-      return (await createVm(host, asked, actor)).id;
+      return (await createVm(host, asked)).id;
     },
   },
   {

@@ -19,7 +19,7 @@ import { createVm } from './vm_create.ts';
 import { waitVm } from './wait.ts';
 
 export const vmHandlers = (host: Host): HandlersOf<'vm'> => ({
-  'vm.create': (ctx, input) => createVm(host, input, ctx.actor),
+  'vm.create': (_ctx, input) => createVm(host, input),
   'vm.list': async (_ctx, input) => (await host.store.listVms(filterOf(input))).map(publicVm),
   'vm.update': async (_ctx, { vm, ...changes }) => {
     const { id } = await needVm(host, vm);

@@ -21,7 +21,7 @@ type Input = OpIn<'vm.create'>;
 /** Of a root, where the image is not longer. It is sparse. */
 const ROOT_BYTES = 8 * 1024 ** 3;
 
-export const createVm = async (host: Host, input: Input, _actor: string): Promise<Vm> => {
+export const createVm = async (host: Host, input: Input): Promise<Vm> => {
   if ((await host.store.findVm(input.name)) !== undefined) {
     throw new Fault('exists', `VM '${input.name}' exists already.`, { hint: `nexusctl vm get ${input.name}` });
   }
