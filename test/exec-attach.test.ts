@@ -4,29 +4,15 @@ import { chmod, mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Readable } from 'node:stream';
-import { after, before, test } from 'node:test';
+import { after, test } from 'node:test';
 import { execResult } from '../src/client/exec.ts';
 import { poll } from '../src/lib/deadline.ts';
-import { nothingLeft, rejects, type Stage, stage } from './kit/behave.ts';
-import type { World } from './kit/world.ts';
+import { boxed, rejects } from './kit/behave.ts';
 
-let s: Stage;
-let w: World;
-let dir: string;
-before(async () => {
-  s = await stage();
-  w = s.w;
-  dir = await mkdtemp(join(tmpdir(), 'nexus-attach-'));
-  await chmod(dir, 0o777); // the stand-in has a user of its own
-  await w.client.vm.create({ name: 'box', memory_mib: 64 });
-  await w.client.vm.start({ vm: 'box' });
-});
-after(async () => {
-  await w.client.vm.delete({ vm: 'box' });
-  await nothingLeft(w);
-  await s[Symbol.asyncDispose]();
-  await rm(dir, { recursive: true, force: true });
-});
+const { w } = await boxed();
+const dir = await mkdtemp(join(tmpdir(), 'nexus-attach-'));
+await chmod(dir, 0o777); // the stand-in has a user of its own
+after(() => rm(dir, { recursive: true, force: true }));
 
 /** A command that a client has left; its ID. */
 const leave = async (argv: string[], spec: { stdin?: 'open'; tty?: { cols: number; rows: number } } = {}) => {

@@ -2,27 +2,14 @@
 import assert from 'node:assert/strict';
 import { readdir, readFile } from 'node:fs/promises';
 import { Readable } from 'node:stream';
-import { after, before, test } from 'node:test';
+import { test } from 'node:test';
 import type { ExecMessage } from '../src/api/exec.ts';
 import { execResult } from '../src/client/exec.ts';
 import { poll, sleep } from '../src/lib/deadline.ts';
 import { descriptors } from './kit/audit.ts';
-import { nothingLeft, rejects, type Stage, stage } from './kit/behave.ts';
-import type { World } from './kit/world.ts';
+import { boxed, rejects } from './kit/behave.ts';
 
-let s: Stage;
-let w: World;
-before(async () => {
-  s = await stage();
-  w = s.w;
-  await w.client.vm.create({ name: 'box', memory_mib: 64 });
-  await w.client.vm.start({ vm: 'box' });
-});
-after(async () => {
-  await w.client.vm.delete({ vm: 'box' });
-  await nothingLeft(w);
-  await s[Symbol.asyncDispose]();
-});
+const { w } = await boxed();
 
 type Started = Extract<ExecMessage, { type: 'started' }>;
 

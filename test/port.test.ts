@@ -8,28 +8,17 @@ import { type AddressInfo, connect, createServer, type Server, type Socket } fro
 import { join } from 'node:path';
 import process from 'node:process';
 import { Readable } from 'node:stream';
-import { after, before, test } from 'node:test';
+import { after, test } from 'node:test';
 import { WebSocket, WebSocketServer } from 'ws';
 import { parsePair } from '../src/cli/port.ts';
 import { poll, sleep } from '../src/lib/deadline.ts';
 import { descriptors } from './kit/audit.ts';
-import { nothingLeft, rejects, type Stage, stage } from './kit/behave.ts';
-import type { World } from './kit/world.ts';
+import { boxed, rejects } from './kit/behave.ts';
 
-let s: Stage;
-let w: World;
+const { w } = await boxed();
 const servers: Server[] = [];
-before(async () => {
-  s = await stage();
-  w = s.w;
-  await w.client.vm.create({ name: 'box', memory_mib: 64 });
-  await w.client.vm.start({ vm: 'box' });
-});
-after(async () => {
+after(() => {
   for (const server of servers) server.close();
-  await w.client.vm.delete({ vm: 'box' });
-  await nothingLeft(w);
-  await s[Symbol.asyncDispose]();
 });
 
 /** The stand-in's guest is this host: a server here is one there. */

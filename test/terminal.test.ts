@@ -3,29 +3,16 @@ import assert from 'node:assert/strict';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import process from 'node:process';
-import { after, before, test } from 'node:test';
+import { test } from 'node:test';
 import type { OpArgs } from '../src/api/ops.ts';
 import { poll, sleep } from '../src/lib/deadline.ts';
 import { run } from '../src/lib/proc.ts';
 import { descriptors } from './kit/audit.ts';
-import { nothingLeft, rejects, type Stage, stage } from './kit/behave.ts';
+import { boxed, rejects } from './kit/behave.ts';
 import { type Desk, desk, NO_TMUX, type Pane } from './kit/tmux.ts';
 import { openView, type View } from './kit/view.ts';
-import type { World } from './kit/world.ts';
 
-let s: Stage;
-let w: World;
-before(async () => {
-  s = await stage();
-  w = s.w;
-  await w.client.vm.create({ name: 'box', memory_mib: 64 });
-  await w.client.vm.start({ vm: 'box' });
-});
-after(async () => {
-  await w.client.vm.delete({ vm: 'box' });
-  await nothingLeft(w);
-  await s[Symbol.asyncDispose]();
-});
+const { w } = await boxed();
 
 const view = (args: Partial<OpArgs<'terminal.open'>> = {}): Promise<View> => openView(w, { vm: 'box', ...args });
 

@@ -61,6 +61,18 @@ export const staged = async (vmm?: VmmKind, options?: WorldOptions): Promise<Sta
   return s;
 };
 
+/** As `staged`, with a VM `box` that runs; no VM stays. */
+export const boxed = async (): Promise<Stage> => {
+  const s = await stage();
+  after(async () => {
+    await s.clear();
+    await s[Symbol.asyncDispose]();
+  });
+  const { id } = await s.create('box');
+  await s.w.client.vm.start({ vm: id });
+  return s;
+};
+
 /** The fault of that code; its message and hint fit on a line. */
 export const rejects = async (promise: Promise<unknown>, code: FaultCode, message?: RegExp): Promise<Fault> => {
   const error = await promise.then(
