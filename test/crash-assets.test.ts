@@ -4,28 +4,19 @@ import { spawn } from 'node:child_process';
 import { mkdir, open, rm, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
-import { after, before, test } from 'node:test';
+import { test } from 'node:test';
 import { poll } from '../src/lib/deadline.ts';
 import { run } from '../src/lib/proc.ts';
 import { traces } from './kit/audit.ts';
 import { prove } from './kit/crash.ts';
 import { assetVerbs } from './kit/crash_assets.ts';
 import { bootVerb, hostVerb, keeperVerb, seedVerb } from './kit/crash_daemon.ts';
-import { settle } from './kit/crash_deeds.ts';
-import { type Ground, ground } from './kit/ground.ts';
+import { settled } from './kit/crash_deeds.ts';
 
-let g: Ground;
-const here = () => g;
-before(async () => {
-  g = await ground();
-  await settle(here);
-});
-after(async () => {
-  await g[Symbol.asyncDispose]();
-});
+const here = settled();
 
 test('the audit sees a file, a named pipe, a socket, a process and a mount that no record accounts for', async () => {
-  const { w } = g;
+  const { w } = here();
   const at = (...parts: string[]) => join(w.data_dir, ...parts);
   const dir = at('vms', 'vm_01h455vb4pex5vsknk084sn02q');
   assert.deepEqual(Object.values(await traces(w)).flat(), []);

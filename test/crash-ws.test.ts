@@ -3,30 +3,22 @@ import assert from 'node:assert/strict';
 import { type ChildProcess, spawn } from 'node:child_process';
 import { join } from 'node:path';
 import process from 'node:process';
-import { after, before, test } from 'node:test';
+import { test } from 'node:test';
 import { poll } from '../src/lib/deadline.ts';
 import { rejects } from './kit/behave.ts';
 import { prove } from './kit/crash.ts';
-import { deeds, settle } from './kit/crash_deeds.ts';
+import { deeds, settled } from './kit/crash_deeds.ts';
 import { wsVerbs } from './kit/crash_ws.ts';
-import { type Ground, ground, truthful } from './kit/ground.ts';
+import { truthful } from './kit/ground.ts';
 
-let g: Ground;
-const here = () => g;
-before(async () => {
-  g = await ground();
-  await settle(here);
-});
-after(async () => {
-  await g[Symbol.asyncDispose]();
-});
+const here = settled();
 
 prove(here, wsVerbs(here));
 
 /** What /proc says of it is what it says of a VMM of that VM. */
 const likeVmm = (vm: string): ChildProcess => {
   const words = ['-e', 'setInterval(() => {}, 1000)', '--', '-qmp', 'none', '-name', vm];
-  return spawn(process.execPath, words, { cwd: join(g.w.data_dir, 'vms', vm, 'run'), stdio: 'ignore' });
+  return spawn(process.execPath, words, { cwd: join(here().w.data_dir, 'vms', vm, 'run'), stdio: 'ignore' });
 };
 const endOf = (left: ChildProcess) => poll('its end', 10_000, () => left.signalCode ?? undefined);
 
@@ -38,7 +30,7 @@ test('a start whose VMM could not be ended: its disks go to nobody else before t
   await client().vm.start({ vm: 'vm' });
   const left = likeVmm(vm.id);
   try {
-    await g.fault('fail start.running');
+    await here().fault('fail start.running');
     await rejects(client().vm.restart({ vm: 'vm' }), 'internal', /Its VMM does not end/);
     const { state, error } = await client().vm.get({ vm: 'vm' });
     assert.deepEqual([state, error?.hint], ['starting', 'nexusctl vm stop --force vm']);
@@ -50,7 +42,7 @@ test('a start whose VMM could not be ended: its disks go to nobody else before t
     const stopped = await client().vm.stop({ vm: 'vm', force: true });
     assert.deepEqual([stopped.state, stopped.restart_at_ms], ['stopped', null]);
     await endOf(left);
-    assert.deepEqual(await truthful(g.w), []);
+    assert.deepEqual(await truthful(here().w), []);
     await client().vm.start({ vm: 'vm' });
   } finally {
     left.kill('SIGKILL');
@@ -75,12 +67,12 @@ test('a VMM of a stopped VM that a daemon could not end at its start is gone bef
     await client()
       .vm.stop({ vm: 'vm', force: true })
       .catch(() => {});
-    await g.w.stop();
+    await here().w.stop();
     const left = likeVmm(vm.id);
     try {
-      await g.fault('fail reconcile.end');
-      await g.w.start();
-      assert.deepEqual([await g.wish(), left.exitCode ?? left.signalCode], ['', null]);
+      await here().fault('fail reconcile.end');
+      await here().w.start();
+      assert.deepEqual([await here().wish(), left.exitCode ?? left.signalCode], ['', null]);
       await use();
       await endOf(left);
     } finally {
@@ -88,5 +80,5 @@ test('a VMM of a stopped VM that a daemon could not end at its start is gone bef
     }
   }
   for (const ws of ['copy', 'disk']) await client().ws.remove({ ws });
-  assert.deepEqual(await truthful(g.w), []);
+  assert.deepEqual(await truthful(here().w), []);
 });

@@ -1,25 +1,17 @@
 /** The daemon dies and fails at every step; VMs on the stand-in of QEMU. */
 import assert from 'node:assert/strict';
-import { after, before, test } from 'node:test';
+import { test } from 'node:test';
 import { prove } from './kit/crash.ts';
 import { assetVerbs } from './kit/crash_assets.ts';
 import { buildVerbs } from './kit/crash_builds.ts';
 import { bootVerb, hostVerb, keeperVerb, seedVerb } from './kit/crash_daemon.ts';
-import { settle } from './kit/crash_deeds.ts';
+import { settled } from './kit/crash_deeds.ts';
 import { provisionVerb } from './kit/crash_provision.ts';
 import { vmVerbs } from './kit/crash_vm.ts';
 import { wsVerbs } from './kit/crash_ws.ts';
-import { type Ground, ground, stepNames } from './kit/ground.ts';
+import { stepNames } from './kit/ground.ts';
 
-let g: Ground;
-const here = () => g;
-before(async () => {
-  g = await ground();
-  await settle(here);
-});
-after(async () => {
-  await g[Symbol.asyncDispose]();
-});
+const here = settled();
 
 test('every step in src/ has its place in the proof, and none is named that is not there', async () => {
   const daemon = [provisionVerb(here), seedVerb(here), bootVerb(here), hostVerb(here), keeperVerb(here)];

@@ -1,10 +1,13 @@
 /** What the proof does with a daemon, on a ground that is there when it runs. */
+import assert from 'node:assert/strict';
+import { after, before } from 'node:test';
 import { Fault } from '../../src/api/fault.ts';
 import type { Job } from '../../src/api/job.ts';
 import type { OpArgs } from '../../src/api/ops.ts';
+import type { VmmKind } from '../../src/api/vm.ts';
 import type { VmState } from '../../src/api/vm_state.ts';
 import { kept, until } from './behave.ts';
-import type { Ground } from './ground.ts';
+import { type Ground, ground } from './ground.ts';
 import type { World } from './world.ts';
 
 /** For its first boot. */
@@ -60,4 +63,16 @@ export const settle = async (ground: () => Ground): Promise<void> => {
   await kernel();
   await rootfs();
   await image('base');
+};
+
+/** A ground for all tests of a file, with a kernel, an archive and an image `base`; it is there when they run, and ends after them. */
+export const settled = (vmm?: VmmKind): (() => Ground) => {
+  let g: Ground | undefined;
+  const here = (): Ground => g ?? assert.fail('the ground is not there yet');
+  before(async () => {
+    g = await ground(vmm);
+    await settle(here);
+  });
+  after(() => g?.[Symbol.asyncDispose]());
+  return here;
 };
