@@ -239,7 +239,7 @@ const isKilled = async (m: BareMachine): Promise<void> => {
   const stream = await start(m.guest, ['sh', '-c', 'echo $$; while :; do echo more; sleep 0.2; done >/run/out']);
   const bells = m.bells();
   await sh(m, `kill -KILL $(${MAIN_PID})`).catch(() => {});
-  await assert.rejects(stream.result, fault('guest', /is not known: the guest's agent has died and was started again/));
+  await assert.rejects(stream.result, fault('guest', /is not known: the guest no longer knows it/));
   await poll('the bell', 60_000, async () => m.bells() > bells || undefined);
   assert.equal(
     (await sh(m, `kill -TERM ${stream.pid} && echo ran`)).stdout,

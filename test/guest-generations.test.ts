@@ -163,3 +163,34 @@ test('other generations are refused with what to do, and one that fits afterward
   for (const generation of [-1, 1.5, '1', null]) assert.equal(await ring(r, { ...FACTS, generation }), 400);
   assert.equal(r.opened(), 0);
 });
+
+test('what may have run is asked for again of the agent that was asked first, and of no other', async () => {
+  const [one, other] = ['1'.repeat(32), '2'.repeat(32)];
+  for (const next of [one, other]) {
+    const asked: unknown[] = [];
+    let agent = one;
+    const answer = (stream: ServerHttp2Stream, headers: IncomingHttpHeaders) => {
+      const first = headers['nexus-agent-id'];
+      if (asked.push(first) === 1) {
+        agent = next;
+        void ring(r, { ...FACTS, agent_id: next }).then(() => stream.session?.destroy());
+      } else if (first !== undefined && first !== agent) {
+        stream.respond({ ':status': 412 });
+        stream.end(JSON.stringify({ code: 'conflict', detail: 'in its words' }));
+      } else {
+        stream.respond({ ':status': 200, 'nexus-exec-pid': '7' }, { waitForTrailers: true });
+        stream.on('wantTrailers', () => stream.sendTrailers(ended));
+        stream.end();
+      }
+    };
+    const ended = { 'nexus-exit-code': '5', 'nexus-timed-out': '0', 'nexus-duration-us': '1' };
+    const r = await rig(speaker(answer));
+    await using _closed = r;
+    await ring(r, { ...FACTS, agent_id: one });
+    await r.guest.ready(soon());
+    const code = run(r, 'twice', ['true']).then(drain);
+    if (next === one) assert.equal(await code, 5);
+    else await assert.rejects(code, fault('guest', /^The end of command twice is not known: .* started again\.$/));
+    assert.deepEqual(asked, [undefined, one]);
+  }
+});

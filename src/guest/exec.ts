@@ -10,6 +10,7 @@ import type { ExecExit } from '../api/exec.ts';
 import { Fault } from '../api/fault.ts';
 import { pause } from '../lib/deadline.ts';
 import type { Link } from './link.ts';
+import { endUnknown } from './refusal.ts';
 import { type Channel, type ExecPiece, exitOf, FrameParser } from './wire.ts';
 
 export type Offsets = Record<Channel, number>;
@@ -62,6 +63,8 @@ export interface OutputOptions {
 
 const QUEUE = 128 * 1024;
 const QUEUE_MOST = 1024 * 1024;
+/** Its agent is not the one that ran it, or it ended too long ago. */
+const FORGOTTEN = 'the guest no longer knows it';
 /** What a piece costs besides its bytes. */
 const PIECE_COST = 256;
 /** Sources in a row that the guest may break off, on a connection that lives, without having sent anything. */
@@ -223,16 +226,10 @@ export class ExecOutput implements ExecStream {
     }
     if (this.#barren > 0) await pause(Math.min(1000, 10 * 2 ** (this.#barren - 1)), signal);
     const source = await this.#options.reattach({ ...this.offsets }, signal).catch(error => {
-      throw error instanceof Fault && error.code === 'not_found' ? this.#forgotten(error) : error;
+      throw error instanceof Fault && error.code === 'not_found' ? endUnknown(this.id, FORGOTTEN, error) : error;
     });
     if (signal.aborted) source.stream.close(http2.constants.NGHTTP2_CANCEL);
     else this.#use(source);
-  }
-
-  /** The agent is not the one that ran it: that has died. */
-  #forgotten(cause: Fault): Fault {
-    const detail = `The end of command ${this.id} is not known: the guest's agent has died and was started again.`;
-    return new Fault('guest', detail, { hint: 'the command may still run, but nobody reads its output', cause });
   }
 
   #settle(how: () => void): void {

@@ -29,5 +29,6 @@ export const runRequest = (asked: Omit<Asked, 'stdin'> & { stdin: 'none' | 'open
   from: { stdout: 0, stderr: 0 },
   headers: { ':method': 'POST', ':path': asked.tty === undefined ? '/v1/exec' : '/v1/terminal' },
   body: encodePreamble(asked),
+  once: true,
   refused: (status, body) => spawnRefusal(asked, status, body),
 });

@@ -60,8 +60,16 @@ const WHY: Record<Reason, string> = {
 
 const isReason = (code: string): code is Reason => EXEC_REASONS.some(reason => reason === code);
 
+/** The fault for a command of which nobody can say how it ends. */
+export const endUnknown = (id: string, why: string, cause?: Fault): Fault =>
+  new Fault('guest', `The end of command ${id} is not known: ${why}.`, {
+    hint: 'the command may still run, but nobody reads its output',
+    cause,
+  });
+
 /** The fault for a command that the guest could not start (status 422); `reason` is the guest's own word. */
-export const spawnRefusal = (spec: { argv: readonly string[] }, status: number, body: Buffer): Fault => {
+export const spawnRefusal = (spec: { id: string; argv: readonly string[] }, status: number, body: Buffer): Fault => {
+  if (status === 412) return endUnknown(spec.id, "the guest's agent has died and was started again");
   const { code, detail } = readRefusal(body);
   const program = plain(spec.argv[0] ?? '').slice(0, 200);
   if (status !== 422 || !isReason(code)) return refusal(`run '${program}'`, status, body);

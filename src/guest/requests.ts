@@ -55,6 +55,8 @@ export interface StreamRequest {
   body?: Buffer;
   /** The body comes later, from whoever gets the stream. */
   open?: boolean;
+  /** It does harm where one agent after another does it: only the one that was asked first is asked again. */
+  once?: boolean;
   refused: (status: number, body: Buffer) => Fault;
 }
 
@@ -193,7 +195,17 @@ export class Requests {
   async stream(request: StreamRequest, ms: number, signal: AbortSignal): Promise<Streamed> {
     return await this.told(request.what, signal, async () => {
       using limit = within('the answer of the guest', ms, this.bounded(signal));
-      return await this.#tries(limit.signal, passing, link => this.#open(link, request, limit.signal));
+      let first: string | undefined;
+      return await this.#tries(limit.signal, passing, async link => {
+        const agent = this.#keeper.facts?.agent_id;
+        const headers = first === undefined ? request.headers : { ...request.headers, 'nexus-agent-id': first };
+        try {
+          return await this.#open(link, { ...request, headers }, limit.signal);
+        } catch (error) {
+          if (request.once && error instanceof LostError) first ??= agent;
+          throw error;
+        }
+      });
     });
   }
 

@@ -1,6 +1,8 @@
 package control
 
 import (
+	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -29,5 +31,31 @@ func TestDigest(t *testing.T) {
 	}
 	if r := run("aa"); r.gaps[0] != 2 || len(r.out[0]) != 0 || r.code != "9" {
 		t.Errorf("after many others: %+v", r)
+	}
+}
+
+// What another agent may have run is run by none but that.
+func TestAnotherAgentRunsNothing(t *testing.T) {
+	g := newGuest(t)
+	path := filepath.Join(t.TempDir(), "runs")
+	for _, c := range []struct {
+		first  string
+		status int
+		runs   bool
+	}{{"11", 412, false}, {"00", 200, true}} {
+		_, body := spec(nil, "touch", path)
+		req, err := http.NewRequest("POST", "http://nexus/v1/exec", body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Nexus-Agent-Id", c.first)
+		res, err := g.conn.RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := g.finish(res)
+		if _, err := os.Stat(path); r.status != c.status || (err == nil) != c.runs {
+			t.Errorf("%s: %d %s, %v", c.first, r.status, r.body, err)
+		}
 	}
 }

@@ -22,6 +22,11 @@ import (
 var buffers = sync.Pool{New: func() any { return new([wire.FrameHead + wire.MaxFrame]byte) }}
 
 func (s *Server) exec(w http.ResponseWriter, r *http.Request) {
+	// What asks again after a lost connection: the agent that was asked first may have run it, and this one would not know.
+	if first := r.Header.Get("Nexus-Agent-Id"); first != "" && first != s.Facts().AgentID {
+		refuse(w, 412, "conflict", "another agent was asked first, and may have run the command")
+		return
+	}
 	spec, err := wire.ReadSpec(r.Body)
 	// A request of its own: an agent that knows no terminals says so, and runs nothing.
 	if err == nil && (spec.Tty != nil) != (r.URL.Path == "/v1/terminal") {
