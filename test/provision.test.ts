@@ -271,8 +271,8 @@ test('another root begins anew, a snapshot of the one that was provisioned does 
   const ws = root_ws_id ?? '';
   await w.client.ws.snapshot({ ws, name: 'later' });
   const swap = async (to: string) => {
-    const now = (await w.client.vm.get({ vm: 'disks' })).root_ws_id ?? '';
-    await w.client.ws.detach({ ws: now });
+    const now = (await w.client.vm.get({ vm: 'disks' })).root_ws_id;
+    if (now !== null) await w.client.ws.detach({ ws: now });
     await w.client.ws.attach({ ws: to, vm: 'disks', role: 'root' });
     const { provision } = await w.client.vm.start({ vm: 'disks' });
     assert.equal(provision?.state, 'done');
@@ -280,6 +280,12 @@ test('another root begins anew, a snapshot of the one that was provisioned does 
     return (await linesOf(runs)).length;
   };
   assert.equal(await swap('later'), 1);
+  await w.client.ws.snapshot({ ws: 'later', name: 'rollback' });
+  await w.client.ws.detach({ ws: 'later' });
+  await w.client.ws.remove({ ws: 'later' });
+  await w.client.ws.snapshot({ ws: 'rollback', name: 'second' });
+  await w.client.ws.remove({ ws: 'rollback' });
+  assert.equal(await swap('second'), 1, 'though what is between them is gone');
   await w.client.ws.create({ name: 'fresh', image: 'debian' });
   assert.equal(await swap('fresh'), 2);
   assert.equal(await swap('fresh'), 2);

@@ -19,9 +19,6 @@ const FILES_MS = 300_000;
 const SLACK_MS = 30_000;
 const TICK_MS = 1000;
 
-/** Rows of snapshots that lead from a disk to the one it comes from. */
-const CHAIN_MOST = 64;
-
 export const PENDING: VmProvision = { state: 'pending', reason: null, error: null, output: [], ended_at_ms: null };
 
 type Failed = Pick<VmProvision, 'reason' | 'output'> & { why: string };
@@ -58,15 +55,6 @@ class Patience implements Disposable {
   }
 }
 
-const disksAbove = async (host: Host, id: string): Promise<string[]> => {
-  const found: string[] = [];
-  for (let at: string | null = id; at !== null && found.length < CHAIN_MOST; ) {
-    found.push(at);
-    at = (await host.store.findWs(at))?.source_ws_id ?? null;
-  }
-  return found;
-};
-
 /**
  * What a start changes of the record: a root that is neither the one that was provisioned nor a snapshot of it begins anew, and what failed
  * before the script was asked for may be tried again.
@@ -74,7 +62,7 @@ const disksAbove = async (host: Host, id: string): Promise<string[]> => {
 export const provisionAtStart = async (host: Host, vm: VmRecord): Promise<VmPatch> => {
   const { provision, provision_run: run, root_ws_id } = vm;
   if (provision === null || run === null) return {};
-  const same = root_ws_id === null || run.ws_id === null || (await disksAbove(host, root_ws_id)).includes(run.ws_id);
+  const same = root_ws_id === null || run.ws_id === null || (await host.store.lineOf(root_ws_id)).includes(run.ws_id);
   if (!same) return { provision: PENDING, provision_run: { ws_id: root_ws_id, begun: null } };
   return provision.state === 'failed' && run.begun === null ? { provision: PENDING } : {};
 };

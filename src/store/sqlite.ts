@@ -40,6 +40,8 @@ export interface Tables {
   vm_history: Row<VmHistoryEntry> & { seq: Generated<number>; vm_id: string };
   vm_provisions: Row<Provision> & { vm_id: string };
   workspaces: Row<Workspace>;
+  /** Outlives the workspace while there is a snapshot that leads to it. */
+  ws_lines: { ws_id: string; source_ws_id: string };
   images: Row<Image>;
   templates: Row<Template>;
   builds: Row<Build>;

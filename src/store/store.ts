@@ -129,6 +129,8 @@ export interface WorkspaceStore {
   findWs(ref: string): Promise<Workspace | undefined>;
   /** Newest first. */
   listWs(filter?: { image_id?: string }): Promise<Workspace[]>;
+  /** It and what it is a snapshot of, and so on, be they removed or not. */
+  lineOf(id: string): Promise<string[]>;
   /** By their position: the root, /dev/vdb, … */
   wsOfVm(vm_id: string): Promise<Workspace[]>;
   /**

@@ -1,5 +1,5 @@
 /** Workspaces: what is attached to which VM. `vms.root_ws_id`, `vms.image_id` and the root workspace's `vm_id` change together, here. */
-import type { Transaction } from 'kysely';
+import { type RawBuilder, sql, type Transaction } from 'kysely';
 import { ID_PATTERN } from '../api/common.ts';
 import { Fault } from '../api/fault.ts';
 import { MAX_DATA_DISKS, Workspace } from '../api/ws.ts';
@@ -86,14 +86,29 @@ export const insert = async (trx: Trx, ws: Workspace): Promise<void> => {
   }
   const row = rows.toRow({ ...ws, ...ALONE });
   await unlessTaken(`Workspace '${ws.name}'`, () => trx.insertInto('workspaces').values(row).execute());
+  const { id: ws_id, source_ws_id } = ws;
+  if (source_ws_id !== null)
+    await trx
+      .insertInto('ws_lines')
+      .values({ ws_id, source_ws_id })
+      .onConflict(oc => oc.doNothing())
+      .execute();
   await forgetDisk(trx, ws.id);
   if (ws.vm_id === null) return;
   const { role, mount, read_only, owned } = ws;
   await attach(trx, ws.id, ws.vm_id, { role: role ?? 'data', mount, read_only, owned });
 };
 
+/** The workspaces for which `where` holds, and those they come from. */
+const lines = (where: RawBuilder<boolean>) => sql<{ id: string }>`
+  with recursive line (id) as (
+    select id from workspaces where ${where}
+    union select source_ws_id from ws_lines join line on ws_id = line.id
+  ) select id from line`;
+
 export const removeRow = async (trx: Trx, id: string): Promise<void> => {
   await trx.deleteFrom('workspaces').where('id', '=', id).execute();
+  await sql`delete from ws_lines where ws_id not in (${lines(sql`true`)})`.execute(trx);
   await noteDisk(trx, id);
 };
 
@@ -117,6 +132,8 @@ export const wsStore = (db: Db): WorkspaceStore => ({
     if (filter.image_id !== undefined) query = query.where('image_id', '=', filter.image_id);
     return (await query.execute()).map(rows.fromRow);
   },
+
+  lineOf: async id => (await lines(sql`id = ${id}`).execute(db)).rows.map(row => row.id),
 
   wsOfVm: vm_id => wsOfVm(db, vm_id),
 
