@@ -5,6 +5,7 @@
  * in the guest is left alone. It is put forward or back by a difference, so that the request's own way takes nothing from it.
  */
 import { z } from 'zod';
+import { DeadlineError } from '../lib/deadline.ts';
 import { parseBody } from './facts.ts';
 import { call, type Link } from './link.ts';
 import { isUnknown } from './refusal.ts';
@@ -35,7 +36,9 @@ interface Reading {
   took_ms: number;
 }
 
-const read = async (link: Link, signal: AbortSignal): Promise<Reading | 'older' | undefined> => {
+type Read = Reading | 'older' | undefined;
+
+const read = async (link: Link, signal: AbortSignal): Promise<Read> => {
   const [asked_ms, begun] = [Date.now(), performance.now()];
   const { status, body } = await call(link, { method: 'GET', path: '/v1/clock' }, signal);
   const took_ms = performance.now() - begun;
@@ -49,14 +52,26 @@ const read = async (link: Link, signal: AbortSignal): Promise<Reading | 'older' 
   }
 };
 
+const LATE = 'its answers come too late to know how right its clock is';
+
 /**
- * Looks at the guest's clock and puts it right if it is off; gives what is worth knowing of that. Any answer is as good as one to a ping: only a lost
- * connection throws.
+ * Looks at the guest's clock and puts it right if it is off; gives what is worth knowing of that. Any answer is as good as one to a ping: what throws is
+ * a lost connection, and a first answer that does not come.
  */
 export const rightClock = async (link: Link, signal: AbortSignal): Promise<string | undefined> => {
+  const first = await read(link, signal);
+  try {
+    return await right(link, first, signal);
+  } catch (error) {
+    if (error instanceof DeadlineError) return LATE;
+    throw error;
+  }
+};
+
+const right = async (link: Link, first: Read, signal: AbortSignal): Promise<string | undefined> => {
   let stepped: number | undefined;
   for (let round = 0; round < ROUNDS; round++) {
-    const reading = await read(link, signal);
+    const reading = round === 0 ? first : await read(link, signal);
     if (reading === 'older') {
       await setBlindly(link, signal);
       return undefined;
@@ -68,9 +83,11 @@ export const rightClock = async (link: Link, signal: AbortSignal): Promise<strin
       const { status } = await call(link, { method: 'POST', path: '/v1/clock', body: { by_us } }, signal);
       if (status !== 200) return `its clock is off by ${Math.round(off_ms)} ms and cannot be set`;
       stepped = off_ms;
-    } else if (took_ms <= SLOW_MS) {
+    } else if (took_ms > SLOW_MS) {
+      return LATE;
+    } else {
       return stepped === undefined ? undefined : `its clock was off by ${Math.round(stepped)} ms and was put right`;
     }
   }
-  return 'its clock may be off: it does not stay as it is set, or answers come too late';
+  return 'its clock may be off: it does not stay as it is set';
 };
