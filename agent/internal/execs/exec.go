@@ -64,6 +64,7 @@ type Exec struct {
 	stdin    *os.File // nil once taken or closed
 	orphan   *time.Timer
 	tty      *terminal // nil: pipes
+	spare    bool      // it ended long enough ago: what was kept for readers alone is given back when there are none
 	bare     bool      // no output is kept for those who come later
 
 	// What a list says of it.
@@ -240,20 +241,29 @@ func (e *Exec) room(i int) int {
 func (e *Exec) trim(bare bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.bare = e.bare || bare
-	e.trimLocked()
+	e.spare, e.bare = true, e.bare || bare
+	e.giveBack()
 }
 
-func (e *Exec) trimLocked() {
+// giveBack is the trim that is due, once there are no readers. The lock is held.
+func (e *Exec) giveBack() {
+	if !e.spare || len(e.readers)+len(e.gone) > 0 {
+		return
+	}
 	keep := unread
 	if e.bare {
 		keep = 0
 	}
 	for i := range e.rings {
-		if len(e.readers) == 0 {
-			e.rings[i].trim(keep)
-		}
+		e.rings[i].trim(keep)
 	}
+}
+
+// watched says whether it has readers, or some that may come back.
+func (e *Exec) watched() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return len(e.readers)+len(e.gone) > 0
 }
 
 // Signal sends sig to the process group; false if the command has ended.

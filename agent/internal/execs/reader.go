@@ -92,21 +92,25 @@ func (e *Exec) attach(from [2]uint64) (*Reader, error) {
 	return r, nil
 }
 
-// Detach removes the reader. The command goes on; before the end it is held for a while as if the reader were there, for a
+// Detach removes the reader. The command goes on; unless all was read it is held for a while as if the reader were there, for a
 // reader that lost its connection comes back and wants to go on where it was.
 func (r *Reader) Detach() {
 	e := r.Exec
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	delete(e.readers, r)
-	if !e.finished && !r.behind && !e.followed(r) {
+	if r.mayWant() && !r.behind && !e.followed(r) {
 		e.waitFor(r, e.hold)
 	}
 	e.cond.Broadcast()
-	if e.bare {
-		e.trimLocked()
-	}
-	e.killOrphan()
+	e.giveBack()
+	e.killOrphan(e.delay)
+}
+
+// mayWant says whether it may come back for something that is not kept anyway. The lock is held.
+func (r *Reader) mayWant() bool {
+	e := r.Exec
+	return !e.finished || e.spare || r.pos[0] < e.rings[0].end || r.pos[1] < e.rings[1].end
 }
 
 // waitFor holds the command for a reader that may come back. The lock is held.
@@ -118,16 +122,17 @@ func (e *Exec) waitFor(r *Reader, hold time.Duration) {
 		defer e.mu.Unlock()
 		delete(e.gone, r)
 		e.cond.Broadcast()
+		e.giveBack()
 	})
 }
 
 // killOrphan ends a command without readers after a while, where that was asked for. The lock is held.
-func (e *Exec) killOrphan() {
+func (e *Exec) killOrphan(delay time.Duration) {
 	if !e.kill || e.exit != nil || len(e.readers) > 0 {
 		return
 	}
 	var t *time.Timer
-	t = time.AfterFunc(e.delay, func() {
+	t = time.AfterFunc(delay, func() {
 		defer safe.Recover()
 		e.mu.Lock()
 		defer e.mu.Unlock()

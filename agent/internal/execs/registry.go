@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/workfort/nexus/agent/internal/proc"
-	"github.com/workfort/nexus/agent/internal/safe"
 	"github.com/workfort/nexus/agent/internal/wire"
 )
 
@@ -230,70 +229,4 @@ func (g *Registry) leaveSession(name string, en *entry) {
 	if g.sessions[name] == en {
 		delete(g.sessions, name)
 	}
-}
-
-// retire moves an entry to those that ended and drops the oldest.
-func (g *Registry) retire(en *entry) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.running--
-	g.leaveSession(en.exec.session, en)
-	en.since = time.Now()
-	g.ended = append(g.ended, en)
-	if len(g.ended) > keepEnded {
-		g.dropOldest()
-	}
-	g.forgetEnded(en)
-}
-
-// forgetEnded sees to it that one that ended is forgotten in time. The lock is held.
-func (g *Registry) forgetEnded(en *entry) {
-	time.AfterFunc(time.Until(en.since.Add(2*holdFor)), func() {
-		defer safe.Recover()
-		en.exec.trim(false)
-	})
-	time.AfterFunc(time.Until(en.since.Add(keepFor)), func() {
-		defer safe.Recover()
-		g.mu.Lock()
-		defer g.mu.Unlock()
-		if len(g.ended) > 0 && g.ended[0] == en { // else dropped before: entries leave in the order they came
-			g.dropOldest()
-		}
-	})
-}
-
-// dropOldest forgets the oldest that ended. Of one with a digest it forgets the output, and the rest later.
-func (g *Registry) dropOldest() {
-	en := g.ended[0]
-	g.ended[0] = nil
-	g.ended = g.ended[1:]
-	if en.digest == "" {
-		delete(g.known, en.exec.ID)
-		return
-	}
-	en.exec.trim(true)
-	en.since = time.Now()
-	g.digested = append(g.digested, en)
-	if len(g.digested) > keepDigests {
-		g.dropDigested()
-	}
-	g.forgetDigested(en)
-}
-
-// forgetDigested is forgetEnded for one of which the digest alone is known. The lock is held.
-func (g *Registry) forgetDigested(en *entry) {
-	time.AfterFunc(time.Until(en.since.Add(keepDigestFor)), func() {
-		defer safe.Recover()
-		g.mu.Lock()
-		defer g.mu.Unlock()
-		if len(g.digested) > 0 && g.digested[0] == en {
-			g.dropDigested()
-		}
-	})
-}
-
-func (g *Registry) dropDigested() {
-	delete(g.known, g.digested[0].exec.ID)
-	g.digested[0] = nil
-	g.digested = g.digested[1:]
 }

@@ -123,14 +123,17 @@ func (f *Frozen) saved(en *entry) savedExec {
 	s := savedExec{ID: e.ID, Pid: e.Pid, Command: e.command, Session: e.session, Digest: en.digest, Kill: e.kill, TimedOut: e.timedOut,
 		Bare: e.bare, Finished: e.finished || e.exit != nil && e.outs == [2]*os.File{}, Started: mono.Stamp(e.child.Started),
 		KillAt: mono.Stamp(e.killAt), Since: mono.Stamp(en.since), Serial: e.serial, Tty: e.tty != nil, Master: -1,
-		Stdin: f.keep(e.stdin), Readers: [][3][2]uint64{}}
+		Stdin: -1, Readers: [][3][2]uint64{}}
 	select {
 	case <-e.child.Done:
 		status := uint32(e.child.Status)
 		s.Status, s.Ended = &status, mono.Stamp(e.child.Ended)
 	default:
 	}
-	if e.tty != nil {
+	if !s.Finished {
+		s.Stdin = f.keep(e.stdin)
+	}
+	if e.tty != nil && !s.Finished {
 		e.tty.mu.Lock()
 		s.Master = f.keep(e.tty.master)
 		e.tty.mu.Unlock()
@@ -141,7 +144,7 @@ func (f *Frozen) saved(en *entry) savedExec {
 	}
 	for _, readers := range []map[*Reader]struct{}{e.readers, e.gone} {
 		for r := range readers {
-			if !r.behind && !s.Finished {
+			if !r.behind {
 				s.Readers = append(s.Readers, [3][2]uint64{r.asked, r.begun, r.pos})
 			}
 		}
@@ -222,13 +225,20 @@ func (g *Registry) Restore(s *Saved, children []*proc.Child) {
 		close(en.ready)
 		en.exec = g.restored(x, children[i], s.bytes[i])
 		g.known[x.ID] = en
+		if x.Finished && en.since.IsZero() { // it ended while the program before stood still
+			en.since = time.Now()
+		}
 		switch {
 		case x.Finished && x.Bare && x.Digest != "":
 			g.digested = append(g.digested, en)
 			g.forgetDigested(en)
 		case x.Finished:
 			g.ended = append(g.ended, en)
-			g.forgetEnded(en)
+			trimAt := en.since.Add(2 * holdFor)
+			if least := time.Now().Add(holdOver); trimAt.Before(least) {
+				trimAt = least
+			}
+			g.forgetEnded(en, trimAt)
 		default:
 			g.running++
 			if x.Session != "" {
@@ -246,7 +256,7 @@ func (g *Registry) Restore(s *Saved, children []*proc.Child) {
 
 func (g *Registry) restored(x *savedExec, child *proc.Child, bytes [2][2][]byte) *Exec {
 	e := &Exec{ID: x.ID, Pid: x.Pid, table: g.table, child: child, kill: x.Kill, delay: g.OrphanDelay, hold: g.Hold, killAt: mono.Time(x.KillAt),
-		readers: map[*Reader]struct{}{}, gone: map[*Reader]struct{}{}, serial: x.Serial, timedOut: x.TimedOut, bare: x.Bare,
+		readers: map[*Reader]struct{}{}, gone: map[*Reader]struct{}{}, serial: x.Serial, timedOut: x.TimedOut, spare: x.Bare, bare: x.Bare,
 		finished: x.Finished, command: x.Command, session: x.Session, adrift: &g.adrift, stdin: inherited(x.Stdin, "pipe")}
 	e.cond = sync.NewCond(&e.mu)
 	if x.Tty {
@@ -267,7 +277,7 @@ func (g *Registry) restored(x *savedExec, child *proc.Child, bytes [2][2][]byte)
 		e.waitFor(&Reader{Exec: e, asked: at[0], begun: at[1], pos: at[2], serial: e.serial, moved: time.Now()}, holdOver)
 	}
 	if !x.Finished {
-		e.killOrphan()
+		e.killOrphan(max(e.delay, holdOver))
 	}
 	return e
 }
