@@ -4,11 +4,17 @@ import { Readable } from 'node:stream';
 import { Fault } from '../api/fault.ts';
 import type { GivenFile } from '../api/provision.ts';
 import type { Files } from '../guest/files.ts';
+import { LostError } from '../guest/link.ts';
+import { pause } from '../lib/deadline.ts';
 import type { VmRecord } from '../store/store.ts';
 import type { Host } from './host.ts';
 
 /** Behind `nexus.sh`, which has the environment of the image: the VM's own goes before it. */
 const LOGINS = '/etc/profile.d/nexus_vm.sh';
+
+/** Between two tries to write a file. */
+const LEAST_MS = 20;
+const MOST_MS = 1000;
 
 const quoted = (value: string): string => `'${value.replaceAll("'", "'\\''")}'`;
 
@@ -17,17 +23,42 @@ const loginText = (env: Readonly<Record<string, string>>): string =>
     .map(([name, value]) => `export ${name}=${quoted(value)}\n`)
     .join('');
 
-/** Directories on the way are made; they belong to root. */
-const write = async (files: Files, { path, content, bytes_base64, ...as }: GivenFile, signal: AbortSignal) => {
+/** Nothing is known of what the guest did: the connection was lost, or the answer was late. */
+const unheard = (error: unknown): boolean =>
+  error instanceof Fault &&
+  ((error.code === 'timeout' && error.reason === undefined) || error.cause instanceof LostError);
+
+/** Does it again until the guest has said how it went. What `signal` says ends it. */
+const heard = async (deed: () => Promise<unknown>, signal: AbortSignal): Promise<void> => {
+  for (let wait = LEAST_MS; ; wait = Math.min(2 * wait, MOST_MS)) {
+    try {
+      await deed();
+      return;
+    } catch (error) {
+      signal.throwIfAborted();
+      if (!unheard(error)) throw error;
+      await pause(wait, signal);
+    }
+  }
+};
+
+/** Writes it whole, however often the connection is lost. Directories on the way are made; they belong to root. */
+export const writeFile = (
+  files: Files,
+  { path, content, bytes_base64, ...as }: GivenFile,
+  signal: AbortSignal,
+): Promise<void> => {
   const bytes = content === undefined ? Buffer.from(bytes_base64 ?? '', 'base64') : Buffer.from(content, 'utf8');
   const once = () => files.write(path, as, Readable.from([bytes]), signal);
-  try {
-    await once();
-  } catch (error) {
-    if (!(error instanceof Fault && error.code === 'not_found')) throw error;
-    await files.mkdir(posix.dirname(path), { parents: true, mode: '0755' }, signal);
-    await once();
-  }
+  return heard(async () => {
+    try {
+      await once();
+    } catch (error) {
+      if (!(error instanceof Fault && error.code === 'not_found')) throw error;
+      await files.mkdir(posix.dirname(path), { parents: true, mode: '0755' }, signal);
+      await once();
+    }
+  }, signal);
 };
 
 /** Commands have the environment from the daemon; this is for logins on the console and the like. A guest without a place for it does without. */
@@ -36,9 +67,9 @@ const writeLogins = async (host: Host, files: Files, vm: VmRecord, signal: Abort
     if (signal.aborted) throw error;
     host.log.info({ err: error, vm: vm.id }, 'logins of a guest do not get the environment of their VM');
   };
-  const body = Readable.from([Buffer.from(loginText(vm.env))]);
-  const put = () => files.write(LOGINS, { mode: '0644' }, body, signal).catch(without);
-  await host.step('provision.logins', put).catch(without);
+  const bytes = Buffer.from(loginText(vm.env));
+  const once = () => files.write(LOGINS, { mode: '0644' }, Readable.from([bytes]), signal);
+  await host.step('provision.logins', () => heard(once, signal)).catch(without);
 };
 
 /** The first that cannot be written ends it, with its own fault. */
@@ -49,6 +80,6 @@ export const writeGiven = async (
   given: readonly GivenFile[],
   signal: AbortSignal,
 ): Promise<void> => {
-  for (const file of given) await host.step('provision.file', () => write(files, file, signal));
+  for (const file of given) await host.step('provision.file', () => writeFile(files, file, signal));
   if (Object.keys(vm.env).length > 0) await writeLogins(host, files, vm, signal);
 };
