@@ -3,6 +3,7 @@ import assert from 'node:assert/strict';
 import { chmod, mkdtemp, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { DatabaseSync } from 'node:sqlite';
 import { after, test } from 'node:test';
 import type { OpArgs } from '../src/api/ops.ts';
 import { execResult } from '../src/client/exec.ts';
@@ -294,6 +295,25 @@ test('another root begins anew, a snapshot of the one that was provisioned does 
   await w.client.vm.delete({ vm: 'clone' });
   await w.client.vm.delete({ vm: 'disks' });
   for (const one of await w.client.ws.list({})) await w.client.ws.remove({ ws: one.id });
+  await s.clear();
+});
+
+test('what it was given cannot be read: a start says so, and goes on when it can', async () => {
+  const ran = join(dir, 'ran-after-damage');
+  await create('damaged', { first_boot: `echo >>${ran}` });
+  const given = async (files: string) => {
+    await w.stop();
+    const db = new DatabaseSync(join(w.data_dir, 'state.db'));
+    db.prepare('update vm_provisions set files = ?').run(files);
+    db.close();
+    await w.start();
+  };
+  await given('{}');
+  await rejects(w.client.vm.start({ vm: 'damaged' }), 'guest', /the daemon cannot read what that is/);
+  assert.deepEqual([(await provisionOf('damaged'))?.state, await linesOf(ran)], ['failed', []]);
+  await given('[]');
+  await w.client.vm.restart({ vm: 'damaged' });
+  assert.deepEqual([(await provisionOf('damaged'))?.state, await linesOf(ran)], ['done', ['']]);
   await s.clear();
 });
 

@@ -35,6 +35,14 @@ export const refuseFailed = ({ name, provision }: Vm): void => {
   throw new Fault('guest', detail, { hint: error?.hint, reason: reason ?? undefined });
 };
 
+/** The same once nobody is at work any more: what is pending then could not be written down. */
+export const refuseUngiven = (vm: Vm): void => {
+  refuseFailed(vm);
+  if (vm.provision?.state !== 'pending') return;
+  const hint = `nexusctl vm restart ${vm.name}`;
+  throw new Fault('internal', `VM '${vm.name}' runs, but what came of all that it was given is not stored.`, { hint });
+};
+
 /** Aborted when the VM was up for so long, pauses left out. */
 class Patience implements Disposable {
   readonly #abort = new AbortController();
@@ -104,6 +112,19 @@ const give = async (host: Host, live: Live, vm: VmRecord, given: Provision): Pro
   }
 };
 
+/** The same, for one whose record may not be readable. */
+const giveStored = async (host: Host, live: Live, vm: VmRecord, over: AbortSignal): Promise<Failed | undefined> => {
+  try {
+    const given = await host.store.findProvision(vm.id);
+    if (given === undefined) throw new Error('there is no record of what the VM was given');
+    return await give(host, live, vm, given);
+  } catch (error) {
+    over.throwIfAborted();
+    host.log.error({ err: error, vm: vm.id }, 'cannot read what a VM was given');
+    return { reason: 'guest', why: 'the daemon cannot read what that is', output: [] };
+  }
+};
+
 /** How many of the last lines are in the sentence; the record has more. */
 const SHOWN_LINES = 3;
 
@@ -125,9 +146,7 @@ export const provision = async (host: Host, live: Live): Promise<void> => {
     await raced(live.stored.promise, over);
     const vm = await host.store.findVm(vm_id);
     if (vm?.provision?.state !== 'pending') return;
-    const given = await host.store.findProvision(vm_id);
-    const failed = given && (await give(host, live, vm, given));
-    const told = outcome(vm, failed);
+    const told = outcome(vm, await giveStored(host, live, vm, over));
     const patient = { log: host.log.child({ vm: vm_id }), closing: host.closing };
     const store = () => host.step('provision.record', () => host.store.patchVm(vm_id, { provision: told }));
     await insist(patient, 'what came of a first boot', store);

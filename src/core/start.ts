@@ -17,7 +17,7 @@ import { diskFull } from './land.ts';
 import { forget, guestProvisioned, guestReady, hold, letGo } from './live.ts';
 import { moveVm } from './move.ts';
 import { assetDir, consoleLog, runDir } from './paths.ts';
-import { provisionAtStart, refuseFailed } from './provision.ts';
+import { provisionAtStart, refuseUngiven } from './provision.ts';
 import { afterEnd, NOT_OWED } from './restarts.ts';
 
 /** From SIGKILL to the end of a VMM whose start is undone. */
@@ -66,7 +66,7 @@ export const answered = async (
   const live = await launched;
   if (wait === 'ready') await awaitGuest(host, live, name, timeout_ms);
   const vm = await needVm(host, id);
-  if (wait === 'ready') refuseFailed(vm);
+  if (wait === 'ready') refuseUngiven(vm);
   return publicVm(vm);
 };
 
@@ -83,6 +83,9 @@ const awaitGuest = async (host: Host, live: Live, name: string, timeout_ms: numb
   try {
     await guestReady(live, AbortSignal.any([deadline, host.closing]));
     await raced(guestProvisioned(live, host.closing), host.closing);
+    // either leaves what it was given for later
+    host.closing.throwIfAborted();
+    live.gone.signal.throwIfAborted();
   } catch (error) {
     if (host.closing.aborted) throw new Fault('canceled', `The daemon stops; VM '${name}' goes on running.`);
     if (live.gone.signal.aborted) throw await endedEarly(host, live, name);
