@@ -158,6 +158,8 @@ export interface OpenCount {
   pipes: number;
   /** Sockets without a path, to whatever they lead. */
   nameless: number;
+  /** Neither: files, and what is no file, such as an epoll, an eventfd or an inotify. A door's connections are its clients' affair. */
+  others: number;
 }
 
 const openFiles = async (pid: number): Promise<string[]> => {
@@ -171,12 +173,18 @@ const namelessOf = async (open: readonly string[]): Promise<string[]> => {
   return open.filter(target => target.startsWith('socket:[') && !paths.get(target.slice(8, -1)));
 };
 
+const othersOf = (open: readonly string[]): string[] => open.filter(target => !/^(pipe|socket):/.test(target));
+
 export const countOpen = async (pid: number): Promise<OpenCount> => {
   const open = await openFiles(pid);
-  return { pipes: open.filter(t => t.startsWith('pipe:')).length, nameless: (await namelessOf(open)).length };
+  const pipes = open.filter(t => t.startsWith('pipe:')).length;
+  return { pipes, nameless: (await namelessOf(open)).length, others: othersOf(open).length };
 };
 
-/** Files that are open though no record accounts for them, and more pipes and sockets than when the daemon came up. */
+/** What a daemon opens once, when it first wants it, and keeps: libuv's inotify, with the first file that is watched. */
+const LATER = 1;
+
+/** Files that are open though no record accounts for them, and, where no VM lives, more than when the daemon came up. */
 const strayDescriptors = async (w: Audited, records: Known): Promise<string[]> => {
   if (records.jobs) return [];
   const open = await openFiles(w.daemon().pid);
@@ -191,6 +199,9 @@ const strayDescriptors = async (w: Audited, records: Known): Promise<string[]> =
   const nameless = await namelessOf(open);
   if (pipes.length > before.pipes) stray.push(`${pipes.length} pipes, ${before.pipes} before`);
   if (nameless.length > before.nameless) stray.push(`${nameless.length} sockets, ${before.nameless} before`);
+  const others = othersOf(open).sort();
+  if (others.length > before.others + LATER)
+    stray.push(`${others.length} others, ${before.others} before: ${others.join(' ')}`);
   return stray;
 };
 

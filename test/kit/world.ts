@@ -108,7 +108,7 @@ export const world = async (options: WorldOptions = {}): Promise<World> => {
   let child: ChildProcess | undefined;
   let ref: ProcRef | undefined;
   let gone: Promise<NodeJS.Signals | number> = Promise.resolve(0);
-  let opened: OpenCount = { pipes: 0, nameless: 0 };
+  let opened: OpenCount = { pipes: 0, nameless: 0, others: 0 };
   const start = async (extra: Record<string, string> = {}): Promise<void> => {
     const log = createWriteStream(join(data_dir, 'nexusd.log'), { flags: 'a' });
     const [program = '', ...before] = [...standin_kvm, process.execPath];
