@@ -105,15 +105,13 @@ func stream(w http.ResponseWriter, r *http.Request, reader *execs.Reader) {
 	w.WriteHeader(200)
 	flush := http.NewResponseController(w).Flush
 	_ = flush()
-	buf := buffers.Get().(*[wire.FrameHead + wire.MaxFrame]byte)
-	defer buffers.Put(buf)
 	for {
-		n, err := reader.Next(r.Context(), buf[:])
+		err := reader.Wait(r.Context())
 		if err == io.EOF {
 			break
 		}
 		if err == nil {
-			_, err = w.Write(buf[:n])
+			err = send(w, reader)
 		}
 		if err == nil && !reader.More() {
 			err = flush()
@@ -135,6 +133,14 @@ func stream(w http.ResponseWriter, r *http.Request, reader *execs.Reader) {
 	}
 	set("Nexus-Timed-Out", timedOut)
 	set("Nexus-Duration-Us", strconv.FormatInt(exit.Duration.Microseconds(), 10))
+}
+
+// send writes what the reader has. It holds a buffer no longer than that takes: a silent command costs none.
+func send(w io.Writer, reader *execs.Reader) error {
+	buf := buffers.Get().(*[wire.FrameHead + wire.MaxFrame]byte)
+	defer buffers.Put(buf)
+	_, err := w.Write(buf[:reader.Fill(buf[:])])
+	return err
 }
 
 func (s *Server) stdin(w http.ResponseWriter, r *http.Request) {

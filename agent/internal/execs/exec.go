@@ -146,16 +146,14 @@ func (e *Exec) pump(i int, f *os.File, done func()) {
 	}
 	defer end()
 	e.append(i, e.inHand(i))
-	buf := make([]byte, 16<<10)
 	for {
-		n, err := e.read(i, f, buf)
-		e.append(i, buf[:n])
+		err := e.read(i, f, chunkSize, func(p []byte) { e.append(i, p) })
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			_ = f.SetReadDeadline(time.Time{})
-			e.drain(i, f, buf)
+			e.drain(i, f)
 			e.adrift.add(f)
 			end()
-			e.adrift.read(f, buf)
+			e.adrift.read(f)
 			return
 		}
 		if err != nil {
@@ -182,15 +180,16 @@ func (e *Exec) leave(i int) {
 }
 
 // drain reads what the pipe holds now. All that the command itself wrote is in it.
-func (e *Exec) drain(i int, f *os.File, buf []byte) {
+func (e *Exec) drain(i int, f *os.File) {
 	left := 0
 	if raw, err := f.SyscallConn(); err == nil {
 		_ = raw.Control(func(fd uintptr) { left, _ = unix.IoctlGetInt(int(fd), unix.TIOCINQ) })
 	}
 	for left > 0 {
-		n, err := e.read(i, f, buf[:min(left, len(buf))])
-		e.append(i, buf[:n])
-		left -= n
+		err := e.read(i, f, left, func(p []byte) {
+			e.append(i, p)
+			left -= len(p)
+		})
 		if err != nil {
 			return
 		}

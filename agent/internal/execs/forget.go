@@ -33,11 +33,23 @@ func oldest(list []*entry) *entry {
 
 // forgetEnded sees to it that one that ended is forgotten in time; at trimAt what it keeps becomes less. The lock is held.
 func (g *Registry) forgetEnded(en *entry, trimAt time.Time) {
+	g.retired++
+	last := g.retired
 	time.AfterFunc(time.Until(trimAt), func() {
 		defer safe.Recover()
 		en.exec.trim(false)
+		if g.quietSince(last) {
+			giveBack()
+		}
 	})
 	g.forgetAt(en.since.Add(keepFor), en, &g.ended, g.dropEnded)
+}
+
+// quietSince says whether nothing runs and nothing ended after that one.
+func (g *Registry) quietSince(retired uint64) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.running == 0 && g.retired == retired
 }
 
 // forgetDigested is forgetEnded for one of which the digest alone is known. The lock is held.

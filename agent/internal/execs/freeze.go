@@ -2,7 +2,6 @@ package execs
 
 import (
 	"errors"
-	"io"
 	"os"
 	"sync"
 	"time"
@@ -140,12 +139,12 @@ func (e *Exec) park(i int, p []byte) {
 	e.parked[i], e.pending[i] = false, nil
 }
 
-// read is f.Read, but for the deadline that freezes.
-func (e *Exec) read(i int, f *os.File, buf []byte) (int, error) {
+// read is take, but for the deadline that freezes.
+func (e *Exec) read(i int, f *os.File, most int, use func([]byte)) error {
 	for {
-		n, err := f.Read(buf)
-		if n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
-			return n, err
+		err := take(f, most, use)
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			return err
 		}
 		e.mu.Lock()
 		frozen := e.frozen
@@ -154,7 +153,7 @@ func (e *Exec) read(i int, f *os.File, buf []byte) (int, error) {
 		}
 		e.mu.Unlock()
 		if !frozen {
-			return n, err
+			return err
 		}
 	}
 }
@@ -172,10 +171,11 @@ func (a *adrift) add(f *os.File) {
 }
 
 // read forgets what comes until the last writer has gone, and closes the file.
-func (a *adrift) read(f *os.File, buf []byte) {
+func (a *adrift) read(f *os.File) {
 	a.add(f)
 	defer a.remove(f)
-	_, _ = io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{f}, buf)
+	for take(f, chunkSize, func([]byte) {}) == nil {
+	}
 }
 
 func (a *adrift) remove(f *os.File) {

@@ -154,8 +154,8 @@ func (e *Exec) followed(r *Reader) bool {
 	return false
 }
 
-// Next waits for output and fills buf with whole frames; buf has room for one of any size. io.EOF after the last.
-func (r *Reader) Next(ctx context.Context, buf []byte) (int, error) {
+// Wait waits until Fill has something to give. io.EOF after the last.
+func (r *Reader) Wait(ctx context.Context) error {
 	e := r.Exec
 	stop := context.AfterFunc(ctx, func() {
 		e.mu.Lock()
@@ -166,29 +166,47 @@ func (r *Reader) Next(ctx context.Context, buf []byte) (int, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for {
-		if err := ctx.Err(); err != nil {
-			return 0, err
-		}
-		if e.frozen { // what it takes now the next program would not know
-			e.cond.Wait()
-			continue
-		}
-		if n := r.fill(buf); n > 0 {
-			e.cond.Broadcast()
-			return n, nil
-		}
-		if e.finished {
-			return 0, io.EOF
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case e.frozen: // what it takes now the next program would not know
+		case r.due():
+			return nil
+		case e.finished:
+			return io.EOF
 		}
 		e.cond.Wait()
 	}
 }
 
-// More says whether Next would return at once.
+// Fill fills buf with whole frames and gives their length; buf has room for one of any size.
+func (r *Reader) Fill(buf []byte) int {
+	e := r.Exec
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for e.frozen { // since Wait
+		e.cond.Wait()
+	}
+	n := r.fill(buf)
+	e.cond.Broadcast()
+	return n
+}
+
+// due says whether there is something to give. The lock is held.
+func (r *Reader) due() bool {
+	for i := range r.pos {
+		if r.gaps[i] > 0 || r.pos[i] < r.Exec.rings[i].end {
+			return true
+		}
+	}
+	return false
+}
+
+// More says whether Wait would return at once.
 func (r *Reader) More() bool {
 	r.Exec.mu.Lock()
 	defer r.Exec.mu.Unlock()
-	return r.Exec.finished || r.pos[0] < r.Exec.rings[0].end || r.pos[1] < r.Exec.rings[1].end
+	return r.Exec.finished || r.due()
 }
 
 // fill makes frames of what there is, the channels by turns. The lock is held.
@@ -236,7 +254,7 @@ func (r *Reader) skip() {
 // From are the offsets that its bytes, gaps included, are counted from.
 func (r *Reader) From() [2]uint64 { return r.asked }
 
-// Exit is how the command ended; valid after Next said io.EOF.
+// Exit is how the command ended; valid after Wait said io.EOF.
 func (r *Reader) Exit() Exit {
 	r.Exec.mu.Lock()
 	defer r.Exec.mu.Unlock()

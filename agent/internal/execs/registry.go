@@ -53,6 +53,7 @@ type Registry struct {
 	digested []*entry // ended with a digest before those, without their output
 	adrift   adrift
 	running  int
+	retired  uint64 // how many there were
 	closed   bool
 }
 

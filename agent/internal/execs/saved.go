@@ -249,7 +249,7 @@ func (g *Registry) Restore(s *Saved, children []*proc.Child) {
 	}
 	for _, fd := range s.Adrift {
 		if f := inherited(fd, "pipe"); f != nil {
-			safe.Go(func() { g.adrift.read(f, make([]byte, 16<<10)) })
+			safe.Go(func() { g.adrift.read(f) })
 		}
 	}
 }

@@ -59,13 +59,14 @@ func read(t *testing.T, r *Reader) (total int, gap bool) {
 	defer cancel()
 	buf := make([]byte, wire.FrameHead+wire.MaxFrame)
 	for {
-		n, err := r.Next(ctx, buf)
+		err := r.Wait(ctx)
 		if err == io.EOF {
 			return total, gap
 		}
 		if err != nil {
 			t.Fatal(err)
 		}
+		n := r.Fill(buf)
 		gap = gap || buf[0] == wire.Gap
 		total += n - wire.FrameHead
 	}

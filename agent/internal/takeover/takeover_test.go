@@ -42,10 +42,10 @@ func TestReplaceThatFails(t *testing.T) {
 	read := func(r *execs.Reader) (n int) {
 		buf := make([]byte, 80<<10)
 		for {
-			m, err := r.Next(ctx, buf)
-			if err != nil {
+			if r.Wait(ctx) != nil {
 				return n
 			}
+			m := r.Fill(buf)
 			n += m - strings.Count(string(buf[:m]), "\x01\x00\x00")*wire.FrameHead
 		}
 	}
