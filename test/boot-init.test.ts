@@ -8,16 +8,16 @@ import type { InitMode } from '../src/api/image.ts';
 import { makeExt4 } from '../src/disk/format.ts';
 import { poll, raced, withDeadline } from '../src/lib/deadline.ts';
 import { runAny } from '../src/lib/proc.ts';
-import { agentBinaries, anotherAgent } from './kit/agent.ts';
+import { agentBinaries } from './kit/agent.ts';
 import { testRootfs } from './kit/assets.ts';
 import { bench } from './kit/build.ts';
 import { busyboxRootfs, noBusybox, openrcRootfs } from './kit/busybox.ts';
 import { isClean, powersOff, reboots } from './kit/life.ts';
 import { type BareMachine, bareMachine } from './kit/machine.ts';
 import { addImage } from './kit/own_image.ts';
+import { isKilled, isReplaced, isStarved, sh } from './kit/service.ts';
 import { start } from './kit/stress.ts';
 import { world } from './kit/world.ts';
-import { fault } from './standin/vmm.ts';
 
 const temp = async () => {
   const dir = await mkdtemp(join(tmpdir(), 'nexus-init-'));
@@ -37,14 +37,6 @@ const build = async (tar: string, dir: string, init?: InitMode): Promise<{ image
   const made = await guestAsUser(tar, guest);
   await rename(made.out, image);
   return { image, init: init ?? made.facts.init };
-};
-
-/** What the command wrote, and how it ended. */
-const sh = async (m: BareMachine, script: string) => {
-  const stream = await start(m.guest, ['/bin/sh', '-c', script]);
-  const out = { stdout: '', stderr: '' };
-  for await (const piece of stream) if ('data' in piece) out[piece.channel] += piece.data.toString();
-  return { ...out, ...(await stream.result) };
 };
 
 /** The guest is a machine as any other. */
@@ -218,36 +210,6 @@ test('the agent is a service of OpenRC', { timeout: 1_200_000 }, async t => {
   assert.deepEqual(m.endings, ['poweroff by host']);
 });
 
-const MAIN_PID = 'systemctl show -P MainPID nexus-agent';
-
-/** Another program takes the agent's place: systemd sees the same process, and a command goes on. */
-const isReplaced = async (m: BareMachine, t: TestContext, dir: string): Promise<void> => {
-  const pid = (await sh(m, MAIN_PID)).stdout;
-  const counting = sh(m, 'for i in 1 2 3 4 5 6 7 8; do echo $i; sleep 0.5; done; exit 4');
-  const from = performance.now();
-  const { before, after } = await m.guest.update(await anotherAgent(dir), AbortSignal.timeout(120_000));
-  t.diagnostic(`another agent after ${Math.round(performance.now() - from)} ms`);
-  assert.notEqual(before.sha256, after.sha256);
-  assert.equal((await sh(m, MAIN_PID)).stdout, pid);
-  assert.equal((await sh(m, 'systemctl show -P ActiveState nexus-agent')).stdout, 'active\n');
-  const { stdout, exit_code } = await counting;
-  assert.deepEqual([stdout, exit_code], ['1\n2\n3\n4\n5\n6\n7\n8\n', 4]);
-};
-
-/** The agent dies in the middle of a command: it comes back, and what became of the command is not made up. */
-const isKilled = async (m: BareMachine): Promise<void> => {
-  const stream = await start(m.guest, ['sh', '-c', 'echo $$; while :; do echo more; sleep 0.2; done >/run/out']);
-  const bells = m.bells();
-  await sh(m, `kill -KILL $(${MAIN_PID})`).catch(() => {});
-  await assert.rejects(stream.result, fault('guest', /is not known: the guest no longer knows it/));
-  await poll('the bell', 60_000, async () => m.bells() > bells || undefined);
-  assert.equal(
-    (await sh(m, `kill -TERM ${stream.pid} && echo ran`)).stdout,
-    'ran\n',
-    'the command itself was left alone',
-  );
-};
-
 test('the agent is a unit of systemd', { timeout: 1_200_000 }, async t => {
   const { tar } = await testRootfs(['systemd-sysv', 'udev']);
   await using work = await temp();
@@ -277,6 +239,7 @@ test('the agent is a unit of systemd', { timeout: 1_200_000 }, async t => {
       (await environOf(m, '$(systemctl show -P MainPID nexus-agent)')).includes(`NEXUS_TEST=${ENVIRONMENT.NEXUS_TEST}`),
     );
     await isReplaced(m, t, work.dir);
+    await isStarved(m);
     await isKilled(m);
     await m.guest.power('poweroff', 3000, AbortSignal.timeout(10_000));
     t.diagnostic(`down after ${await ended(m, 60_000)} ms`);

@@ -2,7 +2,16 @@
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import { nothingLeft } from './kit/behave.ts';
-import { isClean, panics, pauseInTransfer, pauseOverDaemon, powersOff, reboots } from './kit/life.ts';
+import {
+  isClean,
+  panics,
+  pauseInTransfer,
+  pauseOverDaemon,
+  powersOff,
+  reboots,
+  starves,
+  stopsInOutput,
+} from './kit/life.ts';
 import { type World, world } from './kit/world.ts';
 
 const MINUTES = { timeout: 300_000 };
@@ -42,6 +51,10 @@ test('a reboot past every init', MINUTES, () => reboots(w, 'box', FORCED));
 test('a power-off past every init: the guest stands still and is ended', MINUTES, () =>
   powersOff(w, 'box', 'echo 1 > /proc/sys/kernel/sysrq; echo o > /proc/sysrq-trigger', { clean: false, ms: 90_000 }),
 );
+
+test('memory is short, and somebody kills PID 1', MINUTES, () => starves(w, 'box'));
+
+test('stopped in the middle of output', MINUTES, () => stopsInOutput(w, 'box'));
 
 test('a kernel that panics', MINUTES, () => panics(w, 'box'));
 

@@ -78,6 +78,11 @@ const ELSEWHERE: [command: RegExp, file: string, words: string][] = [
     'NEXUS_TEST_FLOOD_MIB',
   ],
   [/^NEXUS_TEST_WALK=\d+ node --test test\/vm-walk\.test\.ts$/, 'test/vm-walk.test.ts', 'NEXUS_TEST_WALK'],
+  [
+    /^NEXUS_TEST_OUTPUT_MIB=\d+ node --test test\/exec-bad-input\.test\.ts$/,
+    'test/exec-bad-input.test.ts',
+    'NEXUS_TEST_OUTPUT_MIB',
+  ],
   [/^npm run openapi$/, 'package.json', '"openapi": "node packaging/openapi.ts"'],
   [/^npm run bench$/, 'package.json', '"bench": "node bench/run.ts"'],
   [/^test\/bare-root\.sh \/[a-z/-]+$/, 'test/bare-root.sh', '# Usage, as root: test/bare-root.sh WORKDIR'],

@@ -8,7 +8,7 @@ import type { GuestExecs } from '../guest/exec_list.ts';
 import type { HandlersOf } from './handler.ts';
 import type { Host, Live } from './host.ts';
 import { idOf, newId } from './ids.ts';
-import { awaitGuest, needLive, small } from './inside.ts';
+import { awaitGuest, brokenOff, needLive, small } from './inside.ts';
 import { withEnv } from './provision.ts';
 
 /** One message carries at most this much output, so that slow readers see progress. */
@@ -19,7 +19,7 @@ export const execHandlers = (host: Host): HandlersOf<'exec'> => ({
     const live = await needLive(host, input.vm);
     await awaitGuest(live, input.vm, ctx.signal);
     const stream = await startExec(live, input, ctx.signal);
-    return messages(stream, ctx.signal);
+    return messages(host, live, stream, ctx.signal);
   },
   'exec.list': async (ctx, { vm }) => {
     const live = await needLive(host, vm);
@@ -29,8 +29,7 @@ export const execHandlers = (host: Host): HandlersOf<'exec'> => ({
   'exec.attach': async (ctx, { vm, exec, stdout, stderr }) => {
     const live = await needLive(host, vm);
     await awaitGuest(live, vm, ctx.signal);
-    const signal = AbortSignal.any([ctx.signal, live.gone.signal]);
-    return messages(await live.guest.attachExec(exec, { stdout, stderr }, signal), ctx.signal);
+    return messages(host, live, await live.guest.attachExec(exec, { stdout, stderr }, ctx.signal), ctx.signal);
   },
   'exec.resize': async (_ctx, { vm, exec, cols, rows }) => {
     const live = await needLive(host, vm);
@@ -51,11 +50,10 @@ export const execHandlers = (host: Host): HandlersOf<'exec'> => ({
 
 const startExec = (live: Live, input: OpIn<'exec.run'>, client: AbortSignal): Promise<ExecStream> => {
   const { vm, idempotency_key: key, ...spec } = input;
-  const signal = AbortSignal.any([client, live.gone.signal]);
   const env = withEnv(live, spec.env);
-  if (key === undefined) return live.guest.exec({ id: newId('exec'), ...spec, env }, { signal });
+  if (key === undefined) return live.guest.exec({ id: newId('exec'), ...spec, env }, { signal: client });
   const asked = { id: idOf('exec', live.vm_id, key), digest: digestOf(spec), ...spec, env };
-  return live.guest.exec(asked, { signal }).catch((error: unknown) => {
+  return live.guest.exec(asked, { signal: client }).catch((error: unknown) => {
     if (!(error instanceof Fault && error.code === 'exists')) throw error;
     throw new Fault(
       'exists',
@@ -89,7 +87,12 @@ const infos = (list: GuestExecs): ExecInfo[] =>
     }))
     .sort((a, b) => a.started_at_ms - b.started_at_ms);
 
-const messages = async function* (stream: ExecStream, client: AbortSignal): AsyncGenerator<ExecMessage> {
+const messages = async function* (
+  host: Host,
+  live: Live,
+  stream: ExecStream,
+  client: AbortSignal,
+): AsyncGenerator<ExecMessage> {
   const detach = () => stream.detach();
   client.addEventListener('abort', detach, { once: true });
   try {
@@ -104,6 +107,8 @@ const messages = async function* (stream: ExecStream, client: AbortSignal): Asyn
       }
     }
     yield await stream.result;
+  } catch (error) {
+    throw await brokenOff(host, live, stream.id, error);
   } finally {
     client.removeEventListener('abort', detach);
     stream.detach();

@@ -1,5 +1,6 @@
 /** The way into a VM that runs, for whatever is done in there. */
 import { Fault } from '../api/fault.ts';
+import { withDeadline } from '../lib/deadline.ts';
 import { admit, needVm, VERB_TEXT } from './find.ts';
 import type { Host, Live } from './host.ts';
 import { guestReady, liveOf } from './live.ts';
@@ -7,6 +8,7 @@ import { guestReady, liveOf } from './live.ts';
 /** How long a command waits for a guest that is about to be ready. */
 const READY_MS = 10_000;
 const SMALL_MS = 10_000;
+const END_STORED_MS = 5000;
 
 /** What is done in a VM. */
 type Deed = 'exec' | 'files';
@@ -42,6 +44,18 @@ export const needGuest = async (host: Host, ref: string, client: AbortSignal) =>
   const live = await needLive(host, ref, 'files');
   await awaitGuest(live, ref, client, 'files');
   return { guest: live.guest, gone: AbortSignal.any([client, live.gone.signal]) };
+};
+
+/** What to tell of a command whose output broke off: if its VM ended, how that was, once it is on record. */
+export const brokenOff = async (host: Host, live: Live, exec: string, error: unknown): Promise<unknown> => {
+  if (!live.gone.signal.aborted || host.closing.aborted) return error;
+  await withDeadline('the end of the VM in the record', END_STORED_MS, live.end_stored.promise).catch(() => {});
+  const vm = await host.store.findVm(live.vm_id);
+  if (vm === undefined) return new Fault('guest', `The end of command ${exec} is not known: its VM was deleted.`);
+  const why = vm.last_exit === null ? '.' : `: ${vm.last_exit.reason}`;
+  const is = vm.state === 'crashed' ? 'has crashed' : 'has ended';
+  const detail = `The end of command ${exec} is not known: VM '${vm.name}' ${is}${why}`;
+  return new Fault('guest', detail, { hint: `nexusctl vm logs ${vm.name}`, cause: error });
 };
 
 /** For requests with a short answer. */

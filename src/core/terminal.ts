@@ -7,7 +7,7 @@ import type { Asked } from '../guest/wire.ts';
 import type { HandlersOf, Talk } from './handler.ts';
 import type { Host, Live } from './host.ts';
 import { newId } from './ids.ts';
-import { awaitGuest, needLive, small } from './inside.ts';
+import { awaitGuest, brokenOff, needLive, small } from './inside.ts';
 import { withEnv } from './provision.ts';
 
 const TAIL_BYTES = 256 * 1024;
@@ -19,12 +19,12 @@ export const terminalHandlers = (host: Host): HandlersOf<'terminal'> => ({
       throw new Fault('invalid', 'Cannot open a terminal: give a session or a command, not both.');
     const live = await needLive(host, input.vm);
     await awaitGuest(live, input.vm, ctx.signal);
-    const viewer = await view(live, input, AbortSignal.any([ctx.signal, live.gone.signal]));
+    const viewer = await view(live, input, ctx.signal);
     try {
       const { cols, rows } = input;
       if (viewer.made) live.sizes.set(viewer.output.id, { cols, rows });
       else if (!input.read_only) await fit(live, viewer.output.id, input);
-      return talk(live, viewer, input);
+      return talk(host, live, viewer, input);
     } catch (error) {
       viewer.output.detach();
       throw error;
@@ -77,11 +77,16 @@ const fit = async (live: Live, exec: string, { cols, rows }: Size): Promise<void
   });
 };
 
-const talk = (live: Live, viewer: Opened, { read_only, cols, rows }: Opening): Talk<TerminalMessage, TerminalSay> => {
+const talk = (
+  host: Host,
+  live: Live,
+  viewer: Opened,
+  { read_only, cols, rows }: Opening,
+): Talk<TerminalMessage, TerminalSay> => {
   const { id } = viewer.output;
   let mine: Size = { cols, rows };
   return {
-    output: shown(live, viewer),
+    output: shown(host, live, viewer),
     take: async piece => {
       if (read_only) return;
       if (!Buffer.isBuffer(piece)) {
@@ -96,7 +101,7 @@ const talk = (live: Live, viewer: Opened, { read_only, cols, rows }: Opening): T
   };
 };
 
-const shown = async function* (live: Live, viewer: Opened): AsyncGenerator<Uint8Array | TerminalMessage> {
+const shown = async function* (host: Host, live: Live, viewer: Opened): AsyncGenerator<Uint8Array | TerminalMessage> {
   const { output, session, made } = viewer;
   try {
     yield { type: 'opened', exec: output.id, pid: output.pid, session, made };
@@ -105,6 +110,8 @@ const shown = async function* (live: Live, viewer: Opened): AsyncGenerator<Uint8
       else yield piece.data;
     }
     yield await output.result;
+  } catch (error) {
+    throw await brokenOff(host, live, output.id, error);
   } finally {
     live.sizes.delete(output.id); // whoever looks on and types sets it anew; of one that ends unwatched nothing is left
     output.detach();

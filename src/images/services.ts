@@ -34,6 +34,7 @@ ExecStart=/${AGENT_PATH} service
 Restart=always
 RestartSec=1
 KillMode=process
+OOMPolicy=continue
 TasksMax=infinity
 
 [Install]

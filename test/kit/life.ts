@@ -155,11 +155,58 @@ export const reboots = async (w: World, vm: string, command: string, ms = 60_000
 };
 
 /** The guest's kernel panics: crashed, with the line that says why; started again where the policy wants it. */
+/** A command that takes all memory is killed, and told so; neither another command nor the agent is. As PID 1 that cannot be killed at all. */
+export const starves = async (w: World, vm: string): Promise<void> => {
+  const { boot_id } = (await w.client.vm.get({ vm })).guest_facts ?? {};
+  const other = sh(w, vm, 'for i in 1 2 3 4 5 6 7 8; do echo $i; sleep 0.5; done');
+  const eater = await execResult(w.client.exec.run({ vm, argv: ['tail', '/dev/zero'] }));
+  assert.deepEqual([eater.exit_code, eater.signal, eater.timed_out], [null, 'KILL', false]);
+  assert.equal((await other).exit_code, 0);
+  await sh(w, vm, 'kill -KILL 1');
+  assert.equal(await text(w, vm, 'cat /proc/1/comm'), 'nexus-agent');
+  const after = await w.client.vm.get({ vm });
+  assert.deepEqual([after.state, after.guest, after.guest_facts?.boot_id], ['running', 'ready', boot_id]);
+};
+
+/** In the middle of its output a command loses its VM: what came is there, and the fault says what became of the VM, soon. */
+const losesIts = async (w: World, vm: string, end: () => Promise<unknown>, why: RegExp): Promise<void> => {
+  const stream = w.client.exec.run({ vm, argv: ['/bin/sh', '-c', 'while :; do echo line; sleep 0.05; done'] });
+  let got = '';
+  const reading = (async () => {
+    for await (const message of stream) if (message.type === 'stdout') got += Buffer.from(message.data, 'base64');
+  })();
+  reading.catch(() => {}); // awaited below
+  await poll('output', 30_000, () => got.length > 20 || undefined);
+  const ending = end();
+  await rejects(reading, 'guest', why);
+  assert.match(got, /^(?:line\n)+$/);
+  await ending;
+};
+
+/** A VM that is stopped by force, and one whose guest ends what runs, in the middle of output. */
+export const stopsInOutput = async (w: World, vm: string): Promise<void> => {
+  const stop = () => w.client.vm.stop({ vm, force: true });
+  await losesIts(w, vm, stop, /^The end of command exec_\w+ is not known: VM '\w+' has ended: /);
+  await w.client.vm.start({ vm, timeout_ms: 180_000 });
+  const stream = w.client.exec.run({ vm, argv: ['/bin/sh', '-c', 'while :; do echo line; sleep 0.05; done'] });
+  const result = execResult(stream);
+  await sleep(1000);
+  await w.client.vm.stop({ vm });
+  assert.equal((await result).signal, 'TERM', 'its own end reached us');
+  await w.client.vm.start({ vm, timeout_ms: 180_000 });
+};
+
 export const panics = async (w: World, vm: string): Promise<void> => {
   await w.client.vm.update({ vm, restart: 'on-crash' });
   const { pid } = await w.client.vm.get({ vm });
   const since = Date.now();
-  await type(w, vm, 'echo 1 > /proc/sys/kernel/sysrq; echo c > /proc/sysrq-trigger; sleep 60');
+  const panic = () => type(w, vm, 'echo 1 > /proc/sys/kernel/sysrq; echo c > /proc/sysrq-trigger; sleep 60');
+  await losesIts(
+    w,
+    vm,
+    panic,
+    /^The end of command exec_\w+ is not known: VM '\w+' has (?:crashed|ended): The guest's kernel panicked: /,
+  );
   const entry = await cameTo(w, vm, 'crashed', since, 60_000);
   assert.match(entry.why, /^The guest's kernel panicked: .*Kernel panic - not syncing: sysrq triggered crash/);
   const back = await comesBack(w, vm, pid);

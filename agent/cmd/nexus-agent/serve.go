@@ -86,6 +86,7 @@ func service() {
 	left := takeover.Left()
 	nameHost(params, left) // the init has set that of /etc/hostname
 	a := newAgent(params, left, false)
+	a.table.Spare()
 	served := &machine.Served{Table: a.table, Ending: a.client.Ending, End: a.registry.End}
 	safe.Go(func() { a.connect(served) })
 	kind := "down"

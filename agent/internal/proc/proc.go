@@ -32,6 +32,7 @@ type Table struct {
 	mu       sync.Mutex
 	children map[int]*Child
 	all      bool
+	spared   bool
 	wake     chan os.Signal
 }
 
@@ -69,10 +70,27 @@ func catchIgnored() {
 	}
 }
 
+// oomScore is how likely the kernel takes a process when memory is short: 1000 first, -1000 never; proc(5).
+const oomScore = "/proc/self/oom_score_adj"
+
+func setOomScore(n string) error { return os.WriteFile(oomScore, []byte(n), 0) }
+
+// Spare lets the kernel take any process before this one when memory is short; its children are as likely as others. PID 1 is never
+// taken anyway.
+func (t *Table) Spare() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.spared = setOomScore("-900") == nil
+}
+
 // Start runs a program as the leader of a new session.
 func (t *Table) Start(path string, argv []string, attr *syscall.ProcAttr) (*Child, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.spared { // a child inherits it
+		_ = setOomScore("0")
+		defer setOomScore("-900")
+	}
 	c := &Child{Started: time.Now(), Done: make(chan struct{})}
 	pid, err := syscall.ForkExec(path, argv, attr)
 	if err != nil {
