@@ -108,7 +108,7 @@ test('a build that cannot succeed says why, and leaves nothing', async () => {
 });
 
 test('100,000 entries: canceled while they are written nothing is left, then they are all there', {
-  timeout: 300_000,
+  timeout: 600_000,
 }, async t => {
   const path = join(dir, 'many.tar');
   const items = Array.from({ length: 100_000 }, (_, n) => ({ name: `many/${n % 100}/${n}`, data: `text ${n}` }));

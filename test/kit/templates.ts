@@ -16,7 +16,7 @@ export const templateDeeds = (ground: () => Ground) => {
 
   /** A build, when it has ended. */
   const ended = (build: { id: string }): Promise<Build> =>
-    poll(`the end of ${build.id}`, 60_000, async () => {
+    poll(`the end of ${build.id}`, 240_000, async () => {
       const now = await client().build.inspect({ build: build.id });
       return now.state === 'building' ? undefined : now;
     });
