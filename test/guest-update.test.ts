@@ -12,6 +12,7 @@ import type { AgentProgram } from '../src/guest/update.ts';
 import { poll, sleep } from '../src/lib/deadline.ts';
 import { agentBinaries } from './kit/agent.ts';
 import { harness } from './kit/harness.ts';
+import { rig, ring, speaker } from './kit/rig.ts';
 import { checkSeq, drain, ENDLESS, start } from './kit/stress.ts';
 import { fault } from './standin/vmm.ts';
 
@@ -209,4 +210,26 @@ test('a program that does not fit is refused, and the old one goes on', { timeou
     (await h.guest.update(good, soon())).after.sha256,
     (await programOf((await agentBinaries()).harness)).sha256,
   );
+});
+
+test('what an agent does after the loss of its connection is waited for', async () => {
+  const [was, next] = ['1'.repeat(64), '2'.repeat(64)];
+  await using p = await programs();
+  const path = join(p.dir, 'program');
+  await writeFile(path, 'program');
+  let lost_ms: number | undefined;
+  const serve = speaker((stream, headers) => {
+    if (headers[':path'] === '/v1/update') {
+      lost_ms ??= performance.now();
+      stream.session?.destroy();
+      return;
+    }
+    const sha256 = lost_ms !== undefined && performance.now() - lost_ms > 2000 ? next : was;
+    stream.respond({ ':status': 200 });
+    stream.end(JSON.stringify({ version: '1', sha256 }));
+  });
+  await using r = await rig(serve);
+  await ring(r);
+  const { before, after } = await r.guest.update({ path, sha256: next }, soon());
+  assert.deepEqual([before.sha256, after.sha256], [was, next]);
 });

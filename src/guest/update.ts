@@ -38,6 +38,8 @@ const PROGRAM_MOST = 32 * 1024 * 1024;
 const SEND_MS = 60_000;
 /** From the end of the old one to the first answer of the new one. */
 const BACK_MS = 60_000;
+/** An agent that has lost its connection may be about to change all the same: it looks at the program for 20 s, and waits 2 s for others. */
+const OLD_MS = 25_000;
 const AGAIN_MS = 500;
 
 const about = async (requests: Requests, signal: AbortSignal): Promise<About> => {
@@ -45,12 +47,16 @@ const about = async (requests: Requests, signal: AbortSignal): Promise<About> =>
   return parseBody(About, body, "which program the guest's agent is");
 };
 
-/** Asks until somebody answers. */
-const aboutNew = async (requests: Requests, signal: AbortSignal): Promise<About> => {
+/** Asks until the new one answers, or the old one for so long that it goes on. */
+const aboutNew = async (requests: Requests, { sha256 }: AgentProgram, signal: AbortSignal): Promise<About> => {
   using limit = within("the guest's new agent", BACK_MS, signal);
+  let old_ms: number | undefined;
   for (;;) {
     try {
-      return await about(requests, limit.signal);
+      const found = await about(requests, limit.signal);
+      old_ms ??= performance.now();
+      if (found.sha256 === sha256 || performance.now() - old_ms > OLD_MS) return found;
+      await pause(AGAIN_MS, limit.signal);
     } catch (error) {
       if (limit.signal.aborted || (error instanceof Fault && error.code !== 'timeout' && error.code !== 'guest'))
         throw error;
@@ -93,7 +99,7 @@ export const updateAgent = async (requests: Requests, program: AgentProgram, sig
   const before = await about(requests, signal);
   if (before.sha256 === program.sha256) return { before, after: before };
   await replace(requests, program, signal);
-  const after = await aboutNew(requests, signal);
+  const after = await requests.told(WHAT, signal, () => aboutNew(requests, program, signal));
   if (after.sha256 === program.sha256) return { before, after };
   throw new Fault('guest', `Cannot ${WHAT}: the connection was lost, and the old one goes on.`);
 };

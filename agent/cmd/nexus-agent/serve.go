@@ -58,6 +58,7 @@ func pid1() {
 	own := &machine.Own{Table: a.table, Close: a.registry.Close, Ending: a.client.Ending}
 	safe.Go(func() { a.connect(own) })
 	for sig := range signals {
+		a.registry.Leave()
 		kind := map[os.Signal]string{syscall.SIGUSR1: "halt", syscall.SIGUSR2: "poweroff", syscall.SIGPWR: "poweroff"}[sig]
 		if kind == "" {
 			kind = "reboot"
@@ -90,7 +91,9 @@ func service() {
 	served := &machine.Served{Table: a.table, Ending: a.client.Ending, End: a.registry.End}
 	safe.Go(func() { a.connect(served) })
 	kind := "down"
-	if <-signals == syscall.SIGTERM {
+	sig := <-signals
+	a.registry.Leave()
+	if sig == syscall.SIGTERM {
 		kind = machine.SystemdKind(a.table)
 	}
 	if kind != "" {

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -22,8 +23,8 @@ type Successor interface {
 	Self() (wire.Agent, error)
 	// Check says why the program cannot take over.
 	Check(program *os.File) error
-	// Replace returns only if it failed: then everything is as before.
-	Replace(program *os.File) error
+	// Replace returns only if it failed: then everything is as before. It does nothing for one that has gone away.
+	Replace(ctx context.Context, program *os.File) error
 }
 
 func (s *Server) agent(w http.ResponseWriter, _ *http.Request) {
@@ -58,7 +59,7 @@ func (s *Server) update(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	if err := s.Successor.Replace(program); err != nil {
+	if err := s.Successor.Replace(r.Context(), program); err != nil {
 		refuse(w, 500, "internal", err.Error())
 	}
 }

@@ -3,6 +3,7 @@ package execs
 import (
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -46,6 +47,8 @@ type Registry struct {
 
 	table *proc.Table
 
+	leaving atomic.Bool // the machine is going down, or is about to
+
 	mu       sync.Mutex
 	known    map[string]*entry
 	sessions map[string]*entry
@@ -85,8 +88,15 @@ func NewRegistry(table *proc.Table) *Registry {
 		adrift: adrift{files: map[*os.File]struct{}{}}}
 }
 
+// Leave says that Close will follow; unlike that it does not wait.
+func (g *Registry) Leave() { g.leaving.Store(true) }
+
+// Leaving says whether it does.
+func (g *Registry) Leaving() bool { return g.leaving.Load() }
+
 // Close lets no further command start.
 func (g *Registry) Close() {
+	g.Leave()
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.closed = true

@@ -7,6 +7,7 @@ package takeover
 
 import (
 	"bufio"
+	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -134,15 +135,22 @@ func (a *Agent) ask(program *os.File) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer a.Table.Signal(child, syscall.SIGKILL)
+	defer func() { // it must not be there when the next program comes, which would not wait for it
+		a.Table.Signal(child, syscall.SIGKILL)
+		select {
+		case <-child.Done:
+		case <-time.After(checkWithin):
+		}
+	}()
 	_ = r.SetReadDeadline(time.Now().Add(checkWithin))
 	return io.ReadAll(io.LimitReader(r, 4096))
 }
 
 func path(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
 
-// Replace lets the program go on. It returns only if it failed: then everything is as before.
-func (a *Agent) Replace(program *os.File) error {
+// Replace lets the program go on. It returns only if it failed: then everything is as before. What says, until the last moment, that nobody
+// waits for it any more, or that the machine goes down, is heeded: neither would be known to the program.
+func (a *Agent) Replace(ctx context.Context, program *os.File) error {
 	frozen, err := a.Execs.Freeze()
 	if err != nil {
 		return err
@@ -170,6 +178,12 @@ func (a *Agent) Replace(program *os.File) error {
 		}
 	}
 	safe.Flush(100 * time.Millisecond)
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("the update was given up: %w", err)
+	}
+	if a.Execs.Leaving() {
+		return execs.ErrMoving
+	}
 	return fmt.Errorf("the program cannot be run: %w", syscall.Exec(path(program), os.Args, env))
 }
 

@@ -57,7 +57,7 @@ func TestReplaceThatFails(t *testing.T) {
 		go func() { got <- read(r) }()
 	}
 	for range 10 {
-		if err := agent.Replace(program); err == nil || !strings.Contains(err.Error(), "cannot be run") {
+		if err := agent.Replace(ctx, program); err == nil || !strings.Contains(err.Error(), "cannot be run") {
 			t.Errorf("%v", err)
 		}
 		time.Sleep(10 * time.Millisecond)
@@ -71,8 +71,17 @@ func TestReplaceThatFails(t *testing.T) {
 	if after := descriptors(t, run("after", "sleep 1").Exec.Pid); after != before {
 		t.Errorf("a child has %d descriptors instead of %d", after, before)
 	}
+	gone, leave := context.WithCancel(ctx)
+	leave()
+	if err := agent.Replace(gone, program); err == nil || !strings.Contains(err.Error(), "given up") {
+		t.Errorf("without anybody who waits: %v", err)
+	}
+	registry.Leave() // Close waits for a Replace that is under way
+	if err := agent.Replace(ctx, program); err == nil || !strings.Contains(err.Error(), "going down") {
+		t.Errorf("about to go down: %v", err)
+	}
 	registry.Close()
-	if err := agent.Replace(program); err == nil || !strings.Contains(err.Error(), "going down") {
+	if err := agent.Replace(ctx, program); err == nil || !strings.Contains(err.Error(), "going down") {
 		t.Errorf("on the way down: %v", err)
 	}
 }
