@@ -6,7 +6,9 @@ import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { after, test } from 'node:test';
 import type { OpArgs } from '../src/api/ops.ts';
+import type { Vm } from '../src/api/vm.ts';
 import { execResult } from '../src/client/exec.ts';
+import { idOf } from '../src/core/ids.ts';
 import { poll } from '../src/lib/deadline.ts';
 import { killVmm, rejects, stage, staged, until } from './kit/behave.ts';
 
@@ -14,6 +16,10 @@ const s = await staged();
 const { w, sh } = s;
 /** The guest has a user of its own. */
 const dir = await mkdtemp(join(tmpdir(), 'nexus-provision-'));
+/** Where the text of its script is: the guest's memory is this host's. */
+const textOf = ({ id, root_ws_id }: Pick<Vm, 'id' | 'root_ws_id'>) =>
+  `/dev/shm/nexus-first-boot-${idOf('exec', id, 'first-boot', root_ws_id ?? '')}`;
+/** The guest has a user of its own. */
 await chmod(dir, 0o777);
 after(() => rm(dir, { recursive: true, force: true }));
 
@@ -22,10 +28,16 @@ const frozen = (async () => {
   await using other = await stage();
   const { client } = other.w;
   const script = 'echo begun; kill -STOP $PPID; sleep 600';
-  await client.vm.create({ name: 'frozen', memory_mib: 64, first_boot: script, first_boot_timeout_ms: 1000 });
+  const vm = await client.vm.create({
+    name: 'frozen',
+    memory_mib: 64,
+    first_boot: script,
+    first_boot_timeout_ms: 1000,
+  });
   const fault = await rejects(client.vm.start({ vm: 'frozen' }), 'guest');
   const { state, provision } = await client.vm.get({ vm: 'frozen' });
   await other.clear();
+  await rm(textOf(vm));
   return { fault, state, provision };
 })();
 frozen.catch(() => {}); // the test that awaits it tells
@@ -95,7 +107,7 @@ test('on the command line: as overlays of templates are typed', async () => {
     ['Welcome.\n', 'text', '2=3\n'],
   );
   assert.equal((await stat(join(dir, 'bin/tool'))).mode & 0o777, 0o755);
-  assert.match(await readFile(join(dir, 'ran'), 'utf8'), /^\S*\/tmp\.\w+ 1\n$/, 'as a file, by its interpreter');
+  assert.match(await readFile(join(dir, 'ran'), 'utf8'), /^\/dev\/shm\/nexus-\S+ 1\n$/, 'by its interpreter');
   const inspect = (await w.ctl('vm', 'inspect', 'typed')).stdout;
   assert.match(inspect, /\ngiven +\/\S+\/motd, .*\/json, \$A, \$B, a first-boot script\nprovisioned +all of it\n/);
   for (const [flags, why] of [
@@ -136,7 +148,7 @@ test('what does not fit is refused before anything is made, with the field', asy
     [{ env: Object.fromEntries([1, 2, 3, 4, 5].map(n => [`A${n}`, 'x'.repeat(32_768)])) }, /'env': all variables/],
     [{ first_boot: 'a\0b' }, /'first_boot': a script has no NUL/],
     [{ first_boot: '' }, /'first_boot'/],
-    [{ first_boot: 'x'.repeat(96 * 1024 + 1) }, /'first_boot': it has more than 96 KiB/],
+    [{ first_boot: big }, /'first_boot': it has more than 1 MiB/],
     [{ first_boot: 'x', first_boot_timeout_ms: 0 }, /'first_boot_timeout_ms'/],
   ];
   for (const [given, why] of cases) await rejects(create('bad', given), 'invalid', why);
@@ -186,6 +198,9 @@ test('a script that fails: exit code and last lines, clean; it is not run again'
   await rejects(w.client.vm.wait({ vm: 'bad' }), 'guest', /exit code 3/);
   assert.deepEqual(await linesOf(ran), [''], 'once');
 
+  const long = `#!/bin/sh -e\n${'#'.repeat(512 * 1024)}\nexit 5\n`;
+  await rejects(started('long', { first_boot: long }), 'guest', /exit code 5/);
+  await w.client.vm.delete({ vm: 'long' });
   await rejects(started('killed', { first_boot: 'kill -9 $$' }), 'guest', /first-boot script was ended by signal KILL/);
   const late = started('late', { first_boot: 'echo begun; sleep 600', first_boot_timeout_ms: 1000 });
   assert.equal((await rejects(late, 'guest', /did not end within 1 s\. Its last lines: begun/)).reason, 'timeout');
@@ -319,21 +334,31 @@ test('what it was given cannot be read: a start says so, and goes on when it can
 
 test('a pause does not count, and a VM can be stopped and deleted meanwhile', async () => {
   const { script, inside, go } = slow('paused');
-  await create('paused', { first_boot: script });
+  const vm = await create('paused', { first_boot: script });
   const start = w.client.vm.start({ vm: 'paused' });
   start.catch(() => {});
   await inside();
+  const text = textOf(vm);
+  const commands = (await w.client.exec.list({ vm: 'paused' })).map(({ command }) => command);
+  assert.match(
+    commands.join('\n'),
+    /^\/bin\/sh -c exec 2>&1; exec "\$@" first-boot \/bin\/sh \/dev\/shm\/\S+$/,
+    'no text',
+  );
+  assert.deepEqual([(await stat(text)).mode & 0o7777, await readFile(text, 'utf8')], [0o700, script]);
   await w.client.vm.pause({ vm: 'paused' });
   await w.client.vm.resume({ vm: 'paused' });
   await go();
   assert.equal((await start).provision?.state, 'done');
+  await assert.rejects(stat(text), /ENOENT/, 'when it has ended');
   const gone = slow('gone');
-  await create('gone', { first_boot: gone.script });
+  const left = await create('gone', { first_boot: gone.script });
   const cut = w.client.vm.start({ vm: 'gone' });
   cut.catch(() => {});
   await gone.inside();
   await w.client.vm.delete({ vm: 'gone' });
   await assert.rejects(cut);
+  await rm(textOf(left));
   await s.clear();
 });
 

@@ -11,8 +11,7 @@ const MAX_FILE = MIB;
 /** All files together; a request has room for them as base64. */
 const MAX_FILES_TOTAL = 4 * MIB;
 const MAX_ENV = 128 * KIB;
-/** It travels as one argument of a command, of which Linux takes 128 KiB (MAX_ARG_STRLEN). */
-const MAX_SCRIPT = 96 * KIB;
+const MAX_SCRIPT = MIB;
 
 const FIRST_BOOT_MS = 600_000;
 
@@ -68,7 +67,7 @@ const Script = z
   .string()
   .min(1)
   .refine(text => !text.includes('\0'), 'a script has no NUL')
-  .refine(text => utf8(text) <= MAX_SCRIPT, 'it has more than 96 KiB');
+  .refine(text => utf8(text) <= MAX_SCRIPT, 'it has more than 1 MiB');
 
 /** Fields of `vm.create`. */
 export const given = {

@@ -11,7 +11,7 @@ import type { Provision, VmPatch, VmRecord } from '../store/store.ts';
 import type { Host, Live } from './host.ts';
 import { insist } from './insist.ts';
 import { writeGiven } from './provision_files.ts';
-import { runScript } from './provision_script.ts';
+import { runScript, writeScript } from './provision_script.ts';
 
 /** All files together, while the VM is not paused. */
 const FILES_MS = 300_000;
@@ -98,6 +98,7 @@ const give = async (host: Host, live: Live, vm: VmRecord, given: Provision): Pro
       using patience = new Patience(live, 'the guest did not take its files', FILES_MS);
       const signal = AbortSignal.any([over, patience.signal]);
       await raced(writeGiven(host, live.guest.files, vm, given.files, signal), signal);
+      if (given.first_boot !== null) await raced(writeScript(live, vm, given.first_boot, signal), signal);
     }
     if (given.first_boot === null) return undefined;
     at = 'script';

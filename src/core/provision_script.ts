@@ -2,7 +2,7 @@
  * The first-boot script of a VM.
  *
  * INVARIANTS: that it is about to be asked for is on disk before it is. From then on it is found by its ID; it is asked for again only where the
- * agent would know if it had run. So it never runs twice, and where nobody can know whether it ran to its end, that is said.
+ * agent would know if it had run, and its text is in the guest before that. So it never runs twice, and where nobody can know whether it ran to its end, that is said.
  */
 import { createHash } from 'node:crypto';
 import { Fault } from '../api/fault.ts';
@@ -13,12 +13,16 @@ import type { Provision, ProvisionRun, VmRecord } from '../store/store.ts';
 import type { Host, Live } from './host.ts';
 import { idOf } from './ids.ts';
 import { insist } from './insist.ts';
+import { writeFile } from './provision_files.ts';
 
 /** The agent remembers a command with a digest for longer after its end (docs/guest-protocol.md). */
 const REMEMBERED_MS = 9 * 60_000;
 
 /** How long a guest that is late is asked to end it. */
 const KILL_MS = 10_000;
+
+/** How long the removal of its text may take. */
+const REMOVE_MS = 5000;
 
 /** Of what it writes the end is kept. */
 const TAIL_BYTES = 16 * 1024;
@@ -29,21 +33,35 @@ const LINE_LENGTH = 500;
 const SHEBANG = /^#![ \t]*(\/[^ \t\n]*)[ \t]*([^\n]*?)[ \t\r]*(?:\n|$)/;
 
 /** One stream, so that its last lines are in their order. */
-const AS_TEXT = 'exec 2>&1; exec /bin/sh -c "$1" first-boot';
-/** A script for another program than sh must be a file, which needs no right to be run. */
-const AS_FILE =
-  'exec 2>&1; f=$(mktemp) && printf %s "$1" >"$f" || exit 126; shift; "$@" "$f"; code=$?; rm -f "$f"; exit $code';
+const AS_ONE = 'exec 2>&1; exec "$@"';
 
-const argvOf = (script: string): string[] => {
+const argvOf = (script: string, path: string): string[] => {
   const [, program = '/bin/sh', argument = ''] = SHEBANG.exec(script) ?? [];
-  if (program === '/bin/sh' && argument === '') return ['/bin/sh', '-c', AS_TEXT, 'first-boot', script];
-  return ['/bin/sh', '-c', AS_FILE, 'first-boot', script, program, ...(argument === '' ? [] : [argument])];
+  return ['/bin/sh', '-c', AS_ONE, 'first-boot', program, ...(argument === '' ? [] : [argument]), path];
 };
 
-const askedOf = (vm: VmRecord, run: ProvisionRun, script: string, timeout_ms: number): Asked & { digest: string } => ({
-  id: idOf('exec', vm.id, 'first-boot', run.ws_id ?? ''),
+const runOf = (vm: VmRecord): ProvisionRun => vm.provision_run ?? { ws_id: vm.root_ws_id, begun: null };
+const idFor = (vm: VmRecord): string => idOf('exec', vm.id, 'first-boot', runOf(vm).ws_id ?? '');
+
+/** Where its text is until it has ended: it may have secrets, so it is in memory and for root alone, and no command line has it. */
+export const scriptPath = (vm: VmRecord): string => `/dev/shm/nexus-first-boot-${idFor(vm)}`;
+
+/** Writes it into the guest. To be done before it is asked for, in the boot in which that is. */
+export const writeScript = ({ guest }: Live, vm: VmRecord, script: string, signal: AbortSignal): Promise<void> =>
+  writeFile(guest.files, { path: scriptPath(vm), content: script, mode: '0700' }, signal);
+
+const removeScript = async (host: Host, { guest, gone }: Live, vm: VmRecord): Promise<void> => {
+  const soon = AbortSignal.any([AbortSignal.timeout(REMOVE_MS), gone.signal, host.closing]);
+  await guest.files.remove(scriptPath(vm), false, soon).catch(error => {
+    if (error instanceof Fault && error.code === 'not_found') return;
+    host.log.info({ err: error, vm: vm.id }, 'the text of a first-boot script stays in its guest until that ends');
+  });
+};
+
+const askedOf = (vm: VmRecord, script: string, timeout_ms: number): Asked & { digest: string } => ({
+  id: idFor(vm),
   digest: createHash('sha256').update(script).digest('hex'),
-  argv: argvOf(script),
+  argv: argvOf(script, scriptPath(vm)),
   env: vm.env,
   stdin: 'none',
   on_disconnect: 'keep',
@@ -85,7 +103,7 @@ const remembers = (live: Live, begun: NonNullable<ProvisionRun['begun']>): boole
 
 /** The stream of the one run there may be. `deadline` ends the script, if it is aborted before that runs. */
 const streamOf = async (host: Host, live: Live, vm: VmRecord, asked: Asked, deadline: AbortSignal) => {
-  const run = vm.provision_run ?? { ws_id: vm.root_ws_id, begun: null };
+  const run = runOf(vm);
   if (run.begun !== null && !remembers(live, run.begun))
     return live.guest.attachExec(asked.id, { stdout: 0, stderr: 0 }, deadline);
   if (run.begun === null) {
@@ -108,12 +126,12 @@ export const runScript = async (
   { first_boot, first_boot_timeout_ms: timeout_ms }: Provision,
   deadline: AbortSignal,
 ): Promise<ScriptEnd> => {
-  const run = vm.provision_run ?? { ws_id: vm.root_ws_id, begun: null };
-  const asked = askedOf(vm, run, first_boot ?? '', timeout_ms);
+  const asked = askedOf(vm, first_boot ?? '', timeout_ms);
   try {
     const stream = await streamOf(host, live, vm, asked, deadline);
     const output = await tailOf(stream);
     const { exit_code, signal, timed_out } = await stream.result;
+    await removeScript(host, live, vm);
     if (timed_out) return { reason: 'timeout', how: `did not end within ${timeout_ms / 1000} s`, output };
     if (exit_code === 0) return { reason: null, how: 'ended well', output: [] };
     const how = signal === null ? `ended with exit code ${exit_code}` : `was ended by signal ${signal}`;
@@ -122,9 +140,12 @@ export const runScript = async (
     if (deadline.aborted) {
       const soon = AbortSignal.any([AbortSignal.timeout(KILL_MS), live.gone.signal]);
       live.guest.signalExec(asked.id, 'KILL', soon).catch(() => {});
+      void removeScript(host, live, vm); // it may be silent to the end
       throw deadline.reason;
     }
-    if (live.gone.signal.aborted || host.closing.aborted || refused(error)) throw error;
+    if (live.gone.signal.aborted || host.closing.aborted) throw error;
+    await removeScript(host, live, vm);
+    if (refused(error)) throw error;
     throw interrupted(error);
   }
 };
