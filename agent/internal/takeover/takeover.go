@@ -106,6 +106,11 @@ func (a *Agent) Check(program *os.File) error {
 	if err != nil {
 		return fmt.Errorf("it does not say what it takes over: %w", err)
 	}
+	return a.judge(text)
+}
+
+// judge reads what a program claims.
+func (a *Agent) judge(text []byte) error {
 	var c claim
 	if err := json.Unmarshal(text, &c); err != nil || c.Program != a.Program {
 		return errors.New("it is no agent of this kind")

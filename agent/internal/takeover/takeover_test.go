@@ -86,6 +86,27 @@ func TestReplaceThatFails(t *testing.T) {
 	}
 }
 
+// A program that could not read the state is refused before anything stands still.
+func TestClaims(t *testing.T) {
+	agent := &Agent{Program: "nexus-agent"}
+	for text, want := range map[string]string{
+		`{"program":"nexus-agent","version":"9","formats":[7,1,2],"later":true}`: "",
+		`{"program":"nexus-agent","version":"9","formats":[2,3]}`:                "it cannot read the state of this agent: it knows the formats [2 3], not 1",
+		`{"program":"nexus-agent","version":"9"}`:                                "it cannot read the state of this agent: it knows the formats [], not 1",
+		`{"program":"agent-harness","version":"9","formats":[1]}`:                "it is no agent of this kind",
+		"usage: something": "it is no agent of this kind",
+		"":                 "it is no agent of this kind",
+	} {
+		got := ""
+		if err := agent.judge([]byte(text)); err != nil {
+			got = err.Error()
+		}
+		if got != want {
+			t.Errorf("%s: %q", text, got)
+		}
+	}
+}
+
 func descriptors(t *testing.T, pid int) int {
 	t.Helper()
 	time.Sleep(100 * time.Millisecond)
