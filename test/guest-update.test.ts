@@ -203,7 +203,7 @@ test('a program that does not fit is refused, and the old one goes on', { timeou
   await sleep(300);
   await assert.rejects(
     h.guest.update(good, soon()),
-    fault('bad_state', /the standard input of a command, or a file, is being written/),
+    fault('bad_state', /must not break off, as one that writes a file or the standard input/),
   );
   assert.equal(await textOf(fed), 'ab');
   assert.notEqual(

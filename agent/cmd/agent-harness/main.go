@@ -66,7 +66,7 @@ func main() {
 	registry.Home = "/nonexistent" // a login shell here would run what its user wrote for logins, and be killed in the middle of it
 	machine := &bystander{client: client}
 	machine.follow()
-	next := &takeover.Agent{Program: "agent-harness", ID: id, Execs: registry, Table: table}
+	next := &takeover.Agent{Program: "agent-harness", ID: id, Execs: registry, Table: table, Available: facts.Available}
 	server := &control.Server{Execs: registry, Facts: gather, System: machine, Successor: next}
 	said := make(chan os.Signal, 1)
 	signal.Notify(said, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGHUP)

@@ -140,7 +140,7 @@ func newAgent(params machine.Params, left *takeover.State, all bool) *agent {
 // connect serves the channels for ever. A transport that is not there yet, because its module is loaded later by the image,
 // is tried again.
 func (a *agent) connect(system control.System) {
-	next := &takeover.Agent{Program: program, ID: a.id, Execs: a.registry, Table: a.table, Served: a.ports.Served}
+	next := &takeover.Agent{Program: program, ID: a.id, Execs: a.registry, Table: a.table, Available: facts.Available, Served: a.ports.Served}
 	server := &control.Server{Execs: a.registry, Facts: a.client.Facts, System: system, Successor: next}
 	streams := channel.Server{Control: server.Serve, Ports: a.ports, Egress: func(c net.Conn) {
 		if err := a.client.Use(c); err != nil {

@@ -10,7 +10,7 @@ import (
 )
 
 func (s *Server) fsRoutes() {
-	s.mux.HandleFunc("GET /v1/fs/stat", fsStat)
+	s.mux.HandleFunc("GET /v1/fs/stat", cuttable(fsStat))
 	s.mux.HandleFunc("GET /v1/fs/list", long(cuttable(fsList)))
 	s.mux.HandleFunc("GET /v1/fs/read", long(cuttable(fsRead)))
 	s.mux.HandleFunc("POST /v1/fs/write", long(fsWrite))

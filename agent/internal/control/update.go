@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -12,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/workfort/nexus/agent/internal/execs"
 	"github.com/workfort/nexus/agent/internal/wire"
 )
 
@@ -55,11 +57,14 @@ func (s *Server) update(w http.ResponseWriter, r *http.Request) {
 	}
 	for limit := time.Now().Add(quietWithin); s.busy.Load() > 1; time.Sleep(5 * time.Millisecond) {
 		if !time.Now().Before(limit) {
-			refuse(w, 409, "conflict", "the standard input of a command, or a file, is being written")
+			refuse(w, 409, "conflict", "a request is under way that must not break off, as one that writes a file or the standard input of a command")
 			return
 		}
 	}
-	if err := s.Successor.Replace(r.Context(), program); err != nil {
+	err = s.Successor.Replace(r.Context(), program)
+	if fail := (*execs.Failure)(nil); errors.As(err, &fail) {
+		refuse(w, fail.Status, fail.Code, fail.Detail)
+	} else if err != nil {
 		refuse(w, 500, "internal", err.Error())
 	}
 }

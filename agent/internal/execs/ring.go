@@ -1,6 +1,9 @@
 package execs
 
-import "bytes"
+import (
+	"bytes"
+	"io"
+)
 
 const (
 	// unread is how far a command may be ahead of its slowest reader.
@@ -35,6 +38,21 @@ func (r *ring) append(p []byte) {
 	if r.end-r.start > uint64(len(r.buf)) {
 		r.start = r.end - uint64(len(r.buf))
 	}
+}
+
+// readFrom appends n bytes, at most ringSize, of a ring that was saved.
+func (r *ring) readFrom(from io.Reader, n int) error {
+	r.grow(n)
+	buf := make([]byte, min(n, 16<<10))
+	for n > 0 {
+		p := buf[:min(n, len(buf))]
+		if _, err := io.ReadFull(from, p); err != nil {
+			return err
+		}
+		r.append(p)
+		n -= len(p)
+	}
+	return nil
 }
 
 func (r *ring) grow(want int) {

@@ -21,7 +21,13 @@ import (
 type Saved struct {
 	Execs  []savedExec `json:"execs"` // known longest first
 	Adrift []int       `json:"adrift"`
-	bytes  [][2][2][]byte
+	outs   []kept
+}
+
+// kept are the bytes of one command.
+type kept struct {
+	rings   [2]ring
+	pending [2][]byte
 }
 
 type savedExec struct {
@@ -74,6 +80,16 @@ func (f *Frozen) keep(file *os.File) int {
 	}
 	f.kept = append(f.kept, file)
 	return closeOnExec(file, false)
+}
+
+// Size is how many bytes of output Save would write.
+func (f *Frozen) Size() (size uint64) {
+	for _, e := range f.execs {
+		for i := range e.rings {
+			size += e.rings[i].end - e.rings[i].start + uint64(len(e.pending[i]))
+		}
+	}
+	return size
 }
 
 // Save writes what the next program of this process needs; the descriptors are its own from now on.
@@ -183,19 +199,21 @@ func ReadSaved(r io.Reader) (*Saved, error) {
 	}
 	for i := range s.Execs {
 		x := &s.Execs[i]
-		var bytes [2][2][]byte
-		for c := range bytes {
-			for k, n := range []int{x.Lengths[c], x.Pending[c]} {
-				if n < 0 || n > ringSize {
-					return nil, errors.New("a ring has an impossible length")
-				}
-				bytes[c][k] = make([]byte, n)
-				if _, err := io.ReadFull(rest, bytes[c][k]); err != nil {
-					return nil, err
-				}
+		var k kept
+		for c := range k.rings {
+			if x.Lengths[c] < 0 || x.Lengths[c] > ringSize || x.Pending[c] < 0 || x.Pending[c] > ringSize {
+				return nil, errors.New("a ring has an impossible length")
+			}
+			k.rings[c] = ring{start: x.Starts[c], end: x.Starts[c]}
+			if err := k.rings[c].readFrom(rest, x.Lengths[c]); err != nil {
+				return nil, err
+			}
+			k.pending[c] = make([]byte, x.Pending[c])
+			if _, err := io.ReadFull(rest, k.pending[c]); err != nil {
+				return nil, err
 			}
 		}
-		s.bytes = append(s.bytes, bytes)
+		s.outs = append(s.outs, k)
 	}
 	return s, nil
 }
@@ -223,7 +241,7 @@ func (g *Registry) Restore(s *Saved, children []*proc.Child) {
 		x := &s.Execs[i]
 		en := &entry{ready: make(chan struct{}), digest: x.Digest, since: mono.Time(x.Since)}
 		close(en.ready)
-		en.exec = g.restored(x, children[i], s.bytes[i])
+		en.exec = g.restored(x, children[i], s.outs[i])
 		g.known[x.ID] = en
 		if x.Finished && en.since.IsZero() { // it ended while the program before stood still
 			en.since = time.Now()
@@ -254,7 +272,7 @@ func (g *Registry) Restore(s *Saved, children []*proc.Child) {
 	}
 }
 
-func (g *Registry) restored(x *savedExec, child *proc.Child, bytes [2][2][]byte) *Exec {
+func (g *Registry) restored(x *savedExec, child *proc.Child, k kept) *Exec {
 	e := &Exec{ID: x.ID, Pid: x.Pid, table: g.table, child: child, kill: x.Kill, delay: g.OrphanDelay, hold: g.Hold, killAt: mono.Time(x.KillAt),
 		readers: map[*Reader]struct{}{}, gone: map[*Reader]struct{}{}, serial: x.Serial, timedOut: x.TimedOut, spare: x.Bare, bare: x.Bare,
 		finished: x.Finished, command: x.Command, session: x.Session, adrift: &g.adrift, stdin: inherited(x.Stdin, "pipe")}
@@ -266,9 +284,7 @@ func (g *Registry) restored(x *savedExec, child *proc.Child, bytes [2][2][]byte)
 		e.exit = exitOf(child, x.TimedOut)
 	}
 	for i := range e.rings {
-		e.outs[i], e.pending[i] = inherited(x.Outs[i], "pipe"), bytes[i][1]
-		e.rings[i].start, e.rings[i].end = x.Starts[i], x.Starts[i]
-		e.rings[i].append(bytes[i][0])
+		e.outs[i], e.pending[i], e.rings[i] = inherited(x.Outs[i], "pipe"), k.pending[i], k.rings[i]
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()

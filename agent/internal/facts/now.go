@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"io"
+	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -38,6 +39,14 @@ func Now() wire.Now {
 	now.MemoryTotalBytes = kib(memory, "MemTotal:")
 	now.MemoryAvailableBytes = kib(memory, "MemAvailable:")
 	return now
+}
+
+// Available is how many bytes of memory there are for programs; where the kernel does not say, more than there can be.
+func Available() uint64 {
+	if n := kib(files.Small("/proc/meminfo"), "MemAvailable:"); n > 0 {
+		return uint64(n)
+	}
+	return math.MaxUint64
 }
 
 // kib finds a line of /proc/meminfo and gives its bytes.

@@ -66,6 +66,8 @@ type Agent struct {
 	ID      string
 	Execs   *execs.Registry
 	Table   *proc.Table
+	// Available is how much memory there is for programs, in bytes.
+	Available func() uint64
 	// Served keeps the ports as they are and names them; nil: there are none.
 	Served func() (served map[string]string, resume func())
 
@@ -161,6 +163,11 @@ func (a *Agent) Replace(ctx context.Context, program *os.File) error {
 		return err
 	}
 	defer frozen.Thaw()
+	// Once in the file and once in the next program: a guest without the room would lose all, by the kernel's hand.
+	if need, free := 2*frozen.Size(), a.Available(); need > free {
+		detail := fmt.Sprintf("the output of its commands needs %d bytes of memory, and the guest has %d", need, free)
+		return &execs.Failure{Status: 409, Code: "conflict", Detail: detail}
+	}
 	h := head{Format: Format, AgentID: a.ID}
 	if a.Served != nil {
 		served, resume := a.Served()

@@ -2,6 +2,7 @@ package takeover
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/workfort/nexus/agent/internal/execs"
+	"github.com/workfort/nexus/agent/internal/facts"
 	"github.com/workfort/nexus/agent/internal/proc"
 	"github.com/workfort/nexus/agent/internal/wire"
 )
@@ -19,7 +21,8 @@ func TestReplaceThatFails(t *testing.T) {
 	table := proc.NewTable(false)
 	registry := execs.NewRegistry(table)
 	resumed := 0
-	agent := &Agent{Program: "x", Execs: registry, Table: table,
+	free := facts.Available
+	agent := &Agent{Program: "x", Execs: registry, Table: table, Available: func() uint64 { return free() },
 		Served: func() (map[string]string, func()) { return map[string]string{"a": "b"}, func() { resumed++ } }}
 	path := filepath.Join(t.TempDir(), "program")
 	if err := os.WriteFile(path, []byte("no program"), 0o600); err != nil {
@@ -71,6 +74,12 @@ func TestReplaceThatFails(t *testing.T) {
 	if after := descriptors(t, run("after", "sleep 1").Exec.Pid); after != before {
 		t.Errorf("a child has %d descriptors instead of %d", after, before)
 	}
+	free = func() uint64 { return 1 }
+	var fail *execs.Failure
+	if err := agent.Replace(ctx, program); !errors.As(err, &fail) || fail.Status != 409 {
+		t.Errorf("without memory: %v", err)
+	}
+	free = facts.Available
 	gone, leave := context.WithCancel(ctx)
 	leave()
 	if err := agent.Replace(gone, program); err == nil || !strings.Contains(err.Error(), "given up") {
