@@ -20,7 +20,7 @@ export const vmAgentOps = {
       before: GuestAgent,
       after: GuestAgent,
     }),
-    errors: ['not_found', 'bad_state', 'guest', 'unsupported', 'timeout', 'invalid'],
+    errors: ['not_found', 'bad_state', 'guest', 'unsupported', 'timeout', 'invalid', 'busy'],
     args: ['vm'],
     tool: true,
   }),

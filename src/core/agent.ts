@@ -10,7 +10,12 @@ export const updateAgent = async (host: Host, ref: string, client: AbortSignal):
   await awaitGuest(live, ref, client);
   const { before, after } = await live.guest.update(host.agent, live.gone.signal);
   const updated = before.sha256 !== after.sha256;
-  if (updated) await noteGuest(host, live, live.guest.state, await live.guest.refresh(small(live)));
   host.log.info({ vm: live.vm_id, updated, before, after }, "a guest's agent was updated");
+  // It was, whatever becomes of this: the facts come with its next bell, too.
+  if (updated)
+    await live.guest.refresh(small(live)).then(
+      facts => noteGuest(host, live, live.guest.state, facts),
+      error => host.log.warn(error, "the facts of a guest's new agent could not be had"),
+    );
   return { updated, before, after };
 };
