@@ -61,14 +61,23 @@ export const writeFile = (
   }, signal);
 };
 
-/** Commands have the environment from the daemon; this is for logins on the console and the like. A guest without a place for it does without. */
+/**
+ * Commands have the environment from the daemon; this is for logins on the console and the like. A guest without a place for it does without.
+ * What another VM left on the disk goes.
+ */
 const writeLogins = async (host: Host, files: Files, vm: VmRecord, signal: AbortSignal): Promise<void> => {
   const without = (error: unknown) => {
     if (signal.aborted) throw error;
     host.log.info({ err: error, vm: vm.id }, 'logins of a guest do not get the environment of their VM');
   };
   const bytes = Buffer.from(loginText(vm.env));
-  const once = () => files.write(LOGINS, { mode: '0644' }, Readable.from([bytes]), signal);
+  const none = (error: unknown) => {
+    if (!(error instanceof Fault && error.code === 'not_found')) throw error;
+  };
+  const once = () =>
+    bytes.length === 0
+      ? files.remove(LOGINS, false, signal).catch(none)
+      : files.write(LOGINS, { mode: '0644' }, Readable.from([bytes]), signal);
   await host.step('provision.logins', () => heard(once, signal)).catch(without);
 };
 
@@ -81,5 +90,5 @@ export const writeGiven = async (
   signal: AbortSignal,
 ): Promise<void> => {
   for (const file of given) await host.step('provision.file', () => writeFile(files, file, signal));
-  if (Object.keys(vm.env).length > 0) await writeLogins(host, files, vm, signal);
+  await writeLogins(host, files, vm, signal);
 };
