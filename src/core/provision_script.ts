@@ -5,7 +5,7 @@
  * agent would know if it had run, and its text is in the guest before that. So it never runs twice, and where nobody can know whether it ran to its end, that is said.
  */
 import { createHash } from 'node:crypto';
-import { Fault } from '../api/fault.ts';
+import { Fault, type FaultCode } from '../api/fault.ts';
 import type { ExecStream } from '../guest/exec.ts';
 import type { Asked } from '../guest/wire.ts';
 import { plain } from '../lib/text.ts';
@@ -118,6 +118,16 @@ const streamOf = async (host: Host, live: Live, vm: VmRecord, asked: Asked, dead
 /** True for what says that the guest did not run it, and why. */
 const refused = (error: unknown): error is Fault => error instanceof Fault && error.reason !== undefined;
 
+/** With these the guest says no to what it has not run, whether it names a reason or not. */
+const NOT_RUN: readonly FaultCode[] = ['invalid', 'unsupported', 'busy'];
+
+/** It was asked for first by us, and that was refused: it may be asked for again at another start. */
+const unbegin = async (host: Host, vm: VmRecord): Promise<void> => {
+  const patient = { log: host.log.child({ vm: vm.id }), closing: host.closing };
+  const note = () => host.store.patchVm(vm.id, { provision_run: { ...runOf(vm), begun: null } });
+  await insist(patient, 'that a first-boot script has not begun', note);
+};
+
 /** Runs it, or finds it. Faults: one with a reason of `exec`: it could not be run; `interrupted`. */
 export const runScript = async (
   host: Host,
@@ -127,8 +137,10 @@ export const runScript = async (
   deadline: AbortSignal,
 ): Promise<ScriptEnd> => {
   const asked = askedOf(vm, first_boot ?? '', timeout_ms);
+  let runs = runOf(vm).begun !== null;
   try {
     const stream = await streamOf(host, live, vm, asked, deadline);
+    runs = true;
     const output = await tailOf(stream);
     const { exit_code, signal, timed_out } = await stream.result;
     await removeScript(host, live, vm);
@@ -145,7 +157,9 @@ export const runScript = async (
     }
     if (live.gone.signal.aborted || host.closing.aborted) throw error;
     await removeScript(host, live, vm);
-    if (refused(error)) throw error;
+    const never = !runs && error instanceof Fault && NOT_RUN.includes(error.code);
+    if (never) await unbegin(host, vm);
+    if (never || refused(error)) throw error;
     throw interrupted(error);
   }
 };

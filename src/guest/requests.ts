@@ -196,15 +196,24 @@ export class Requests {
     return await this.told(request.what, signal, async () => {
       using limit = within('the answer of the guest', ms, this.bounded(signal));
       let first: string | undefined;
-      return await this.#tries(limit.signal, passing, async link => {
+      /** What the guest said last, if it heard each request to its end. */
+      let no: Fault | undefined;
+      let lost = false;
+      const tries = this.#tries(limit.signal, passing, async link => {
+        no = undefined;
         const agent = this.#keeper.facts?.agent_id;
         const headers = first === undefined ? request.headers : { ...request.headers, 'nexus-agent-id': first };
         try {
           return await this.#open(link, { ...request, headers }, limit.signal);
         } catch (error) {
           if (request.once && error instanceof LostError) first ??= agent;
+          if (error instanceof LostError) lost = true;
+          else if (error instanceof Fault) no = error;
           throw error;
         }
+      });
+      return await tries.catch(error => {
+        throw error instanceof DeadlineError && no !== undefined && !lost ? no : error;
       });
     });
   }
