@@ -78,7 +78,7 @@ const writeLogins = async (host: Host, files: Files, vm: VmRecord, signal: Abort
     bytes.length === 0
       ? files.remove(LOGINS, false, signal).catch(none)
       : files.write(LOGINS, { mode: '0644' }, Readable.from([bytes]), signal);
-  await host.step('provision.logins', () => heard(once, signal)).catch(without);
+  await host.step('provision.logins', () => heard(once, signal).catch(without)).catch(without);
 };
 
 /** The first that cannot be written ends it, with its own fault. */
