@@ -150,6 +150,10 @@ test("the agent serves beside BusyBox's init", { timeout: 1_200_000 }, async t =
       10_000,
       async () => /login:/.test((await m.console.tail(5)).join()) || undefined,
     );
+    const bells = m.bells();
+    await sh(m, 'kill -KILL $(pidof nexus-agent)').catch(() => {});
+    await poll('the agent again', 60_000, async () => m.bells() > bells || undefined);
+    assert.equal((await sh(m, 'echo back')).stdout, 'back\n');
     await m.guest.power('poweroff', 3000, AbortSignal.timeout(10_000));
     t.diagnostic(`down after ${await ended(m, 30_000)} ms`);
     assert.deepEqual(m.endings, ['poweroff by host']);
