@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"syscall"
 	"testing"
 	"time"
 
@@ -122,4 +123,28 @@ func TestSlowReaderOfWhatEnded(t *testing.T) {
 			t.Errorf("%d bytes, %v", n, gap)
 		}
 	}
+}
+
+// A command that ends with its last reader waits for that as long as all do over a change of the program.
+func TestOrphanOverAnotherProgram(t *testing.T) {
+	g := NewRegistry(proc.NewTable(false))
+	g.OrphanDelay = time.Millisecond
+	child, err := g.table.Start("/bin/sleep", []string{"sleep", "60"}, &syscall.ProcAttr{Sys: &syscall.SysProcAttr{Setsid: true}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.table.Signal(child, syscall.SIGKILL)
+	x := &savedExec{ID: "a", Pid: child.Pid, Kill: true, Master: -1, Stdin: -1, Outs: [2]int{-1, -1}, Readers: [][3][2]uint64{{}}}
+	e := g.restored(x, child, kept{})
+	select {
+	case <-child.Done:
+		t.Fatal("it was killed")
+	case <-time.After(300 * time.Millisecond):
+	}
+	r, err := e.Attach([2]uint64{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Detach()
+	<-child.Done
 }
