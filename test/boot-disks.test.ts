@@ -66,8 +66,8 @@ test('data disks are where they were asked for, in their order, and grow while t
     assert.equal((await client.ws.update({ ws: 'raw', size_bytes: 40 * MIB })).file_system, 'not_mounted');
     assert.equal((await sh('cat /sys/block/vdd/size')).out, String(40 * 2048), 'the device has grown');
     const archive = await client.ws.update({ ws: 'archive', size_bytes: 96 * MIB });
-    assert.equal(archive.file_system, 'at_next_start');
-    assert.match(archive.notice ?? '', /read-only/i);
+    assert.equal(archive.file_system, 'not_mounted');
+    assert.match(archive.notice ?? '', /can only read it/);
   });
   await t.test('nobody takes a disk of it away', async () => {
     for (const ws of ['data', 'd-root']) {
